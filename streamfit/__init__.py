@@ -1,0 +1,2 @@
+from streamfit.errors import StreamfitError
+__all__=["StreamfitError"]

@@ -1,0 +1,119 @@
+"""The one place that knows which array library and device a computation runs on.
+
+Floor 1. Numeric code asks an array for its namespace (`namespace`) and stays in it; only this file names
+cupy, and only this file moves data between host and device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import array_api_compat
+import numpy as np
+import scipy.sparse
+
+from streamfit.errors import ConfigError
+
+Array = Any
+"""An array of any library that follows the array API standard (NumPy, CuPy, array-api-strict)."""
+
+Precision = Literal["float32", "float64"]
+"""What features and block products are computed in. Sums are float64 always."""
+
+
+def namespace(*arrays: Array) -> Any:
+    """Array-API namespace of the arrays."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def device_of(array: Array) -> Any:
+    """Device that the array lives on."""
+    return array_api_compat.device(array)
+
+
+def to_host(array: Array) -> np.ndarray:
+    """Copy an array to host memory (no copy when it is there already)."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "get"):  # cupy
+        host: np.ndarray = array.get()
+        return host
+    xp = namespace(array)
+    if hasattr(xp, "Device"):  # array-api-strict refuses implicit transfers, as a GPU does
+        array = xp.asarray(array, device=xp.Device("CPU_DEVICE"))
+    return np.asarray(array)
+
+
+def to_device_of(host: np.ndarray, like: Array) -> Array:
+    """Copy a host array to the library and device of `like`."""
+    if isinstance(like, np.ndarray):
+        return host
+    return namespace(like).asarray(host, device=device_of(like))
+
+
+def device_array(host: np.ndarray, backend: Literal["numpy", "cuda"]) -> Array:
+    """Put a host array where a worker of the given backend computes.
+
+    Raises
+    ------
+    ConfigError
+        If the backend is unknown, or `cuda` is asked for and CuPy is not installed.
+    """
+    if backend == "numpy":
+        return host
+    if backend != "cuda":
+        msg = f"array backend {backend!r}"
+        raise ConfigError(msg, "'numpy' or 'cuda'")
+    if importlib.util.find_spec("cupy") is None:
+        msg = "array backend 'cuda', but CuPy is not installed"
+        raise ConfigError(msg, "an importable cupy", "pip install 'streamfit[cuda]', or use backend 'numpy'")
+    import cupy
+
+    return cupy.asarray(host)
+
+
+def compute_dtype(xp: Any, precision: Precision) -> Any:
+    """Floating-point type of features and block products under a precision policy."""
+    if precision not in ("float32", "float64"):
+        msg = f"precision {precision!r}"
+        raise ConfigError(msg, "'float32' or 'float64'")
+    return xp.float32 if precision == "float32" else xp.float64
+
+
+def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, Array]:
+    """Sum the rows of each class: the product `onehot(ids)' @ rows` without the one-hot matrix.
+
+    Parameters
+    ----------
+    rows : array of shape (n_rows, n_features)
+    ids : integer array of shape (n_rows,)
+        Class of each row, in [0, n_classes).
+    n_classes : int
+
+    Returns
+    -------
+    present : integer array of shape (n_present,), or None
+        The classes that occur, ascending; None stands for all of them.
+    sums : array of shape (n_present, n_features) or (n_classes, n_features)
+        In the rows' own type. O(n_rows * n_features) work on NumPy and CuPy.
+    """
+    xp = namespace(rows)
+    if isinstance(rows, np.ndarray):
+        sparse, values = scipy.sparse, np
+    elif array_api_compat.is_cupy_array(rows):
+        import cupy
+        import cupyx.scipy.sparse as sparse
+
+        values = cupy
+    else:
+        # The standard has no segmented sum; this path exists for conformance tests, not for speed.
+        classes = xp.arange(n_classes, dtype=ids.dtype, device=device_of(ids))
+        onehot = xp.astype(classes[:, None] == ids[None, :], rows.dtype)
+        return None, onehot @ rows
+    order = values.argsort(ids, kind="stable")
+    present, starts = values.unique(ids[order], return_index=True)
+    indptr = values.concatenate([starts, values.asarray([len(ids)], dtype=starts.dtype)])
+    ones = values.ones(len(ids), dtype=rows.dtype)
+    selector = sparse.csr_matrix((ones, order, indptr), shape=(len(present), len(ids)))
+    return present, selector @ rows

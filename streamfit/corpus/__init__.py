@@ -1,0 +1,7 @@
+"""Where rows come from: files cut into shards with content ids."""
+
+from streamfit.corpus.base import Files, Rows, Source, Split, Tally, split_of
+from streamfit.corpus.parquet import ParquetTable
+from streamfit.corpus.text import Documents, JsonLines, TextFiles
+
+__all__ = ["Documents", "Files", "JsonLines", "ParquetTable", "Rows", "Source", "Split", "Tally", "TextFiles", "split_of"]

@@ -1,0 +1,235 @@
+"""What a corpus is: files found, cut into shards with a content id, read as batches of rows.
+
+Floor 4: imports plan and errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from streamfit.errors import ConfigError, CorpusError, ShardChangedError
+from streamfit.moments import BLOCK_ROWS
+from streamfit.plan import Shard
+
+SPLITS = ("train", "validation", "test")
+_STORE_MARK = "_log/0000000000.json"
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of rows of one shard: `BLOCK_ROWS` of them but for the last.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_inputs)
+    y : array of shape (n_rows, n_targets), or integer (n_rows,) of class ids
+    weights : array of shape (n_rows,), optional
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray | None = None
+
+
+class Tally(ABC):
+    """Another sum over the same rows, kept in the same segments and so counted exactly once as well."""
+
+    @abstractmethod
+    def add(self, rows: Rows) -> None:
+        """Count a block of rows."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The sum as named arrays."""
+
+
+class Source(ABC):
+    """A corpus as the engine sees it. Instances travel to workers, so they hold settings, not open files."""
+
+    @abstractmethod
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of their keys.
+
+        Raises
+        ------
+        CorpusError
+            If nothing is found or it cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, shard: Shard) -> Iterator[Rows]:
+        """Decode and check a shard.
+
+        Raises
+        ------
+        ShardError
+            Naming shard and row, if a value cannot be used.
+        """
+
+    def tally(self) -> Tally | None:
+        """A fresh tally to keep beside the moments of a group, if this kind of corpus has one."""
+        return None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of a corpus: a directory, a glob or one file, filtered by patterns and by a hashed split.
+
+    Parameters
+    ----------
+    root : str
+        A directory (searched recursively), a glob pattern, or a file.
+    include, exclude : tuple of str
+        Patterns on the path relative to `root`, as in fnmatch. A pattern without a slash is tried on every
+        component of the path, so `test` leaves out whole directories of that name.
+    split : {'train', 'validation', 'test'}, optional
+        Keep the files of one part: a hash of the relative path decides, so that it is the same everywhere.
+    fractions : tuple of float
+        Shares of train, validation and test.
+    """
+
+    root: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    split: Split | None = None
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    def find(self) -> list[tuple[str, Path]]:
+        """Relative and absolute path of each file, sorted.
+
+        Raises
+        ------
+        CorpusError
+            If the root does not exist or no file is left.
+        """
+        root = Path(self.root).expanduser()
+        if root.is_dir():
+            pairs = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*") if p.is_file()]
+            # A store may well lie beside the data that it sums; it is not data.
+            stores = tuple(n.removesuffix(_STORE_MARK) for n, _ in pairs if n.endswith(_STORE_MARK))
+            pairs = [(name, p) for name, p in pairs if not name.startswith(stores)]
+        elif root.is_file():
+            pairs = [(root.name, root)]
+        elif has_magic(self.root):
+            base = Path(*_before_magic(root.parts))
+            found = [Path(p) for p in glob(str(root), recursive=True)]
+            pairs = [(p.relative_to(base).as_posix(), p) for p in found if p.is_file()]
+        else:
+            msg = f"no file or directory at {self.root}"
+            raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path in the config")
+        kept = [(name, path.resolve()) for name, path in pairs if self._keeps(name)]
+        if not kept:
+            part = f" in the {self.split} split" if self.split else ""
+            msg = f"no file of {len(pairs)} under {self.root} is left by include/exclude{part}"
+            raise CorpusError(msg, "at least one", "check the path and the patterns")
+        return sorted(kept)
+
+    def _keeps(self, name: str) -> bool:
+        if self.include and not any(_matches(name, p) for p in self.include):
+            return False
+        if any(_matches(name, p) for p in self.exclude):
+            return False
+        return self.split is None or split_of(name, self.fractions) == self.split
+
+
+def _before_magic(parts: Sequence[str]) -> list[str]:
+    plain = []
+    for part in parts:
+        if has_magic(part):
+            break
+        plain.append(part)
+    return plain or ["."]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if "/" in pattern:
+        return fnmatch(name, pattern)
+    return any(fnmatch(part, pattern) for part in name.split("/"))
+
+
+def split_of(name: str, fractions: tuple[float, float, float]) -> Split:
+    """Part of the corpus that a document belongs to, by a hash of its name.
+
+    Raises
+    ------
+    ConfigError
+        If the fractions are negative or do not add up to 1.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-9:
+        msg = f"split fractions {fractions}"
+        raise ConfigError(msg, "three shares that add up to 1")
+    place = int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
+    if place < fractions[0]:
+        return "train"
+    return "validation" if place < fractions[0] + fractions[1] else "test"
+
+
+def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
+    """SHA-256 of byte ranges of files, several at a time.
+
+    Parameters
+    ----------
+    parts : sequence of (path, start, stop)
+
+    Raises
+    ------
+    CorpusError
+        If a file cannot be read.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda part: hash_range(*part), parts))
+
+
+def hash_range(path: Path, start: int, stop: int) -> str:
+    """SHA-256 of the bytes [start, stop) of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    for block in _blocks(path, start, stop):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, start: int, stop: int, size: int = 2**22) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            left = stop - start
+            while left > 0 and (block := file.read(min(size, left))):
+                left -= len(block)
+                yield block
+    except OSError as error:
+        msg = f"{path}: {error.strerror}"
+        raise CorpusError(msg, "a readable file", "check its permissions, or leave it out") from error
+
+
+def read_unchanged(shard: Shard) -> bytes:
+    """Bytes of a shard, checked against the content id that was planned.
+
+    Raises
+    ------
+    ShardChangedError
+        If they are no longer what was hashed.
+    """
+    data = b"".join(_blocks(Path(shard.uri), shard.start, shard.stop))
+    got = hashlib.sha256(data).hexdigest()
+    if got != shard.content_id:
+        msg = f"{shard.key}: content changed while the corpus was read (now {got[:12]})"
+        raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")
+    return data
+
+
+def blocks_of(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> Iterator[Rows]:
+    """Cut a shard's rows into batches of `BLOCK_ROWS`."""
+    for lo in range(0, len(x), BLOCK_ROWS):
+        part = slice(lo, lo + BLOCK_ROWS)
+        yield Rows(x[part], y[part], None if weights is None else weights[part])

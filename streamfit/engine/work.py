@@ -1,0 +1,178 @@
+"""One group's work: read, map, multiply, write a segment. Runs inside a worker.
+
+Floor 5: imports corpus, store, moments; no Dask, so that the serial executor runs the same code.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+from streamfit.arrays import device_array
+from streamfit.corpus import Rows, Source
+from streamfit.errors import ScaleError, ShardError
+from streamfit.moments import MomentsAccumulator
+from streamfit.plan import Group, Shard
+from streamfit.store import Refusal, Segment, Store
+
+PREFETCH = 2
+"""Blocks that the reader may be ahead."""
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How groups are worked.
+
+    Parameters
+    ----------
+    skip_bad_shards : bool
+        Record shards that cannot be read and go on, instead of stopping. Each shard is then decoded twice,
+        once to check it whole, since nothing of a bad one may be added.
+    n_threads : int
+        Tiles multiplied at the same time.
+    backend : {'numpy', 'cuda'}
+        Array library of the products. `cuda` has not been run on hardware.
+    """
+
+    skip_bad_shards: bool = False
+    n_threads: int = 1
+    backend: str = "numpy"
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What came of a group.
+
+    Parameters
+    ----------
+    segment : Segment or None
+        None if every shard was refused.
+    refused : tuple of Refusal
+    n_rows : int
+    seconds : float
+        From the first read to the last fsync.
+    """
+
+    segment: Segment | None
+    refused: tuple[Refusal, ...]
+    n_rows: int
+    seconds: float
+
+
+def work_group(
+    store: Store,
+    source: Source,
+    group: Group,
+    options: WorkOptions,
+    report: Callable[[int], None] = lambda _: None,
+) -> GroupResult:
+    """Sum a group of shards into one segment of the store. Nothing is committed here.
+
+    Parameters
+    ----------
+    store : Store
+    source : Source
+    group : Group
+    options : WorkOptions
+    report : callable
+        Called with the number of rows of each block done.
+
+    Raises
+    ------
+    ShardError
+        Naming the shard, if one cannot be counted and bad shards are not skipped.
+    StoreError
+        If the segment cannot be written.
+    """
+    started = time.perf_counter()
+    header = store.header
+    like = device_array(header.frame.origin, options.backend)  # type: ignore[arg-type]
+    features = header.features.like(like)
+    refused: list[Refusal] = []
+    n_rows: dict[Shard, int] = {}
+    tally = source.tally()
+    with threadpool_limits(1):
+        sums = MomentsAccumulator(
+            header.frame, header.targets, header.precision, like=like, n_threads=options.n_threads
+        )
+        for shard, item in _prefetched(source, group, options.skip_bad_shards):
+            if isinstance(item, ShardError):
+                refused.append(Refusal(shard.key, shard.content_id, str(item)))
+                continue
+            n_rows.setdefault(shard, 0)
+            if item is None:
+                continue
+            x = device_array(item.x, options.backend)  # type: ignore[arg-type]
+            y = device_array(item.y, options.backend)  # type: ignore[arg-type]
+            try:
+                sums.add(features(x), y, weights=item.weights)
+            except ScaleError as error:
+                msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
+                raise ShardError(msg, error.expected, error.remedy) from error
+            if tally is not None:
+                tally.add(item)
+            n_rows[shard] += len(item.x)
+            report(len(item.x))
+        moments = sums.moments()
+    segment = None
+    if n_rows:
+        extra = tally.arrays() if tally is not None else {}
+        segment = store.write_segment(moments, list(n_rows), list(n_rows.values()), extra)
+    return GroupResult(segment, tuple(refused), sum(n_rows.values()), time.perf_counter() - started)
+
+
+def _prefetched(source: Source, group: Group, skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+    """Blocks of each shard, decoded by a thread ahead of the products.
+
+    A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
+    """
+    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(PREFETCH)
+    stop = threading.Event()
+
+    def put(item: tuple[Shard, Rows | ShardError | None] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def read() -> None:
+        try:
+            for shard in group.shards:
+                if skip and (error := _fault(source, shard)):
+                    put((shard, error))
+                    continue
+                put((shard, None))
+                for rows in source.read(shard):
+                    if stop.is_set():
+                        return
+                    put((shard, rows))
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            put(error)
+
+    reader = threading.Thread(target=read, name="streamfit-reader", daemon=True)
+    reader.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        reader.join()
+
+
+def _fault(source: Source, shard: Shard) -> ShardError | None:
+    try:
+        for _ in source.read(shard):
+            pass
+    except ShardError as error:
+        return error
+    return None

@@ -1,0 +1,22 @@
+"""Feature maps: fit on a sample with a seed, then frozen. `+` concatenates."""
+
+from streamfit.features.base import Chain, Concat, FeatureMap, from_spec, register
+from streamfit.features.fourier import RandomFourier
+from streamfit.features.linear import Linear, Standardize
+from streamfit.features.lookup import Lookup
+from streamfit.features.rbf import RBF, choose_centers, median_gamma
+
+__all__ = [
+    "RBF",
+    "Chain",
+    "Concat",
+    "FeatureMap",
+    "Linear",
+    "Lookup",
+    "RandomFourier",
+    "Standardize",
+    "choose_centers",
+    "from_spec",
+    "median_gamma",
+    "register",
+]

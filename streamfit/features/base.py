@@ -1,0 +1,230 @@
+"""What every feature map is: a frozen, serialisable function from a batch of inputs to rows of features.
+
+Floor 2. A map is a frozen dataclass of arrays, numbers and other maps; from that one description follow its
+JSON + arrays form, its content hash, and its move to another device. Register a new kind with `@register`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from streamfit.arrays import Array, namespace, to_device_of
+from streamfit.errors import ConfigError, MismatchError
+
+_KINDS: dict[str, type[FeatureMap]] = {}
+_Map = TypeVar("_Map", bound="type[FeatureMap]")
+
+
+class FeatureMap(ABC):
+    """A frozen map φ from inputs of `n_inputs` columns to `n_features` features."""
+
+    @property
+    @abstractmethod
+    def n_inputs(self) -> int:
+        """Columns that a batch must have."""
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """Columns that it gives."""
+
+    @abstractmethod
+    def apply(self, x: Array) -> Array:
+        """Compute the features of checked inputs: (n_rows, n_inputs) -> (n_rows, n_features)."""
+
+    def __call__(self, x: Array) -> Array:
+        """Compute features.
+
+        Parameters
+        ----------
+        x : array of shape (n_rows, n_inputs)
+
+        Returns
+        -------
+        array of shape (n_rows, n_features)
+            On the device of `x`; floating, in the type of `x` where that is floating.
+
+        Raises
+        ------
+        MismatchError
+            If `x` has another number of columns.
+        """
+        if x.ndim != 2 or x.shape[1] != self.n_inputs:
+            msg = f"inputs of shape {tuple(x.shape)} for {type(self).__name__}"
+            raise MismatchError(msg, f"(n_rows, {self.n_inputs})")
+        return self.apply(x)
+
+    def __add__(self, other: FeatureMap) -> FeatureMap:
+        """Concatenate: the features of both maps of the same inputs."""
+        return Concat(_parts(self) + _parts(other))
+
+    def names(self) -> list[str]:
+        """Name of each feature, for warnings and reports."""
+        kind = type(self).__name__.lower()
+        return [f"{kind}[{j}]" for j in range(self.n_features)]
+
+    def like(self, array: Array) -> Self:
+        """The same map with its arrays on the device of `array`."""
+        if isinstance(array, np.ndarray):
+            return self
+        moved: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                moved[f.name] = to_device_of(value, array)
+            elif isinstance(value, FeatureMap):
+                moved[f.name] = value.like(array)
+            elif isinstance(value, tuple):
+                moved[f.name] = tuple(
+                    v.like(array) if isinstance(v, FeatureMap) else to_device_of(v, array) for v in value
+                )
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def to_spec(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Description as JSON and named arrays; `from_spec` is its inverse.
+
+        Returns
+        -------
+        spec : dict
+            JSON with the kind, plain values, and `{"array": name}` or a nested spec for each other field.
+        arrays : dict of str to array
+        """
+        arrays: dict[str, np.ndarray] = {}
+        return _describe(self, "", arrays), arrays
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the description and every array: equal exactly where two maps are the same."""
+        spec, arrays = self.to_spec()
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+        for name in sorted(arrays):
+            a = np.ascontiguousarray(arrays[name])
+            digest.update(f"{name}:{a.dtype.str}:{a.shape}".encode())
+            digest.update(a.tobytes())
+        return digest.hexdigest()
+
+
+def register(kind: _Map) -> _Map:
+    """Class decorator: make a feature map's kind known to `from_spec`."""
+    _KINDS[kind.__name__] = kind
+    return kind
+
+
+def _parts(features: FeatureMap) -> tuple[FeatureMap, ...]:
+    return features.parts if isinstance(features, Concat) else (features,)
+
+
+def _describe(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, FeatureMap):
+        members = {
+            f.name: _describe(getattr(value, f.name), f"{path}{f.name}.", arrays)
+            for f in fields(value)  # type: ignore[arg-type]
+        }
+        return {"kind": type(value).__name__, **members}
+    if isinstance(value, np.ndarray):
+        arrays[path[:-1]] = value
+        return {"array": path[:-1]}
+    if isinstance(value, tuple):
+        return [_describe(v, f"{path}{i}.", arrays) for i, v in enumerate(value)]
+    return value
+
+
+def from_spec(spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> FeatureMap:
+    """Rebuild a feature map from its JSON and arrays.
+
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown.
+    """
+    kind = _KINDS.get(spec.get("kind", ""))
+    if kind is None:
+        msg = f"feature map of kind {spec.get('kind')!r}"
+        raise ConfigError(msg, f"one of {', '.join(sorted(_KINDS))}")
+    return kind(**{name: _rebuild(v, arrays) for name, v in spec.items() if name != "kind"})
+
+
+def _rebuild(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        return arrays[value["array"]] if "array" in value else from_spec(value, arrays)
+    if isinstance(value, list):
+        return tuple(_rebuild(v, arrays) for v in value)
+    return value
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Concat(FeatureMap):
+    """Several maps of the same inputs side by side.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamfit.features import Linear
+    >>> both = Linear(2) + Linear(2)
+    >>> both(np.array([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0, 1.0, 2.0]]
+    """
+
+    parts: tuple[FeatureMap, ...]
+
+    def __post_init__(self) -> None:
+        widths = {part.n_inputs for part in self.parts}
+        if len(widths) != 1:
+            msg = f"a concatenation of maps with {sorted(widths)} inputs"
+            raise MismatchError(msg, "maps of the same inputs")
+
+    @property
+    def n_inputs(self) -> int:
+        return self.parts[0].n_inputs
+
+    @property
+    def n_features(self) -> int:
+        return sum(part.n_features for part in self.parts)
+
+    def names(self) -> list[str]:
+        return [name for part in self.parts for name in part.names()]
+
+    def apply(self, x: Array) -> Array:
+        blocks = [part.apply(x) for part in self.parts]
+        return namespace(x).concat(blocks, axis=1)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Chain(FeatureMap):
+    """One map after another: φ(x) = outer(inner(x)).
+
+    Parameters
+    ----------
+    inner, outer : FeatureMap
+        `inner` must give as many features as `outer` takes.
+    """
+
+    inner: FeatureMap
+    outer: FeatureMap
+
+    def __post_init__(self) -> None:
+        if self.inner.n_features != self.outer.n_inputs:
+            msg = f"a chain whose first map gives {self.inner.n_features} columns"
+            raise MismatchError(msg, f"{self.outer.n_inputs}, as its second map takes")
+
+    @property
+    def n_inputs(self) -> int:
+        return self.inner.n_inputs
+
+    @property
+    def n_features(self) -> int:
+        return self.outer.n_features
+
+    def names(self) -> list[str]:
+        return self.outer.names()
+
+    def apply(self, x: Array) -> Array:
+        return self.outer.apply(self.inner.apply(x))

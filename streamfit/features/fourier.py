@@ -1,0 +1,68 @@
+"""Random Fourier features: a Gaussian kernel as cosines at random frequencies. Floor 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from streamfit.arrays import Array, namespace
+from streamfit.errors import ConfigError
+from streamfit.features.base import FeatureMap, register
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class RandomFourier(FeatureMap):
+    """φ(x) = sqrt(2/n) cos(x W + b), so that φ(x)'φ(z) approaches exp(-gamma ||x - z||²) as n grows.
+
+    Source: Rahimi and Recht, Random features for large-scale kernel machines (NIPS 2007), algorithm 1.
+
+    Parameters
+    ----------
+    n : int
+        Number of features.
+    gamma : float
+        Kernel width parameter, 1 / (2 sigma²).
+    seed : int
+    dim : int
+        Number of input columns.
+    frequencies, phases : arrays of shape (dim, n), (n,), optional
+        Drawn from the seed when not given; stored with the map, so that no later generator can change them.
+
+    Raises
+    ------
+    ConfigError
+        If n, gamma or dim is not positive.
+    """
+
+    n: int
+    gamma: float
+    seed: int
+    dim: int
+    frequencies: np.ndarray = field(default=None)  # type: ignore[assignment]
+    phases: np.ndarray = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not self.gamma > 0 or self.dim < 1:
+            msg = f"RandomFourier(n={self.n}, gamma={self.gamma}, dim={self.dim})"
+            raise ConfigError(msg, "all three positive")
+        if self.frequencies is None:
+            rng = np.random.default_rng(self.seed)
+            w = rng.normal(scale=np.sqrt(2.0 * self.gamma), size=(self.dim, self.n))
+            object.__setattr__(self, "frequencies", w)
+            object.__setattr__(self, "phases", rng.uniform(0.0, 2.0 * np.pi, size=self.n))
+
+    @property
+    def n_inputs(self) -> int:
+        return self.dim
+
+    @property
+    def n_features(self) -> int:
+        return self.n
+
+    def apply(self, x: Array) -> Array:
+        xp = namespace(x)
+        x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
+        angles = x @ xp.astype(self.frequencies, x.dtype) + xp.astype(self.phases, x.dtype)
+        return xp.cos(angles) * float(np.sqrt(2.0 / self.n))

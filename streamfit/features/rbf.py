@@ -1,0 +1,122 @@
+"""Gaussian radial basis functions around given centers, and how centers and width are chosen. Floor 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamfit.arrays import Array, namespace
+from streamfit.errors import ConfigError
+from streamfit.features.base import FeatureMap, register
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class RBF(FeatureMap):
+    """φ_j(x) = exp(-gamma ||x - c_j||²).
+
+    Source: Broomhead and Lowe, Multivariable functional interpolation and adaptive networks (1988).
+
+    Parameters
+    ----------
+    centers : floating array of shape (n_features, n_inputs)
+    gamma : float
+        1 / (2 sigma²), in squared units of the inputs.
+
+    Raises
+    ------
+    ConfigError
+        If there are no centers or gamma is not positive and finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> RBF(np.array([[0.0], [1.0]]), gamma=1.0)(np.array([[0.0]])).round(4).tolist()
+    [[1.0, 0.3679]]
+    """
+
+    centers: np.ndarray
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if self.centers.ndim != 2 or 0 in self.centers.shape:
+            msg = f"centers of shape {tuple(self.centers.shape)}"
+            raise ConfigError(msg, "(n_features, n_inputs), neither of them 0")
+        if not (self.gamma > 0 and np.isfinite(self.gamma)):
+            msg = f"gamma {self.gamma}"
+            raise ConfigError(msg, "a positive finite number")
+
+    @property
+    def n_inputs(self) -> int:
+        return int(self.centers.shape[1])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.centers.shape[0])
+
+    def apply(self, x: Array) -> Array:
+        xp = namespace(x)
+        x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
+        centers = xp.astype(self.centers, x.dtype, copy=False)
+        # Distances by one matrix product, taken about the centers' mean: ||x||² + ||c||² - 2 x'c loses
+        # its digits to cancellation when both are far from the origin.
+        middle = xp.mean(centers, axis=0)
+        x, centers = x - middle, centers - middle
+        phi = x @ xp.matrix_transpose(centers)
+        phi *= 2.0 * self.gamma
+        phi -= self.gamma * xp.sum(x * x, axis=1)[:, None]
+        phi -= self.gamma * xp.sum(centers * centers, axis=1)
+        # Rounding can leave a distance of zero slightly negative.
+        return xp.exp(xp.minimum(phi, xp.zeros_like(phi[:1, :1])))
+
+
+def choose_centers(x: np.ndarray, n_centers: int, seed: int) -> np.ndarray:
+    """Pick distinct rows of a sample, uniformly at random.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_inputs)
+    n_centers : int
+    seed : int
+
+    Returns
+    -------
+    array of shape (n_centers, n_inputs)
+        In the order of the sample.
+
+    Raises
+    ------
+    ConfigError
+        If the sample has fewer distinct rows.
+    """
+    _, first = np.unique(x, axis=0, return_index=True)
+    if len(first) < n_centers:
+        msg = f"{n_centers} centers from {len(first)} distinct rows"
+        raise ConfigError(msg, "at least as many distinct rows", "ask for fewer centers or a larger sample")
+    picked = np.random.default_rng(seed).choice(np.sort(first), size=n_centers, replace=False)
+    return x[np.sort(picked)]
+
+
+def median_gamma(x: np.ndarray, seed: int, n_pairs: int = 20_000) -> float:
+    """The median heuristic: 1 / median ||x - z||² over random pairs of distinct rows.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_inputs)
+    seed : int
+    n_pairs : int
+
+    Raises
+    ------
+    ConfigError
+        If all pairs are equal.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(len(x), size=(2, n_pairs))
+    distances = ((x[a].astype(np.float64) - x[b]) ** 2).sum(axis=1)
+    distances = distances[distances > 0]
+    if not len(distances):
+        msg = "a sample whose rows are all equal"
+        raise ConfigError(msg, "rows that differ", "set gamma by hand, or look at the inputs")
+    return float(1.0 / np.median(distances))

@@ -1,0 +1,482 @@
+"""The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
+
+Floor 2: imports exact, targets, arrays, errors. A `Frame` fixes origin and units, a `MomentsAccumulator`
+adds blocks of rows, `Moments` is the frozen result, and `Centered` its reading as float64 matrices in natural
+units, which is where division first happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, to_device_of, to_host
+from streamfit.errors import ConfigError, MismatchError, ScaleError
+from streamfit.exact import GridAccumulator, GridSum
+from streamfit.targets import Targets
+
+BLOCK_ROWS = 4096
+"""Rows of one product. Fixed, because it decides where float32 rounds."""
+_MAX_EXPONENT = 200
+
+
+def tile_size(n_features: int) -> int:
+    """Edge of the square tiles that the Gram matrix is kept in."""
+    for limit, size in ((512, n_features), (4096, 512), (16384, 1024)):
+        if n_features <= limit:
+            return max(size, 1)
+    return 2048
+
+
+def tile_pairs(n_features: int) -> Iterator[tuple[int, slice, slice]]:
+    """Tiles of the upper triangle in storage order: (index, rows, columns)."""
+    b = tile_size(n_features)
+    edges = [slice(lo, min(lo + b, n_features)) for lo in range(0, n_features, b)]
+    pairs = ((r, c) for i, r in enumerate(edges) for c in edges[i:])
+    return ((index, r, c) for index, (r, c) in enumerate(pairs))
+
+
+def n_tiles(n_features: int) -> int:
+    """Number of tiles in the upper triangle."""
+    t = -(-n_features // tile_size(n_features))
+    return t * (t + 1) // 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Origin and power-of-two units in which products are taken: part of a store's header, never changed.
+
+    Parameters
+    ----------
+    origin : float64 array of shape (n_features,)
+        Subtracted from features first: with mean/std = 1000, float32 products about zero lose the weights.
+    exponents : int32 array of shape (n_features,)
+        Features are divided by 2^exponent, so that one unit is about a standard deviation of the sample.
+    y_origin, y_exponents : arrays of shape (n_targets,)
+        The same for targets; zeros for one-hot targets.
+    """
+
+    origin: np.ndarray
+    exponents: np.ndarray
+    y_origin: np.ndarray
+    y_exponents: np.ndarray
+
+    @classmethod
+    def identity(cls, n_features: int, n_targets: int) -> Frame:
+        """No shift, no scaling."""
+        return cls(
+            np.zeros(n_features),
+            np.zeros(n_features, np.int32),
+            np.zeros(n_targets),
+            np.zeros(n_targets, np.int32),
+        )
+
+    @classmethod
+    def from_sample(cls, phi: Array, y: Array, targets: Targets) -> Frame:
+        """Choose the frame from a sample of feature rows and their targets.
+
+        Parameters
+        ----------
+        phi : array of shape (n_rows, n_features)
+        y : array of shape (n_rows, n_targets), or integer (n_rows,) for one-hot targets
+        targets : Targets
+        """
+        origin, exponents = _center_and_unit(to_host(phi))
+        if targets.one_hot:
+            y_origin, y_exponents = np.zeros(targets.n_targets), np.zeros(targets.n_targets, np.int32)
+        else:
+            y_origin, y_exponents = _center_and_unit(to_host(y))
+        return cls(origin, exponents, y_origin, y_exponents)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return len(self.origin)
+
+    @property
+    def n_targets(self) -> int:
+        """Number of targets K."""
+        return len(self.y_origin)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frame):
+            return False
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sample = np.asarray(sample, dtype=np.float64)
+    if not np.isfinite(sample).all():
+        msg = "a sample with NaN or infinite values"
+        raise ScaleError(msg, "finite features and targets")
+    mean = sample.mean(axis=0) if len(sample) else np.zeros(sample.shape[1])
+    spread = np.sqrt(np.mean((sample - mean) ** 2, axis=0)) if len(sample) else np.zeros(sample.shape[1])
+    # A mean well inside the spread costs no accuracy; zero then keeps sparse and integer features as they are.
+    # Rounded to float32, the origin is the same number in both precisions.
+    shift = np.where(np.abs(mean) > 2.0 * spread, mean, 0.0).astype(np.float32).astype(np.float64)
+    rms = np.sqrt(np.mean((sample - shift) ** 2, axis=0)) if len(sample) else spread
+    _, exponents = np.frexp(rms)
+    exponents = np.where(rms > 0, np.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT), 0)
+    return shift, exponents.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over weighted rows of features φ and targets y, in the units of `frame` (φ, y shifted and scaled).
+
+    `+` and `-` are exact, associative and commutative, `Moments.zeros` is their identity, and the moments of
+    two whole shards together are the sum of theirs, bit for bit. `*` scales by a number: exactly for
+    integers, else rounded to the grid.
+
+    Parameters
+    ----------
+    frame : Frame
+    one_hot : bool
+        Whether targets are class ids.
+    n_rows : int
+    weight : GridSum of shape ()
+        Sum of w.
+    sum_x, sum_y, sum_yy : GridSum of shape (n_features,), (n_targets,), (n_targets,)
+        Sums of w φ, w y and w y∘y.
+    gram : GridSum of shape (n_tiles, b, b)
+        Sum of w φφ': tiles of the upper triangle, row by row; what lies outside the matrix is zero. Below the
+        diagonal of a diagonal tile stands the mirror image.
+    cross : GridSum of shape (n_targets, n_features)
+        Sum of w y φ': one row a target, so that a block of class ids touches only the classes it holds.
+    """
+
+    frame: Frame
+    one_hot: bool
+    n_rows: int
+    weight: GridSum
+    sum_x: GridSum
+    sum_y: GridSum
+    sum_yy: GridSum
+    gram: GridSum
+    cross: GridSum
+
+    @classmethod
+    def zeros(cls, frame: Frame, targets: Targets, precision: Precision = "float64") -> Moments:
+        """The identity of `+`."""
+        return MomentsAccumulator(frame, targets, precision).moments()
+
+    @classmethod
+    def from_rows(
+        cls,
+        phi: Array,
+        y: Array,
+        frame: Frame,
+        targets: Targets,
+        *,
+        weights: Array | None = None,
+        precision: Precision = "float64",
+    ) -> Moments:
+        """Moments of one shard's rows; see `MomentsAccumulator.add` for shapes and errors.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from streamfit.targets import Dense
+        >>> phi, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0], [0.0]])
+        >>> m = Moments.from_rows(phi, y, Frame.identity(2, 1), Dense(1))
+        >>> m.n_rows, m.centered().gram.tolist()
+        (2, [[2.0, 2.0], [2.0, 2.0]])
+        """
+        accumulator = MomentsAccumulator(frame, targets, precision, like=phi)
+        accumulator.add(phi, y, weights=weights)
+        return accumulator.moments()
+
+    def _sums(self) -> dict[str, GridSum]:
+        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), GridSum)}
+
+    def _check(self, other: Moments) -> None:
+        if self.frame != other.frame or self.one_hot != other.one_hot:
+            msg = "moments with different origins, units or targets"
+            raise MismatchError(msg, "one frame for all", "accumulate both with the same store header")
+
+    def __add__(self, other: Moments) -> Moments:
+        self._check(other)
+        theirs = other._sums()
+        sums: dict[str, Any] = {name: mine + theirs[name] for name, mine in self._sums().items()}
+        return replace(self, n_rows=self.n_rows + other.n_rows, **sums)
+
+    def __sub__(self, other: Moments) -> Moments:
+        self._check(other)
+        theirs = other._sums()
+        sums: dict[str, Any] = {name: mine - theirs[name] for name, mine in self._sums().items()}
+        return replace(self, n_rows=self.n_rows - other.n_rows, **sums)
+
+    def __mul__(self, factor: float) -> Moments:
+        """Weight every row by `factor`; `n_rows` keeps counting the rows that were read."""
+        sums: dict[str, Any] = {name: mine * factor for name, mine in self._sums().items()}
+        return replace(self, **sums)
+
+    __rmul__ = __mul__
+
+    def to_host(self) -> Moments:
+        """The same moments in host memory."""
+        sums: dict[str, Any] = {name: mine.to_host() for name, mine in self._sums().items()}
+        return replace(self, **sums)
+
+    def centered(self) -> Centered:
+        """Centred float64 matrices in natural units.
+
+        Raises
+        ------
+        MismatchError
+            If there are no rows: nothing can be divided by their weight.
+        """
+        weight = float(to_host(self.weight.value()))
+        if not weight > 0:
+            msg = f"moments of {self.n_rows} rows with total weight {weight:g}"
+            raise MismatchError(msg, "a positive total weight", "add rows before solving")
+        units = np.ldexp(1.0, self.frame.exponents)
+        y_units = np.ldexp(1.0, self.frame.y_exponents)
+        sum_x, sum_y = to_host(self.sum_x.value()), to_host(self.sum_y.value())
+        gram = _unpack(to_host(self.gram.value()), self.frame.n_features)
+        cross = to_host(self.cross.value())
+        # The shift cancels in centred moments; the division by the weight comes last.
+        gram = (gram - np.outer(sum_x, sum_x / weight)) * units * units[:, None]
+        cross = (cross.T - np.outer(sum_x, sum_y / weight)) * y_units * units[:, None]
+        ss_y = (to_host(self.sum_yy.value()) - sum_y * sum_y / weight) * y_units**2
+        return Centered(
+            n_rows=self.n_rows,
+            weight=weight,
+            mean_x=self.frame.origin + units * (sum_x / weight),
+            mean_y=self.frame.y_origin + y_units * (sum_y / weight),
+            gram=gram,
+            cross=cross,
+            ss_y=np.maximum(ss_y, 0.0),
+        )
+
+
+def _unpack(tiles: np.ndarray, n_features: int) -> np.ndarray:
+    full = np.empty((n_features, n_features))
+    for index, r, c in tile_pairs(n_features):
+        tile = tiles[index, : r.stop - r.start, : c.stop - c.start]
+        full[r, c] = tile
+        full[c, r] = tile.T
+    return full
+
+
+@dataclass(frozen=True)
+class Centered:
+    """Moments about their own means, float64, natural units, on the host: what the solvers read.
+
+    Parameters
+    ----------
+    n_rows : int
+    weight : float
+        Sum of w.
+    mean_x, mean_y : arrays of shape (n_features,), (n_targets,)
+    gram : array of shape (n_features, n_features)
+        Sum of w (φ - mean_x)(φ - mean_x)'.
+    cross : array of shape (n_features, n_targets)
+        Sum of w (φ - mean_x)(y - mean_y)'.
+    ss_y : array of shape (n_targets,)
+        Sum of w (y - mean_y)².
+    """
+
+    n_rows: int
+    weight: float
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    gram: np.ndarray
+    cross: np.ndarray
+    ss_y: np.ndarray
+
+    def about(self, mean_x: np.ndarray, mean_y: np.ndarray) -> Centered:
+        """The same sums taken about other points, for instance the means of a training set."""
+        dx, dy = self.mean_x - mean_x, self.mean_y - mean_y
+        return replace(
+            self,
+            mean_x=mean_x,
+            mean_y=mean_y,
+            gram=self.gram + self.weight * np.outer(dx, dx),
+            cross=self.cross + self.weight * np.outer(dx, dy),
+            ss_y=self.ss_y + self.weight * dy * dy,
+        )
+
+
+class MomentsAccumulator:
+    """Adds rows into exact sums: the mutable builder of `Moments`.
+
+    Parameters
+    ----------
+    frame : Frame
+    targets : Targets
+    precision : {'float32', 'float64'}
+        Type of the block products. Sums are exact float64 either way.
+    like : array, optional
+        Gives the array library and device; NumPy without it.
+    n_threads : int
+        Tiles of the Gram matrix that are multiplied at the same time. Each product must itself run on one
+        BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not matter.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        targets: Targets,
+        precision: Precision,
+        *,
+        like: Array | None = None,
+        n_threads: int = 1,
+    ) -> None:
+        self._like = np.empty(0) if like is None else like
+        xp = self._xp = namespace(self._like)
+        self._dtype = compute_dtype(xp, precision)
+        self._frame, self._targets, self._precision = frame, targets, precision
+        d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
+        if k != targets.n_targets:
+            msg = f"a frame for {k} targets"
+            raise MismatchError(msg, f"{targets.n_targets} targets")
+        self._shift = self._on_device(frame.origin)
+        self._scale = self._on_device(np.ldexp(1.0, -frame.exponents))
+        self._y_shift = self._on_device(frame.y_origin)
+        self._y_scale = self._on_device(np.ldexp(1.0, -frame.y_exponents))
+        self._plain = not frame.origin.any() and not frame.exponents.any()
+        big = 1 if precision == "float32" else 2
+        shapes: dict[str, tuple[tuple[int, ...], int]] = {
+            "weight": ((), 2),
+            "sum_x": ((d,), 2),
+            "sum_y": ((k,), 2),
+            "sum_yy": ((k,), 2),
+            "gram": ((n_tiles(d), b, b), big),
+            "cross": ((k, d), big),
+        }
+        self._sums = {name: GridAccumulator(s, limbs, self._like) for name, (s, limbs) in shapes.items()}
+        self._n_rows = 0
+        self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+
+    def _on_device(self, host: np.ndarray) -> Array:
+        return to_device_of(host, self._like)
+
+    def add(self, phi: Array, y: Array, *, weights: Array | None = None) -> None:
+        """Add a shard's rows, in blocks of `BLOCK_ROWS` counted from the first row given.
+
+        Parameters
+        ----------
+        phi : floating array of shape (n_rows, n_features)
+        y : floating array of shape (n_rows, n_targets), or integer (n_rows,) for one-hot targets
+        weights : floating array of shape (n_rows,), optional
+            Nonnegative and finite; 1 for every row without it.
+
+        Raises
+        ------
+        MismatchError
+            If shapes do not fit the frame.
+        ConfigError
+            If a class id or a row weight is out of range.
+        ScaleError
+            If a value is NaN, infinite, or too large for the exact sums. Nothing of its block is added then.
+        """
+        n_rows, n_features = phi.shape
+        if n_features != self._frame.n_features or y.shape[0] != n_rows:
+            msg = f"features of shape {tuple(phi.shape)} with targets of shape {tuple(y.shape)}"
+            raise MismatchError(msg, f"(n_rows, {self._frame.n_features}) and as many targets as rows")
+        for lo in range(0, n_rows, BLOCK_ROWS):
+            rows = slice(lo, min(lo + BLOCK_ROWS, n_rows))
+            self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
+        self._n_rows += n_rows
+
+    def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
+        xp, sums, f64 = self._xp, self._sums, self._xp.float64
+        z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
+        z = xp.astype(z, self._dtype, copy=False)
+        if weights is None:
+            wz, weight = z, float(z.shape[0])
+        else:
+            wz, weight = z * xp.astype(weights, self._dtype)[:, None], self._checked_weight(weights)
+        sum_x = xp.sum(wz, axis=0, dtype=f64)
+        diagonal = xp.sum(wz * z, axis=0, dtype=f64)
+        peak = float(xp.max(diagonal))
+        if not np.isfinite(peak):
+            msg = "a NaN, infinite or overflowing feature value"
+            raise ScaleError(msg, "finite features", "look at the rows of this shard")
+        # Targets first: they may be refused, and nothing of the block must have been added then.
+        if self._targets.one_hot:
+            y_peak, add_targets = self._class_block(wz, y, weights)
+        else:
+            y_peak, add_targets = self._dense_block(wz, y, weights)
+        pairs = list(tile_pairs(self._frame.n_features))
+        sums["gram"].reserve(1.01 * peak)
+        sums["cross"].reserve(1.01 * float(np.sqrt(peak * y_peak)))
+        add_targets()
+        sums["weight"].add(xp.asarray(weight, dtype=f64, device=sum_x.device), peak=abs(weight))
+        sums["sum_x"].add(sum_x, peak=float(xp.max(xp.abs(sum_x))))
+
+        def multiply(pair: tuple[int, slice, slice]) -> None:
+            index, r, c = pair
+            # The same buffer on both sides lets NumPy call syrk, which does half the work.
+            product = xp.matrix_transpose(z[:, r]) @ wz[:, c]
+            where = (index, slice(0, r.stop - r.start), slice(0, c.stop - c.start))
+            sums["gram"].add_reserved(product, where)
+
+        if self._pool is None:
+            for pair in pairs:
+                multiply(pair)
+        else:
+            list(self._pool.map(multiply, pairs))
+
+    def _checked_weight(self, weights: Array) -> float:
+        xp = self._xp
+        if not bool(xp.all(xp.isfinite(weights) & (weights >= 0))):
+            msg = "a row weight that is negative, NaN or infinite"
+            raise ConfigError(msg, "finite weights >= 0")
+        return float(xp.sum(weights, dtype=xp.float64))
+
+    def _class_block(self, wz: Array, y: Array, weights: Array | None) -> tuple[float, Callable[[], None]]:
+        xp, sums, k = self._xp, self._sums, self._targets.n_targets
+        low, high = int(xp.min(y)), int(xp.max(y))
+        if low < 0 or high >= k:
+            msg = f"class id {low if low < 0 else high}"
+            raise ConfigError(msg, f"ids in [0, {k})")
+        ones = xp.ones(y.shape, dtype=xp.float64, device=y.device)
+        row_weights = ones if weights is None else xp.astype(weights, xp.float64)
+        _, counts_present = present_counts = class_sums(row_weights[:, None], y, k)
+        peak = float(xp.max(counts_present))
+        present, products = class_sums(wz, y, k)
+        where = ... if present is None else present
+
+        def add() -> None:
+            counts = present_counts[1][:, 0]
+            sums["sum_y"].add(counts, peak=peak, where=where)
+            sums["sum_yy"].add(counts, peak=peak, where=where)
+            sums["cross"].add_reserved(products, where)
+
+        return peak, add
+
+    def _dense_block(self, wz: Array, y: Array, weights: Array | None) -> tuple[float, Callable[[], None]]:
+        xp, sums = self._xp, self._sums
+        if y.ndim != 2 or y.shape[1] != self._targets.n_targets:
+            msg = f"targets of shape {tuple(y.shape)}"
+            raise MismatchError(msg, f"(n_rows, {self._targets.n_targets})")
+        v = (xp.astype(y, xp.float64) - self._y_shift) * self._y_scale
+        wv = v if weights is None else v * xp.astype(weights, xp.float64)[:, None]
+        sum_y, sum_yy = xp.sum(wv, axis=0), xp.sum(wv * v, axis=0)
+        peak = float(xp.max(sum_yy))
+        if not np.isfinite(peak):
+            msg = "a NaN, infinite or overflowing target value"
+            raise ScaleError(msg, "finite targets", "look at the rows of this shard")
+        products = xp.matrix_transpose(xp.astype(v, self._dtype)) @ wz
+
+        def add() -> None:
+            sums["sum_y"].add(sum_y, peak=float(xp.max(xp.abs(sum_y))))
+            sums["sum_yy"].add(sum_yy, peak=peak)
+            sums["cross"].add_reserved(products)
+
+        return peak, add
+
+    def moments(self) -> Moments:
+        """The sums so far. The accumulator must not be used afterwards."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}
+        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums)

@@ -1,0 +1,216 @@
+"""What will be done, in whole numbers, before anything is done: shards into groups, bytes, flops.
+
+Floor 2: integers only; imports moments (for tile sizes) and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from streamfit.arrays import Precision
+from streamfit.errors import PlanError
+from streamfit.moments import BLOCK_ROWS, n_tiles, tile_size
+
+PROCESS_BYTES = 400 * 2**20
+"""What a Python process with this package's libraries loaded takes before it has any data."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit that is counted exactly once.
+
+    Parameters
+    ----------
+    key : str
+        Path relative to the corpus, and the part of the file where it is not whole. For people and messages.
+    uri : str
+        Where to read it.
+    start, stop : int
+        The part of the file, in the source's own unit: bytes for text, row groups for Parquet.
+    size : int
+        Bytes.
+    planned_rows : int
+        Rows, or an estimate of them.
+    content_id : str
+        SHA-256 of the bytes, hexadecimal: the shard's identity under any path.
+    source : str
+        Label of the data source.
+    """
+
+    key: str
+    uri: str
+    start: int
+    stop: int
+    size: int
+    planned_rows: int
+    content_id: str
+    source: str
+
+    def fold(self, n_folds: int) -> int:
+        """Fold that the shard belongs to: a hash of its content, so it never changes."""
+        return int(self.content_id[:15], 16) % n_folds
+
+
+@dataclass(frozen=True)
+class Group:
+    """Shards of one fold and one source that one task sums into one segment."""
+
+    fold: int
+    source: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def planned_rows(self) -> int:
+        """Rows, as far as they are known before reading."""
+        return sum(shard.planned_rows for shard in self.shards)
+
+
+def make_groups(shards: Iterable[Shard], n_folds: int, group_rows: int) -> list[Group]:
+    """Cut shards into groups of one fold and source with about `group_rows` rows each.
+
+    The result depends on the shards alone, not on their order nor on the number of workers. A shard is never
+    cut; one that is larger than `group_rows` is a group of its own.
+    """
+    if n_folds < 1 or group_rows < 1:
+        msg = f"{n_folds} folds, {group_rows} rows a group"
+        raise PlanError(msg, "both at least 1")
+    bins: dict[tuple[int, str], list[Shard]] = {}
+    for shard in sorted(shards, key=lambda s: (s.key, s.content_id)):
+        bins.setdefault((shard.fold(n_folds), shard.source), []).append(shard)
+    groups = []
+    for (fold, source), members in sorted(bins.items()):
+        open_group: list[Shard] = []
+        rows = 0
+        for shard in members:
+            if open_group and rows + shard.planned_rows > group_rows:
+                groups.append(Group(fold, source, tuple(open_group)))
+                open_group, rows = [], 0
+            open_group.append(shard)
+            rows += shard.planned_rows
+        groups.append(Group(fold, source, tuple(open_group)))
+    return groups
+
+
+def default_group_rows(n_features: int, n_targets: int) -> int:
+    """Rows whose products take about a minute at 70 GFLOP/s, so that writing the sums costs a few percent."""
+    per_row = 2 * n_features * (n_features + min(n_targets, n_features))
+    return max(BLOCK_ROWS, 4 * 10**12 // per_row)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Projection of one accumulation.
+
+    Parameters
+    ----------
+    groups : tuple of Group
+    n_features, n_targets, n_inputs : int
+    precision : {'float32', 'float64'}
+    one_hot : bool
+    n_workers : int
+    feature_bytes : int
+        Bytes of the feature map's own arrays.
+    """
+
+    groups: tuple[Group, ...]
+    n_features: int
+    n_targets: int
+    n_inputs: int
+    precision: Precision
+    one_hot: bool
+    n_workers: int
+    feature_bytes: int
+
+    @property
+    def n_shards(self) -> int:
+        """Shards to read."""
+        return sum(len(group.shards) for group in self.groups)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows to read, as far as known before."""
+        return sum(group.planned_rows for group in self.groups)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the shards."""
+        return sum(shard.size for group in self.groups for shard in group.shards)
+
+    @property
+    def flops_per_row(self) -> int:
+        """Multiply-adds of the triangle and the cross-moment, counted as two operations each."""
+        d = self.n_features
+        return d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of one set of sums: the size of a segment before compression."""
+        b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
+        return 8 * limbs * (n_tiles(self.n_features) * b * b + self.n_features * self.n_targets)
+
+    @property
+    def worker_bytes(self) -> int:
+        """Peak memory of one worker: its sums while they are carried and written, and two blocks of rows."""
+        item = 4 if self.precision == "float32" else 8
+        rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
+        targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        return PROCESS_BYTES + 3 * self.sum_bytes + rows + targets + 2 * self.feature_bytes
+
+    def solve_bytes(self, n_folds: int) -> int:
+        """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve."""
+        d, k = self.n_features, self.n_targets
+        return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (6 * d * d + 5 * d * k)
+
+    def lines(self, n_folds: int) -> list[str]:
+        """The plan as text."""
+        return [
+            f"{self.n_shards:,} shards, {_size(self.read_bytes)}, about {self.n_rows:,} rows"
+            f" in {len(self.groups):,} groups",
+            f"{self.n_features:,} features x {self.n_targets:,} targets in {self.precision}:"
+            f" {_size(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
+            f"memory: {_size(self.worker_bytes)} for each of {self.n_workers} workers,"
+            f" {_size(self.solve_bytes(n_folds))} for the solve",
+        ]
+
+    def check(self, worker_limit: int | None, coordinator_limit: int | None, n_folds: int) -> None:
+        """Refuse a plan that does not fit.
+
+        Raises
+        ------
+        PlanError
+            With both numbers, before anything was read.
+        """
+        needs = (("a worker", self.worker_bytes, worker_limit),)
+        needs += (("the solve", self.solve_bytes(n_folds), coordinator_limit),)
+        for who, need, limit in needs:
+            if limit is not None and need > limit:
+                msg = f"a plan that needs {_size(need)} for {who}, with {_size(limit)} there"
+                raise PlanError(msg, "a plan that fits", "use fewer features or workers, or a larger machine")
+
+
+def _size(n_bytes: int) -> str:
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def counted_twice(shards: Sequence[Shard]) -> tuple[list[Shard], list[tuple[Shard, Shard]]]:
+    """Separate shards whose content occurs earlier in the list.
+
+    Returns
+    -------
+    unique : list of Shard
+    repeats : list of (repeat, first)
+    """
+    first: dict[str, Shard] = {}
+    repeats = []
+    for shard in shards:
+        if shard.content_id in first:
+            repeats.append((shard, first[shard.content_id]))
+        else:
+            first[shard.content_id] = shard
+    return list(first.values()), repeats

@@ -1,0 +1,122 @@
+"""Arrays to and from Zarr v3 groups: codecs, checksums, chunk presence, fsync. Floor 4."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+import zarr
+from obstore.store import ObjectStore
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import ObjectStore as ZarrObjects
+
+from streamfit.errors import StoreError
+
+_TILE_BYTES = 2**25
+
+
+def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
+
+    Chunks are single tiles along the first axis of arrays of three axes, and whole arrays (up to 32 MB)
+    otherwise. Every chunk carries a crc32c, since without one a flipped bit reads back silently, and chunks of
+    zeros are written, since a missing chunk must mean damage.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be written.
+    """
+    try:
+        named = {**attributes, "arrays": sorted(arrays)}
+        group = zarr.create_group(ZarrObjects(objects), path=path, attributes=named)
+        for name, array in arrays.items():
+            target = group.create_array(
+                name,
+                shape=array.shape,
+                chunks=_chunks(array),
+                dtype=array.dtype,
+                compressors=[
+                    BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize),
+                    Crc32cCodec(),
+                ],
+                config={"write_empty_chunks": True},
+            )
+            target[...] = array
+    except (OSError, obstore.exceptions.BaseError) as error:
+        msg = f"cannot write {path}: {str(error).splitlines()[0]}"
+        raise StoreError(msg, "a writable store", "check disk space and permissions") from error
+
+
+def _chunks(array: np.ndarray) -> tuple[int, ...]:
+    if array.ndim == 3:
+        return (1, *array.shape[1:])
+    if array.ndim == 2:
+        rows = max(1, _TILE_BYTES // max(1, array.shape[1] * array.itemsize))
+        return (min(rows, max(1, array.shape[0])), max(1, array.shape[1]))
+    return tuple(max(1, n) for n in array.shape)
+
+
+def read_group(
+    objects: ObjectStore, path: str, keep: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read a group's attributes and those of its arrays that `keep` accepts by name.
+
+    Raises
+    ------
+    StoreError
+        If anything is missing or a checksum fails.
+    """
+    try:
+        group = zarr.open_group(ZarrObjects(objects), path=path, mode="r")
+        present = {m["path"] for batch in obstore.list(objects, f"{path}/") for m in batch}
+        attributes = dict(group.attrs)
+        arrays = {}
+        for name in filter(keep, attributes.pop("arrays")):
+            node = group[name]
+            _check_chunks(f"{path}/{name}", node, present)
+            arrays[name] = np.asarray(node[...])
+    except StoreError:
+        raise
+    except Exception as error:  # codecs raise whatever their C library made of the damage
+        msg = f"cannot read {path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        raise StoreError(msg, "what was written there", "run `streamfit status`; restore it from a backup") from error
+    return attributes, arrays
+
+
+def _check_chunks(path: str, array: zarr.Array[Any], present: set[str]) -> None:
+    # A missing chunk would read as zeros.
+    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    for index in product(*map(range, counts)):
+        chunk = "/".join([path, "c", *map(str, index)])
+        if chunk not in present:
+            msg = f"chunk {chunk} is missing"
+            raise StoreError(msg, "every chunk of a committed segment", "restore it from a backup")
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below a local folder, and its parents' entries, to disk."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+    _sync(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flush one file and its folder's entry to disk."""
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

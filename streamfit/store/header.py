@@ -1,0 +1,110 @@
+"""What a store is a store of: features, targets, frame and reader, fixed when it is made. Floor 4."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from streamfit.arrays import Precision
+from streamfit.errors import StoreError
+from streamfit.features import FeatureMap, from_spec
+from streamfit.moments import BLOCK_ROWS, Frame, tile_size
+from streamfit.targets import Targets
+
+_FRAME = ("origin", "exponents", "y_origin", "y_exponents")
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """Everything that two sums must share to add up.
+
+    Parameters
+    ----------
+    features : FeatureMap
+    targets : Targets
+    frame : Frame
+    precision : {'float32', 'float64'}
+    n_folds : int
+    reader : dict
+        JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
+    files : dict of str to bytes
+        What the reader needs besides, for instance a tokenizer's JSON.
+    """
+
+    features: FeatureMap
+    targets: Targets
+    frame: Frame
+    precision: Precision
+    n_folds: int
+    reader: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def to_spec(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Description as JSON and named arrays."""
+        features, arrays = self.features.to_spec()
+        spec = {
+            "features": features,
+            "targets": self.targets.to_json(),
+            "precision": self.precision,
+            "n_folds": self.n_folds,
+            "block_rows": BLOCK_ROWS,
+            "tile": tile_size(self.frame.n_features),
+            "reader": self.reader,
+            "files": sorted(self.files),
+        }
+        named = {f"features/{name}": a for name, a in arrays.items()}
+        named |= {f"frame/{name}": getattr(self.frame, name) for name in _FRAME}
+        named |= {f"files/{name}": np.frombuffer(data, np.uint8) for name, data in self.files.items()}
+        return spec, named
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> Header:
+        """Inverse of `to_spec`.
+
+        Raises
+        ------
+        StoreError
+            If sums were taken with another block or tile size.
+        """
+        n_features = len(arrays["frame/origin"])
+        if spec["block_rows"] != BLOCK_ROWS or spec["tile"] != tile_size(n_features):
+            msg = f"a store with blocks of {spec['block_rows']} rows and tiles of {spec['tile']}"
+            raise StoreError(msg, f"{BLOCK_ROWS} and {tile_size(n_features)}", "use the release that wrote it")
+        prefix = "features/"
+        features = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        return cls(
+            features=from_spec(spec["features"], features),
+            targets=Targets(**spec["targets"]),
+            frame=Frame(**{name: arrays[f"frame/{name}"] for name in _FRAME}),
+            precision=spec["precision"],
+            n_folds=spec["n_folds"],
+            reader=spec["reader"],
+            files={name: arrays[f"files/{name}"].tobytes() for name in spec["files"]},
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the description and every array."""
+        spec, arrays = self.to_spec()
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+        for name in sorted(arrays):
+            a = np.ascontiguousarray(arrays[name])
+            digest.update(f"{name}:{a.dtype.str}:{a.shape}".encode())
+            digest.update(a.tobytes())
+        return digest.hexdigest()
+
+    def difference(self, other: Header) -> str:
+        """Which parts differ, in words."""
+        mine, theirs = self.to_spec(), other.to_spec()
+        parts = [name for name in mine[0] if mine[0][name] != theirs[0][name]]
+        for name in sorted(mine[1].keys() | theirs[1].keys()):
+            a, b = mine[1].get(name), theirs[1].get(name)
+            part = name.split("/")[0] if name.startswith("features/") else name
+            if (a is None or b is None or not np.array_equal(a, b)) and part not in parts:
+                parts.append(part)
+        return ", ".join(parts)
