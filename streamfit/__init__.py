@@ -1,2 +1,3 @@
 from streamfit.errors import StreamfitError
-__all__=["StreamfitError"]
+
+__all__ = ["StreamfitError"]

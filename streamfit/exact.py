@@ -94,9 +94,7 @@ class GridSum:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, GridSum) or self.top != other.top or len(self.limbs) != len(other.limbs):
             return False
-        return all(
-            np.array_equal(to_host(a), to_host(b)) for a, b in zip(self.limbs, other.limbs, strict=True)
-        )
+        return all(np.array_equal(to_host(a), to_host(b)) for a, b in zip(self.limbs, other.limbs, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -1,13 +1,12 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports exact, targets, arrays, errors. A `Frame` fixes origin and units, a `MomentsAccumulator`
-adds blocks of rows, `Moments` is the frozen result, and `Centered` its reading as float64 matrices in natural
-units, which is where division first happens.
+Floor 2: imports frame, exact, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows, `Moments` is
+the frozen result, and `Centered` its reading as float64 matrices in natural units, where division first happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,113 +16,8 @@ import numpy as np
 from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, to_device_of, to_host
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
+from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
 from streamfit.targets import Targets
-
-BLOCK_ROWS = 4096
-"""Rows of one product. Fixed, because it decides where float32 rounds."""
-_MAX_EXPONENT = 200
-
-
-def tile_size(n_features: int) -> int:
-    """Edge of the square tiles that the Gram matrix is kept in."""
-    for limit, size in ((512, n_features), (4096, 512), (16384, 1024)):
-        if n_features <= limit:
-            return max(size, 1)
-    return 2048
-
-
-def tile_pairs(n_features: int) -> Iterator[tuple[int, slice, slice]]:
-    """Tiles of the upper triangle in storage order: (index, rows, columns)."""
-    b = tile_size(n_features)
-    edges = [slice(lo, min(lo + b, n_features)) for lo in range(0, n_features, b)]
-    pairs = ((r, c) for i, r in enumerate(edges) for c in edges[i:])
-    return ((index, r, c) for index, (r, c) in enumerate(pairs))
-
-
-def n_tiles(n_features: int) -> int:
-    """Number of tiles in the upper triangle."""
-    t = -(-n_features // tile_size(n_features))
-    return t * (t + 1) // 2
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Origin and power-of-two units in which products are taken: part of a store's header, never changed.
-
-    Parameters
-    ----------
-    origin : float64 array of shape (n_features,)
-        Subtracted from features first: with mean/std = 1000, float32 products about zero lose the weights.
-    exponents : int32 array of shape (n_features,)
-        Features are divided by 2^exponent, so that one unit is about a standard deviation of the sample.
-    y_origin, y_exponents : arrays of shape (n_targets,)
-        The same for targets; zeros for one-hot targets.
-    """
-
-    origin: np.ndarray
-    exponents: np.ndarray
-    y_origin: np.ndarray
-    y_exponents: np.ndarray
-
-    @classmethod
-    def identity(cls, n_features: int, n_targets: int) -> Frame:
-        """No shift, no scaling."""
-        return cls(
-            np.zeros(n_features),
-            np.zeros(n_features, np.int32),
-            np.zeros(n_targets),
-            np.zeros(n_targets, np.int32),
-        )
-
-    @classmethod
-    def from_sample(cls, phi: Array, y: Array, targets: Targets) -> Frame:
-        """Choose the frame from a sample of feature rows and their targets.
-
-        Parameters
-        ----------
-        phi : array of shape (n_rows, n_features)
-        y : array of shape (n_rows, n_targets), or integer (n_rows,) for one-hot targets
-        targets : Targets
-        """
-        origin, exponents = _center_and_unit(to_host(phi))
-        if targets.one_hot:
-            y_origin, y_exponents = np.zeros(targets.n_targets), np.zeros(targets.n_targets, np.int32)
-        else:
-            y_origin, y_exponents = _center_and_unit(to_host(y))
-        return cls(origin, exponents, y_origin, y_exponents)
-
-    @property
-    def n_features(self) -> int:
-        """Number of features D."""
-        return len(self.origin)
-
-    @property
-    def n_targets(self) -> int:
-        """Number of targets K."""
-        return len(self.y_origin)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Frame):
-            return False
-        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sample = np.asarray(sample, dtype=np.float64)
-    if not np.isfinite(sample).all():
-        msg = "a sample with NaN or infinite values"
-        raise ScaleError(msg, "finite features and targets")
-    mean = sample.mean(axis=0) if len(sample) else np.zeros(sample.shape[1])
-    spread = np.sqrt(np.mean((sample - mean) ** 2, axis=0)) if len(sample) else np.zeros(sample.shape[1])
-    # A mean well inside the spread costs no accuracy; zero then keeps sparse and integer features as they are.
-    # Rounded to float32, the origin is the same number in both precisions.
-    shift = np.where(np.abs(mean) > 2.0 * spread, mean, 0.0).astype(np.float32).astype(np.float64)
-    rms = np.sqrt(np.mean((sample - shift) ** 2, axis=0)) if len(sample) else spread
-    _, exponents = np.frexp(rms)
-    exponents = np.where(rms > 0, np.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT), 0)
-    return shift, exponents.astype(np.int32)
 
 
 @dataclass(frozen=True)

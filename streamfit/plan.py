@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
-from streamfit.moments import BLOCK_ROWS, n_tiles, tile_size
+from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
 
 PROCESS_BYTES = 400 * 2**20
 """What a Python process with this package's libraries loaded takes before it has any data."""

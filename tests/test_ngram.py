@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamfit.errors import ConfigError, MismatchError, StoreError
-from streamfit.text.ngram import KneserNey, NgramCounts
+from streamfit.text.kneser_ney import KneserNey
+from streamfit.text.ngram import NgramCounts
 
 DOCUMENT = 0  # the token that ends a document and pads the context at its start
 VOCAB = 7
@@ -162,9 +163,7 @@ def test_ids_of_any_integer_type(dtype):
     assert NgramCounts.from_rows(narrow, narrow_tokens, 256) == counts
     model = KneserNey.fit(counts)
     np.testing.assert_array_equal(model.distribution(narrow), model.distribution(contexts))
-    np.testing.assert_array_equal(
-        model.probability(narrow, narrow_tokens), model.probability(contexts, tokens)
-    )
+    np.testing.assert_array_equal(model.probability(narrow, narrow_tokens), model.probability(contexts, tokens))
 
 
 @settings(deadline=None)

@@ -4,4 +4,15 @@ from streamfit.corpus.base import Files, Rows, Source, Split, Tally, split_of
 from streamfit.corpus.parquet import ParquetTable
 from streamfit.corpus.text import Documents, JsonLines, TextFiles
 
-__all__ = ["Documents", "Files", "JsonLines", "ParquetTable", "Rows", "Source", "Split", "Tally", "TextFiles", "split_of"]
+__all__ = [
+    "Documents",
+    "Files",
+    "JsonLines",
+    "ParquetTable",
+    "Rows",
+    "Source",
+    "Split",
+    "Tally",
+    "TextFiles",
+    "split_of",
+]

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError
-from streamfit.moments import BLOCK_ROWS
+from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
 SPLITS = ("train", "validation", "test")
@@ -123,7 +123,7 @@ class Files:
             pairs = [(root.name, root)]
         elif has_magic(self.root):
             base = Path(*_before_magic(root.parts))
-            found = [Path(p) for p in glob(str(root), recursive=True)]
+            found = base.glob(str(root.relative_to(base)))
             pairs = [(p.relative_to(base).as_posix(), p) for p in found if p.is_file()]
         else:
             msg = f"no file or directory at {self.root}"

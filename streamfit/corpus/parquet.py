@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
-from streamfit.moments import BLOCK_ROWS
+from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
 

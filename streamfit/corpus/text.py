@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class JsonLines(Documents):
                 file.seek(min(cuts[-1] + self.shard_bytes, size))
                 file.readline()
                 cuts.append(file.tell())
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(itertools.pairwise(cuts))
 
     def documents(self, shard: Shard) -> list[str]:
         texts = []

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -191,10 +190,11 @@ def _results(
         path = str(store.path.resolve())
         # A group is retried by Dask when its worker dies; it then writes a second segment, and the log names
         # whichever is finished first. `pure=False`: two runs must never share a result.
-        futures = {
-            client.submit(_remote, path, remote_source, group, options, key=f"group-{i}-{time.time_ns()}", pure=False): group
-            for i, group in enumerate(groups)
-        }
+        run = time.time_ns()
+        futures = {}
+        for i, group in enumerate(groups):
+            arguments = (path, remote_source, group, options)
+            futures[client.submit(_remote, *arguments, key=f"group-{run}-{i}", pure=False)] = group
         try:
             for future in as_completed(futures):
                 yield futures[future], _outcome(future)
@@ -254,5 +254,3 @@ def _live_blocks(client: Client, meter: Meter) -> Iterator[None]:
         yield
     finally:
         client.unsubscribe_topic(_TOPIC)
-
-

@@ -154,7 +154,7 @@ def _prefetched(source: Source, group: Group, skip: bool) -> Iterator[tuple[Shar
                         return
                     put((shard, rows))
             put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as error:
             put(error)
 
     reader = threading.Thread(target=read, name="streamfit-reader", daemon=True)

@@ -52,8 +52,7 @@ class Certificate:
         share = self.suboptimality / self.loss if self.loss > 0 else 0.0
         return [
             f"relative gradient  {self.relative_gradient:.2e}",
-            f"strong convexity   {self.strong_convexity:.4g}"
-            + ("  (the optimum is unique)" if self.unique else ""),
+            f"strong convexity   {self.strong_convexity:.4g}" + ("  (the optimum is unique)" if self.unique else ""),
             f"loss               {self.loss:.10g}",
             f"loss - optimum     <= {self.suboptimality:.2e}  ({share:.1e} of the loss)",
             f"condition          {self.condition:.3g}  ({self.digits_lost:.1f} of 15.9 digits at risk)",

@@ -113,3 +113,18 @@ def _held_out(train: Centered, test: Centered, alphas: np.ndarray) -> np.ndarray
     shrink = 1.0 / (eigenvalues + alphas[:, None])
     fit = np.einsum("aj,jk,ak->a", shrink, quadratic, shrink, optimize=True)
     return np.asarray((test.ss_y.sum() - 2.0 * shrink @ linear + fit) / test.weight)
+
+
+def held_out_r2(weights: np.ndarray, train: Centered, test: Centered) -> float:
+    """Share of held-out variance that weights explain, from sums alone.
+
+    The intercept is the one that goes with the training means; variance is taken about them too.
+
+    Parameters
+    ----------
+    weights : array of shape (n_features, n_targets)
+    train, test : Centered
+    """
+    about = test.about(train.mean_x, train.mean_y)
+    explained = 2.0 * np.vdot(weights, about.cross) - np.vdot(weights, about.gram @ weights)
+    return float(explained / about.ss_y.sum())

@@ -84,7 +84,9 @@ def read_group(
     except StoreError:
         raise
     except Exception as error:  # codecs raise whatever their C library made of the damage
-        msg = f"cannot read {path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        msg = (
+            f"cannot read {path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        )
         raise StoreError(msg, "what was written there", "run `streamfit status`; restore it from a backup") from error
     return attributes, arrays
 

@@ -13,7 +13,7 @@ import numpy as np
 from streamfit.arrays import Precision
 from streamfit.errors import StoreError
 from streamfit.features import FeatureMap, from_spec
-from streamfit.moments import BLOCK_ROWS, Frame, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, tile_size
 from streamfit.targets import Targets
 
 _FRAME = ("origin", "exponents", "y_origin", "y_exponents")

@@ -285,9 +285,7 @@ class Store:
         StoreError
             If a chunk is missing or its checksum fails, or the segment belongs to another header.
         """
-        attributes, arrays = read_group(
-            self._objects, f"segments/{segment.id}", lambda name: not _is_tally(name)
-        )
+        attributes, arrays = read_group(self._objects, f"segments/{segment.id}", lambda name: not _is_tally(name))
         if attributes["header"] != self._first.header or attributes["n_rows"] != segment.n_rows:
             msg = f"segment {segment.id} does not belong to this store's log"
             raise StoreError(msg, f"{segment.n_rows} rows under this header", "restore it from a backup")

@@ -1,0 +1,244 @@
+"""Configurations: a problem and a machine, two TOML files, checked before anything runs.
+
+Floor 7. An unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sysconfig
+import tomllib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from streamfit.arrays import Precision
+from streamfit.corpus import Documents, Files, JsonLines, ParquetTable, Split, TextFiles
+from streamfit.engine import Machine
+from streamfit.errors import ConfigError
+from streamfit.text import LanguageSettings
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilesSection(_Section):
+    """Which files: a directory, a glob or a file.
+
+    `python:stdlib` stands for the directory of Python's own standard library.
+    """
+
+    root: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    label: str = "corpus"
+
+    def files(self, split: Split | None, fractions: tuple[float, float, float]) -> Files:
+        """Files of one part of the corpus."""
+        root = sysconfig.get_path("stdlib") if self.root == "python:stdlib" else self.root
+        return Files(root, self.include, self.exclude, split, fractions)
+
+
+class TextSection(FilesSection):
+    """Documents to model: a file each, or a JSON line each."""
+
+    kind: Literal["text", "jsonl"] = "text"
+    encoding: str = "utf-8"
+    field: str = "text"
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    def documents(self, split: Split) -> Documents:
+        """Documents of one part; a hash of each file's relative path decides where it belongs."""
+        files = self.files(split, self.split)
+        if self.kind == "jsonl":
+            return JsonLines(files, self.label, self.field)
+        return TextFiles(files, self.label, self.encoding)
+
+
+class TableSection(FilesSection):
+    """Parquet files with feature columns and target columns."""
+
+    kind: Literal["parquet"] = "parquet"
+    features: Annotated[tuple[str, ...], Field(min_length=1)]
+    target: Annotated[tuple[str, ...], Field(min_length=1)]
+    weight: str | None = None
+    n_classes: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_class_column(self) -> TableSection:
+        if self.n_classes is not None and len(self.target) != 1:
+            msg = f"n_classes needs exactly one target column, got {len(self.target)}"
+            raise ValueError(msg)
+        return self
+
+    def table(self) -> ParquetTable:
+        """The source of rows."""
+        files = self.files(None, (0.8, 0.1, 0.1))
+        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label)
+
+
+class FeatureSection(_Section):
+    """One block of features; several are put side by side."""
+
+    kind: Literal["linear", "rbf", "fourier"]
+    n: Count = 256
+    gamma: Positive | None = None
+
+
+class LanguageSection(_Section):
+    """Features of a language model; see `streamfit.text.LanguageSettings`."""
+
+    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    n_context: Count = 6
+    embedding_dims: Count = 256
+    n_centers: Count = 768
+    gamma: Positive | None = None
+    linear: bool = True
+    ngram_order: Annotated[int, Field(ge=2, le=8)] = 3
+    sample_bytes: Count = 64_000_000
+
+    @model_validator(mode="after")
+    def _order_fits(self) -> LanguageSection:
+        if self.ngram_order > self.n_context + 1:
+            msg = f"ngram_order {self.ngram_order} needs n_context of at least {self.ngram_order - 1}"
+            raise ValueError(msg)
+        return self
+
+
+class SolveSection(_Section):
+    """The final solve: one alpha, or a grid of which cross-validation picks one."""
+
+    alphas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    folds: Annotated[int, Field(ge=2)] = 5
+    fit_intercept: bool = True
+
+
+class _Problem(_Section):
+    run: str
+    seed: int = 0
+    precision: Precision = "float32"
+    group_rows: Count | None = None
+    solve: SolveSection = SolveSection()
+
+
+class RidgeProblem(_Problem):
+    """Ridge regression on the rows of a table."""
+
+    kind: Literal["ridge"]
+    corpus: TableSection
+    features: Annotated[tuple[FeatureSection, ...], Field(min_length=1)] = (FeatureSection(kind="linear"),)
+    sample_rows: Count = 20_000
+
+
+class LanguageProblem(_Problem):
+    """A language model of documents."""
+
+    kind: Literal["language_model"]
+    corpus: TextSection
+    features: LanguageSection = LanguageSection()
+
+    def settings(self) -> LanguageSettings:
+        """What `streamfit.text.prepare` takes."""
+        chosen = self.features.model_dump()
+        return LanguageSettings(**chosen, precision=self.precision, n_folds=self.solve.folds, seed=self.seed)
+
+
+Problem = RidgeProblem | LanguageProblem
+
+
+class MachineSection(_Section):
+    """Where to run; see `streamfit.engine.Machine`."""
+
+    kind: Literal["local", "address", "serial"] = "local"
+    n_workers: Annotated[int, Field(ge=0)] = 0
+    threads_per_worker: Annotated[int, Field(ge=0)] = 0
+    memory_limit: Annotated[int, Field(ge=0)] = 0
+    address: str = ""
+
+    @model_validator(mode="after")
+    def _address_goes_with_kind(self) -> MachineSection:
+        if (self.kind == "address") != bool(self.address):
+            msg = "kind = 'address' and an address go together"
+            raise ValueError(msg)
+        return self
+
+
+_Model = TypeVar("_Model")
+
+
+def load_problem(path: str | Path) -> Problem:
+    """Read a problem from TOML, or from the JSON that a run keeps.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, not TOML, or not a valid problem.
+    """
+    data = _read(path)
+    kinds = {"ridge": RidgeProblem, "language_model": LanguageProblem}
+    kind = data.get("kind")
+    if kind not in kinds:
+        near = difflib.get_close_matches(str(kind), kinds, n=1)
+        msg = f"{path}: kind = {kind!r}"
+        raise ConfigError(msg, f"one of {', '.join(kinds)}", f"did you mean {near[0]!r}?" if near else "")
+    return _checked(path, kinds[kind], data)  # type: ignore[return-value]
+
+
+def load_machine(path: str | Path | None) -> Machine:
+    """Read a machine from TOML; without a path, this machine with a worker a core.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, not TOML, or not a valid machine.
+    """
+    section = MachineSection() if path is None else _checked(path, MachineSection, _read(path))
+    return Machine(**section.model_dump())
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data: dict[str, Any] = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        msg = f"no config at {path}"
+        raise ConfigError(msg, "a TOML file", "see configs/ for examples") from error
+    except (OSError, ValueError) as error:  # both decoders' errors are ValueErrors
+        msg = f"{path}: {error}"
+        raise ConfigError(msg, "valid TOML") from error
+    return data
+
+
+def _checked(path: str | Path, model: type[_Model], data: dict[str, Any]) -> _Model:
+    try:
+        return TypeAdapter(model).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            valid = sorted(_keys_at(model, first["loc"][:-1]))
+            near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1)
+            msg = f"{path}: unknown key {place!r}"
+            hint = f"did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(msg, f"one of {', '.join(valid)}", hint) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        msg = f"{path}: {place or 'config'}: {reason}{got}"
+        raise ConfigError(msg) from error
+
+
+def _keys_at(model: Any, place: tuple[int | str, ...]) -> set[str]:
+    """Valid keys of the section that a validation error speaks of."""
+    for part in place:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+        while get_origin(model) in (Annotated, Union, types.UnionType, tuple):
+            model = get_args(model)[0]
+    return set(model.model_fields)

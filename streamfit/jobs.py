@@ -1,0 +1,320 @@
+"""The jobs that the command line and the pipelines are made of: each a few calls of the floors below.
+
+Floor 7. A run is a folder: `store/` with the sums, `model/` with the last solve, `problem.json` and `machine.json`
+to resume it, and `streamfit.log`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from rich.console import Console
+
+from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection
+from streamfit.corpus import Documents, Source
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate
+from streamfit.errors import MismatchError, StoreError
+from streamfit.models import LinearModel
+from streamfit.moments import Moments
+from streamfit.plan import Shard
+from streamfit.solve import AlphaPath, Solution, cross_validate, solve
+from streamfit.store import Header, Store
+from streamfit.tables import Block, prepare_table, reader_of, settings_of
+from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
+
+log = logging.getLogger("streamfit")
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solve of everything that a store holds.
+
+    Parameters
+    ----------
+    solution : Solution
+    path : AlphaPath or None
+        Held-out loss of each alpha, where there was a choice.
+    moments : Moments
+    seconds : float
+    """
+
+    solution: Solution
+    path: AlphaPath | None
+    moments: Moments
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run.
+
+    Parameters
+    ----------
+    store : Store
+    summary : RunSummary
+    solved : Solved
+    model : LinearModel or LanguageModel
+    """
+
+    store: Store
+    summary: RunSummary
+    solved: Solved
+    model: LinearModel | LanguageModel
+
+
+def fit(
+    problem: Problem,
+    machine: Machine,
+    client: Client | None,
+    console: Console,
+    *,
+    skip_bad_shards: bool = False,
+) -> Fitted:
+    """Run a problem from corpus to model. Run again, it continues where it was stopped.
+
+    Parameters
+    ----------
+    problem : Problem
+    machine : Machine
+    client : distributed.Client or None
+        Connected to the machine; None works in this process.
+    console : rich Console
+    skip_bad_shards : bool
+
+    Raises
+    ------
+    StreamfitError
+        Any of its kinds; what was committed stays.
+    """
+    with logged(Path(problem.run)):
+        store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
+        remember(problem, machine)
+        summary = accumulate_into(store, training_source(problem, store), machine, client, console,
+                                  group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
+        solved = solve_store(store, problem.solve, console)
+        model = build_model(problem, store, solved)
+        model.save(Path(problem.run) / "model")
+        log.info("event=model path=%s", Path(problem.run) / "model")
+        return Fitted(store, summary, solved, model)
+
+
+def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = False) -> Store:
+    """Open the store of a problem, or freeze its features and make one.
+
+    Raises
+    ------
+    MismatchError
+        If the store there was made with other features.
+    """
+    path = Path(problem.run) / "store"
+    if (path / "_log").is_dir():
+        store = Store(path)
+        _same_settings(problem, store)
+        return store
+    console.print("choosing features from a sample", style="dim")
+    started = time.perf_counter()
+    store = Store.create(path, _header(problem, skip_bad_shards))
+    log.info("event=features seconds=%.1f", time.perf_counter() - started)
+    return store
+
+
+def _header(problem: Problem, skip: bool) -> Header:
+    if isinstance(problem, LanguageProblem):
+        return prepare(problem.corpus.documents("train"), problem.settings(), skip_bad_shards=skip)
+    return prepare_table(
+        problem.corpus.table(),
+        _blocks(problem),
+        precision=problem.precision,
+        n_folds=problem.solve.folds,
+        seed=problem.seed,
+        sample_rows=problem.sample_rows,
+        skip_bad_shards=skip,
+    )
+
+
+def _blocks(problem: RidgeProblem) -> list[Block]:
+    return [Block(section.kind, section.n, section.gamma) for section in problem.features]
+
+
+def _same_settings(problem: Problem, store: Store) -> None:
+    """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
+    if isinstance(problem, LanguageProblem):
+        wanted: dict[str, Any] = {"kind": "tokens", **asdict(problem.settings())}
+    else:
+        settings = settings_of(
+            _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
+        )
+        wanted = {**reader_of(problem.corpus.table()), **settings}
+    reader = store.header.reader
+    found = {**reader, **reader.get("settings", {})}
+    differ = [name for name, value in wanted.items() if found.get(name) != value]
+    if differ:
+        was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
+        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
+        msg = f"{store.path} was made with {was}"
+        raise MismatchError(msg, f"{now} as in the config", "set another `run`, or restore the config")
+
+
+def training_source(problem: Problem, store: Store) -> Source:
+    """The rows of a problem, read the way its store says."""
+    if isinstance(problem, LanguageProblem):
+        return token_source(store.header, problem.corpus.documents("train"))
+    return problem.corpus.table()
+
+
+def accumulate_into(
+    store: Store,
+    source: Source,
+    machine: Machine,
+    client: Client | None,
+    console: Console,
+    *,
+    group_rows: int | None = None,
+    skip_bad_shards: bool = False,
+) -> RunSummary:
+    """Count a corpus into a store and say what was done."""
+    summary = accumulate(
+        store,
+        source,
+        client=client,
+        options=WorkOptions(skip_bad_shards=skip_bad_shards, n_threads=machine.threads),
+        group_rows=group_rows,
+        worker_memory=machine.worker_memory,
+        console=console,
+    )
+    console.print(
+        f"counted {summary.n_rows:,} rows of {summary.n_shards:,} shards in {summary.seconds:.1f} s"
+        f" ({summary.gflops:,.0f} GFLOP/s); the store holds {store.head().n_rows:,} rows",
+        highlight=False,
+    )
+    for again, first in summary.repeats[:3]:
+        console.print(f"counted once: {again.key} has the content of {first.key}", style="dim", highlight=False)
+    if len(summary.repeats) > 3:
+        console.print(f"... and {len(summary.repeats) - 3} more repeats", style="dim", highlight=False)
+    for refusal in summary.refused:
+        console.print(f"skipped {refusal.key}: {refusal.reason}", style="yellow", highlight=False)
+    return summary
+
+
+def solve_store(store: Store, section: SolveSection, console: Console) -> Solved:
+    """Solve from the sums alone: choose alpha by cross-validation where there are several, and certify.
+
+    Raises
+    ------
+    StoreError
+        If the store holds no rows.
+    SolveError
+        If there is no one solution, or too few folds.
+    """
+    started = time.perf_counter()
+    if not store.head().n_rows:
+        msg = f"{store.path} holds no rows yet"
+        raise StoreError(msg, "at least one committed segment", "run `streamfit fit` or `resume` first")
+    folds = store.fold_moments()
+    total: Moments | None = None
+    for moments in folds.values():
+        total = moments if total is None else total + moments
+    assert total is not None
+    path = None
+    alpha = section.alphas[0]
+    if len(section.alphas) > 1:
+        path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
+        alpha = path.best
+    solution = solve(total, alpha, fit_intercept=section.fit_intercept, names=store.header.features.names())
+    seconds = time.perf_counter() - started
+    log.info("event=solve alpha=%g seconds=%.1f loss=%.10g", alpha, seconds, solution.certificate.loss)
+    chosen = f" (of {len(section.alphas)}, by {len(folds)}-fold cross-validation)" if path else ""
+    console.print(f"solved with alpha {alpha:g}{chosen} in {seconds:.1f} s", highlight=False)
+    if path is not None and path.at_edge:
+        console.print("the best alpha is at the edge of the grid: widen `alphas`", style="yellow")
+    for line in solution.certificate.lines():
+        console.print("  " + line, style="dim", highlight=False)
+    return Solved(solution, path, total, seconds)
+
+
+def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:
+    """The model of a solve."""
+    if isinstance(problem, LanguageProblem):
+        return assemble(store, solved.solution, problem.corpus.documents("validation"))
+    return linear_model(store, solved)
+
+
+def linear_model(store: Store, solved: Solved) -> LinearModel:
+    """Features and weights of a solve, with what is needed to read rows for them."""
+    head = store.head()
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
+    if solved.path is not None:
+        info["alphas"] = solved.path.alphas.tolist()
+        info["held_out_r2"] = solved.path.r2.tolist()
+    return LinearModel(store.header.features, solved.solution, info)
+
+
+def evaluate_documents(model: LanguageModel, documents: Documents, client: Client | None) -> dict[str, Score]:
+    """Score a language model and its baselines on documents, on the workers where there are any."""
+    shards = documents.shards()
+    evaluator = Evaluator(model)
+    if client is None:
+        return add_scores([_score_shards(evaluator, documents, shards)])
+    # A few pieces a worker, alike in size, so that none ends much later than the rest.
+    n_pieces = min(len(shards), 3 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
+    pieces: list[list[Shard]] = [[] for _ in range(n_pieces)]
+    for shard in sorted(shards, key=lambda s: -s.size):
+        min(pieces, key=lambda piece: sum(s.size for s in piece)).append(shard)
+    remote = client.scatter(evaluator, broadcast=True)
+    futures = client.map(_score_piece, pieces, evaluator=remote, documents=documents, pure=False)
+    return add_scores(client.gather(futures))
+
+
+def _score_piece(piece: list[Shard], *, evaluator: Evaluator, documents: Documents) -> dict[str, Score]:
+    return _score_shards(evaluator, documents, piece)
+
+
+def _score_shards(evaluator: Evaluator, documents: Documents, shards: list[Shard]) -> dict[str, Score]:
+    return add_scores(evaluator.documents(documents.documents(shard)) for shard in shards)
+
+
+def remember(problem: Problem, machine: Machine) -> None:
+    """Keep what `resume` needs, with paths that hold from any directory."""
+    run = Path(problem.run)
+    corpus = problem.corpus
+    if corpus.root != "python:stdlib":
+        corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
+    kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus})
+    (run / "problem.json").write_text(kept.model_dump_json(indent=1), encoding="utf-8")
+    (run / "machine.json").write_text(json.dumps(asdict(machine), indent=1), encoding="utf-8")
+
+
+@contextmanager
+def logged(run: Path) -> Iterator[None]:
+    """Append this package's log lines to `streamfit.log` in the run's folder.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(run / "streamfit.log", encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot write to {run}: {error.strerror}"
+        raise StoreError(msg, "a writable folder", "set another `run` in the config") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

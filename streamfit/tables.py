@@ -1,0 +1,209 @@
+"""Fitting tables of numbers: features from a sample before the pass, scores on rows after the solve. Floor 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from streamfit.arrays import Precision
+from streamfit.corpus import Files, ParquetTable
+from streamfit.errors import CorpusError, MismatchError, ShardError
+from streamfit.features import (
+    RBF,
+    Chain,
+    FeatureMap,
+    Linear,
+    RandomFourier,
+    Standardize,
+    choose_centers,
+    median_gamma,
+)
+from streamfit.frame import Frame
+from streamfit.models import LinearModel
+from streamfit.store import Header
+from streamfit.targets import Dense, OneHot
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of features.
+
+    Parameters
+    ----------
+    kind : {'linear', 'rbf', 'fourier'}
+    n : int
+        Centers or frequencies; without effect on a linear block, which has the table's columns.
+    gamma : float, optional
+        Without it 1 / median squared distance of the standardised sample.
+    """
+
+    kind: Literal["linear", "rbf", "fourier"]
+    n: int = 256
+    gamma: float | None = None
+
+
+def prepare_table(
+    source: ParquetTable,
+    blocks: Sequence[Block],
+    *,
+    precision: Precision,
+    n_folds: int,
+    seed: int,
+    sample_rows: int,
+    skip_bad_shards: bool = False,
+) -> Header:
+    """Choose centers, widths and units from a sample, and freeze them as a store's header.
+
+    Raises
+    ------
+    ShardError
+        If a sampled shard cannot be read and is not skipped.
+    CorpusError
+        If there are no rows.
+    """
+    x, y = _sample(source, sample_rows, seed, skip_bad_shards)
+    maps = [_map(block, x, seed + i) for i, block in enumerate(blocks)]
+    features = maps[0]
+    for another in maps[1:]:
+        features = features + another
+    targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
+    return Header(
+        features=features,
+        targets=targets,
+        frame=Frame.from_sample(features(x), y, targets),
+        precision=precision,
+        n_folds=n_folds,
+        reader=reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)},
+    )
+
+
+def reader_of(source: ParquetTable) -> dict[str, Any]:
+    """How rows are read, as a header keeps it."""
+    columns = {"features": list(source.features), "target": list(source.target)}
+    return {"kind": "table", **columns, "weight": source.weight, "n_classes": source.n_classes}
+
+
+def settings_of(
+    blocks: Sequence[Block], precision: Precision, n_folds: int, seed: int, sample_rows: int
+) -> dict[str, Any]:
+    """What was chosen before the pass, as a header keeps it."""
+    chosen = {"precision": precision, "n_folds": n_folds, "seed": seed, "sample_rows": sample_rows}
+    return {"blocks": [asdict(block) for block in blocks], **chosen}
+
+
+def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> ParquetTable:
+    """Another set of files read the way a header or model says.
+
+    Raises
+    ------
+    MismatchError
+        If it was not fitted to a table.
+    """
+    if reader.get("kind") != "table":
+        msg = f"a store or model of {reader.get('kind', 'unknown')} rows"
+        raise MismatchError(msg, "one of a table")
+    features, target = tuple(reader["features"]), tuple(reader["target"])
+    return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label)
+
+
+def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows from the beginnings of shards in random order, until there are enough."""
+    shards = source.shards()
+    order = np.random.default_rng(seed).permutation(len(shards))
+    share = max(1, -(-n_rows // max(1, len(shards))))
+    xs: list[np.ndarray] = []
+    ys: list[np.ndarray] = []
+    missing = n_rows
+    # Twice over: first a share of every shard, then, where shards are short, the whole of them.
+    for limit in (share, n_rows):
+        for index in order:
+            if missing <= 0:
+                break
+            taken = 0
+            try:
+                for rows in source.read(shards[index]):
+                    some = min(limit - taken, missing, len(rows.x))
+                    xs.append(rows.x[:some])
+                    ys.append(rows.y[:some])
+                    taken, missing = taken + some, missing - some
+                    if taken >= limit or missing <= 0:
+                        break
+            except ShardError:
+                if not skip:
+                    raise
+        if sum(map(len, xs)) and limit == share and missing < n_rows // 2:
+            break
+        if limit == share and missing > 0:
+            xs, ys, missing = [], [], n_rows
+    if not xs:
+        msg = "a corpus without any readable rows"
+        raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
+    if block.kind == "linear":
+        return Linear(x.shape[1])
+    scale = Standardize.fit(x)
+    z = scale(x)
+    gamma = block.gamma or median_gamma(z, seed)
+    if block.kind == "rbf":
+        return Chain(scale, RBF(choose_centers(z, block.n, seed), gamma))
+    return Chain(scale, RandomFourier(block.n, gamma, seed, x.shape[1]))
+
+
+@dataclass(frozen=True)
+class TableScore:
+    """Errors on rows of a table.
+
+    Parameters
+    ----------
+    n_rows : int
+    r2 : float
+        Share of the variance explained, all targets together.
+    rmse : float
+        Root of the mean squared error, over rows and targets.
+    accuracy : float, optional
+        Share of rows whose class had the largest prediction.
+    """
+
+    n_rows: int
+    r2: float
+    rmse: float
+    accuracy: float | None
+
+
+def score_table(model: LinearModel, source: ParquetTable) -> TableScore:
+    """Score a model on every row of a table, weights included.
+
+    Raises
+    ------
+    CorpusError
+        If there are no rows.
+    """
+    weight = error = hits = 0.0
+    n_rows = 0
+    sum_y: Any = 0.0
+    sum_yy: Any = 0.0
+    for shard in source.shards():
+        for rows in source.read(shard):
+            w = np.ones(len(rows.x)) if rows.weights is None else rows.weights
+            predicted = model.predict(rows.x)
+            y = rows.y if rows.y.ndim == 2 else np.eye(predicted.shape[1])[rows.y]
+            n_rows += len(w)
+            weight += float(w.sum())
+            error += float(w @ ((y - predicted) ** 2).sum(axis=1))
+            sum_y, sum_yy = sum_y + w @ y, sum_yy + w @ (y * y)
+            if rows.y.ndim == 1:
+                hits += float(w @ (predicted.argmax(axis=1) == rows.y))
+    if not weight > 0:
+        msg = "no rows to evaluate on"
+        raise CorpusError(msg, "at least one row with positive weight")
+    variance = float(np.sum(sum_yy - sum_y * sum_y / weight))
+    n_targets = np.size(sum_y)
+    accuracy = hits / weight if source.n_classes else None
+    r2 = 1.0 - error / variance if variance > 0 else float("nan")
+    return TableScore(n_rows, r2, float(np.sqrt(error / weight / n_targets)), accuracy)

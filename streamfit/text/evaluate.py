@@ -1,0 +1,156 @@
+"""Scores on held-out text, as sums that add over documents: divide last. Floor 6."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from streamfit.errors import CorpusError
+from streamfit.text.contexts import context_rows
+from streamfit.text.kneser_ney import KneserNey
+from streamfit.text.model import BATCH_ROWS, LanguageModel
+
+ORDER_NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over predicted tokens, the end of each document among them.
+
+    Parameters
+    ----------
+    n_tokens, n_bytes : int
+        Tokens predicted, and bytes of UTF-8 that they spell.
+    nats : float
+        Sum of -log p.
+    top1, top5 : int
+        Tokens that were the most probable, or among the five most probable.
+    """
+
+    n_tokens: int = 0
+    n_bytes: int = 0
+    nats: float = 0.0
+    top1: int = 0
+    top5: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the mean of -log p per token."""
+        return float(np.exp(self.nats / self.n_tokens))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that the model needs for a byte of text: comparable across tokenizers."""
+        return self.nats / np.log(2.0) / max(self.n_bytes, 1)
+
+    def to_json(self) -> dict[str, float]:
+        """Figures of a table row."""
+        return {
+            "tokens": self.n_tokens,
+            "bytes": self.n_bytes,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "top1": self.top1 / self.n_tokens,
+            "top5": self.top5 / self.n_tokens,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """A language model beside the baselines that its own counts give.
+
+    Uniform, and interpolated modified Kneser-Ney of each order up to the model's: the unigram, the bigram, and the
+    n-gram expert by itself.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    """
+
+    model: LanguageModel
+
+    @cached_property
+    def _lower(self) -> list[KneserNey]:
+        counts = self.model.counts
+        return [KneserNey.fit(counts.lower(order)) for order in range(1, counts.order)]
+
+    def documents(self, texts: Iterable[str]) -> dict[str, Score]:
+        """Score whole documents.
+
+        Parameters
+        ----------
+        texts : iterable of str
+
+        Returns
+        -------
+        dict of str to Score
+            In the order of a table: baselines first, the mixture last.
+        """
+        texts = list(texts)
+        n_bytes = sum(len(text.encode()) for text in texts)
+        contexts, tokens = context_rows(self.model.tokenizer.encode(texts), self.model.n_context)
+        total: dict[str, Score] = {}
+        for lo in range(0, len(tokens), BATCH_ROWS):
+            rows = slice(lo, lo + BATCH_ROWS)
+            for name, p in self._models(contexts[rows]):
+                total[name] = total.get(name, Score()) + _score(p, tokens[rows])
+        return {name: score + Score(n_bytes=n_bytes) for name, score in total.items()}
+
+    def _models(self, contexts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        v, n = self.model.vocab_size, len(contexts)
+        yield "uniform", np.broadcast_to(np.float32(1.0 / v), (n, v))
+        for ngram in self._lower:
+            yield ngram_name(ngram.order), ngram.distribution(contexts)
+        experts = self.model.distributions(contexts)
+        yield ngram_name(self.model.counts.order), experts["ngram"]
+        yield "RBF network", experts["network"]
+        yield f"RBF network + {ngram_name(self.model.counts.order)}", experts["mixture"]
+
+
+def ngram_name(order: int) -> str:
+    """Name of an n-gram model in tables."""
+    return ORDER_NAMES.get(order, f"{order}-gram")
+
+
+def _score(p: np.ndarray, tokens: np.ndarray) -> Score:
+    own = p[np.arange(len(tokens)), tokens]
+    rank = (p > own[:, None]).sum(axis=1)
+    # Equal probabilities are ranked by token id, so that a model that cannot tell tokens apart gains nothing.
+    ties = p == own[:, None]
+    rank += (ties & (np.arange(p.shape[1]) < tokens[:, None])).sum(axis=1)
+    return Score(
+        n_tokens=len(tokens),
+        nats=float(-np.log(own.astype(np.float64)).sum()),
+        top1=int((rank < 1).sum()),
+        top5=int((rank < 5).sum()),
+    )
+
+
+def add_scores(parts: Iterable[Mapping[str, Score]]) -> dict[str, Score]:
+    """Add scores of several parts of a corpus, model by model.
+
+    Raises
+    ------
+    CorpusError
+        If there is nothing to add.
+    """
+    total: dict[str, Score] = {}
+    for part in parts:
+        for name, score in part.items():
+            total[name] = total.get(name, Score()) + score
+    if not total:
+        msg = "no text to evaluate on"
+        raise CorpusError(msg, "at least one document", "check the paths")
+    return total
+
+
+def table(scores: Mapping[str, Score]) -> list[dict[str, Any]]:
+    """Rows of the evaluation table, in order."""
+    return [{"model": name, **score.to_json()} for name, score in scores.items()]

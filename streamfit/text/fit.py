@@ -1,0 +1,184 @@
+"""Fitting a language model: what is frozen before the pass, and what is put together after the solve.
+
+Floor 6. Between the two stands `streamfit.engine.accumulate`, which knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from streamfit.arrays import Precision
+from streamfit.corpus import Documents
+from streamfit.errors import CorpusError, MismatchError, ShardError
+from streamfit.frame import Frame
+from streamfit.models import LinearModel
+from streamfit.solve import Solution
+from streamfit.store import Header, Store
+from streamfit.targets import OneHot
+from streamfit.text.contexts import TokenSource, context_rows, counts_of
+from streamfit.text.embeddings import context_embeddings, context_features, sample_rows
+from streamfit.text.mixture import n_buckets
+from streamfit.text.model import LanguageModel, Projection
+from streamfit.text.ngram import NgramCounts
+from streamfit.text.tokenizer import Tokenizer
+
+_TOKENIZER = "tokenizer.json"
+_CLUSTER_ROWS = 30_000
+_FRAME_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """What is chosen before the corpus is read.
+
+    Parameters
+    ----------
+    vocab_size : int
+    n_context : int
+        Tokens in a context.
+    embedding_dims : int
+        Dimensions of an embedded context, shared among its tokens.
+    n_centers : int
+        RBF centers, real contexts of the sample.
+    gamma : float, optional
+        Without it 2 / median squared distance to a center.
+    linear : bool
+        Whether the embedded context itself stands beside the RBF features.
+    ngram_order : int
+        Of the n-gram expert.
+    sample_bytes : int
+        Text that tokenizer, embeddings and centers are made from.
+    precision : {'float32', 'float64'}
+    n_folds : int
+    seed : int
+    """
+
+    vocab_size: int = 4096
+    n_context: int = 6
+    embedding_dims: int = 256
+    n_centers: int = 768
+    gamma: float | None = None
+    linear: bool = True
+    ngram_order: int = 3
+    sample_bytes: int = 64_000_000
+    precision: Precision = "float32"
+    n_folds: int = 5
+    seed: int = 0
+
+
+def prepare(documents: Documents, settings: LanguageSettings, *, skip_bad_shards: bool = False) -> Header:
+    """Train the tokenizer, make embeddings, choose centers, and freeze them as a store's header.
+
+    Parameters
+    ----------
+    documents : Documents
+    settings : LanguageSettings
+    skip_bad_shards : bool
+        Leave undecodable shards out of the sample.
+
+    Raises
+    ------
+    ShardError
+        If a shard of the sample cannot be decoded and is not skipped.
+    CorpusError
+        If there is no text.
+    """
+    texts = list(_sample_texts(documents, settings, skip_bad_shards))
+    if not any(texts):
+        msg = "a corpus without any text"
+        raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
+    tokenizer = Tokenizer.train(texts, settings.vocab_size)
+    contexts, tokens = context_rows(tokenizer.encode(texts), settings.n_context)
+    embedding = context_embeddings(contexts, tokens, tokenizer.vocab_size, settings.embedding_dims, settings.seed)
+    features = context_features(
+        embedding,
+        contexts[sample_rows(len(contexts), _CLUSTER_ROWS, settings.seed)],
+        settings.n_centers,
+        linear=settings.linear,
+        gamma=settings.gamma,
+        seed=settings.seed,
+    )
+    targets = OneHot(tokenizer.vocab_size)
+    rows = sample_rows(len(contexts), _FRAME_ROWS, settings.seed)
+    return Header(
+        features=features,
+        targets=targets,
+        frame=Frame.from_sample(features(contexts[rows]), tokens[rows], targets),
+        precision=settings.precision,
+        n_folds=settings.n_folds,
+        reader={
+            "kind": "tokens",
+            "n_context": settings.n_context,
+            "ngram_order": settings.ngram_order,
+            "settings": asdict(settings),
+        },
+        files={_TOKENIZER: tokenizer.serialized.encode()},
+    )
+
+
+def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[str]:
+    shards = documents.shards()
+    order = np.random.default_rng(settings.seed).permutation(len(shards))
+    left = settings.sample_bytes
+    taken = []
+    for index in order:
+        if left <= 0:
+            break
+        taken.append(index)
+        left -= shards[index].size
+    for index in sorted(taken):
+        try:
+            yield from documents.documents(shards[index])
+        except ShardError:
+            if not skip:
+                raise
+
+
+def token_source(header: Header, documents: Documents) -> TokenSource:
+    """Documents read the way a store's header says.
+
+    Raises
+    ------
+    MismatchError
+        If the store is not one of token contexts.
+    """
+    if header.reader.get("kind") != "tokens":
+        msg = f"a store of {header.reader.get('kind', 'unknown')} rows"
+        raise MismatchError(msg, "a store of token contexts")
+    tokenizer = Tokenizer(header.files[_TOKENIZER].decode())
+    return TokenSource(documents, tokenizer, header.reader["n_context"], header.reader["ngram_order"])
+
+
+def assemble(store: Store, solution: Solution, validation: Documents, *, n_rows: int = 30_000) -> LanguageModel:
+    """Put solved weights, counts and validation text together.
+
+    Parameters
+    ----------
+    store : Store
+    solution : Solution
+        Of the store's moments.
+    validation : Documents
+        Held-out text: the projection and the mixture weights are chosen on it.
+    n_rows : int
+        Validation rows that are used, a random sample.
+    """
+    header = store.header
+    source = token_source(header, validation)
+    counts = NgramCounts.zeros(source.ngram_order, source.tokenizer.vocab_size)
+    for arrays in store.tallies():
+        counts = counts + counts_of(arrays, source.ngram_order, source.tokenizer.vocab_size)
+    model = LanguageModel(
+        tokenizer=source.tokenizer,
+        n_context=source.n_context,
+        network=LinearModel(header.features, solution, {"store": store.head().commit, "n_rows": store.head().n_rows}),
+        counts=counts,
+        projection=Projection(),
+        mixture=np.full((n_buckets(source.ngram_order), 2), 0.5),
+    )
+    texts = [text for shard in validation.shards() for text in validation.documents(shard)]
+    contexts, tokens = context_rows(source.tokenizer.encode(texts), source.n_context)
+    rows = sample_rows(len(contexts), n_rows, seed=0)
+    return model.calibrated(contexts[rows], tokens[rows])
