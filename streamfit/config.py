@@ -98,7 +98,7 @@ class LanguageSection(_Section):
     vocab_size: Annotated[int, Field(ge=257)] = 4096
     n_context: Count = 6
     embedding_dims: Count = 256
-    n_centers: Count = 768
+    n_centers: Count = 512
     gamma: Positive | None = None
     linear: bool = True
     ngram_order: Annotated[int, Field(ge=2, le=8)] = 3

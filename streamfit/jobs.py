@@ -21,7 +21,7 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection
 from streamfit.corpus import Documents, Source
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
 from streamfit.errors import MismatchError, StoreError
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
@@ -120,7 +120,7 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
         store = Store(path)
         _same_settings(problem, store)
         return store
-    console.print("choosing features from a sample", style="dim")
+    say(console, "choosing features from a sample", "dim")
     started = time.perf_counter()
     store = Store.create(path, _header(problem, skip_bad_shards))
     log.info("event=features seconds=%.1f", time.perf_counter() - started)
@@ -191,17 +191,17 @@ def accumulate_into(
         worker_memory=machine.worker_memory,
         console=console,
     )
-    console.print(
+    say(
+        console,
         f"counted {summary.n_rows:,} rows of {summary.n_shards:,} shards in {summary.seconds:.1f} s"
         f" ({summary.gflops:,.0f} GFLOP/s); the store holds {store.head().n_rows:,} rows",
-        highlight=False,
     )
     for again, first in summary.repeats[:3]:
-        console.print(f"counted once: {again.key} has the content of {first.key}", style="dim", highlight=False)
+        say(console, f"counted once: {again.key} has the content of {first.key}", "dim")
     if len(summary.repeats) > 3:
-        console.print(f"... and {len(summary.repeats) - 3} more repeats", style="dim", highlight=False)
+        say(console, f"... and {len(summary.repeats) - 3} more repeats", "dim")
     for refusal in summary.refused:
-        console.print(f"skipped {refusal.key}: {refusal.reason}", style="yellow", highlight=False)
+        say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
     return summary
 
 
@@ -233,11 +233,11 @@ def solve_store(store: Store, section: SolveSection, console: Console) -> Solved
     seconds = time.perf_counter() - started
     log.info("event=solve alpha=%g seconds=%.1f loss=%.10g", alpha, seconds, solution.certificate.loss)
     chosen = f" (of {len(section.alphas)}, by {len(folds)}-fold cross-validation)" if path else ""
-    console.print(f"solved with alpha {alpha:g}{chosen} in {seconds:.1f} s", highlight=False)
+    say(console, f"solved with alpha {alpha:g}{chosen} in {seconds:.1f} s")
     if path is not None and path.at_edge:
-        console.print("the best alpha is at the edge of the grid: widen `alphas`", style="yellow")
+        say(console, "the best alpha is at the edge of the grid: widen `alphas`", "yellow")
     for line in solution.certificate.lines():
-        console.print("  " + line, style="dim", highlight=False)
+        say(console, "  " + line, "dim")
     return Solved(solution, path, total, seconds)
 
 

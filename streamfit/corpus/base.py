@@ -6,6 +6,7 @@ Floor 4: imports plan and errors.
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
 SPLITS = ("train", "validation", "test")
-_STORE_MARK = "_log/0000000000.json"
 Split = Literal["train", "validation", "test"]
 
 
@@ -115,10 +115,7 @@ class Files:
         """
         root = Path(self.root).expanduser()
         if root.is_dir():
-            pairs = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*") if p.is_file()]
-            # A store may well lie beside the data that it sums; it is not data.
-            stores = tuple(n.removesuffix(_STORE_MARK) for n, _ in pairs if n.endswith(_STORE_MARK))
-            pairs = [(name, p) for name, p in pairs if not name.startswith(stores)]
+            pairs = list(self._walk(root))
         elif root.is_file():
             pairs = [(root.name, root)]
         elif has_magic(self.root):
@@ -135,12 +132,28 @@ class Files:
             raise CorpusError(msg, "at least one", "check the path and the patterns")
         return sorted(kept)
 
+    def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
+        whole = [pattern for pattern in self.exclude if "/" not in pattern]
+        for folder, names, files in os.walk(root, followlinks=True):
+            # A store may well lie beside the data that it sums; it is not data.
+            if _is_store(Path(folder)):
+                names.clear()
+                continue
+            names[:] = [name for name in names if not any(fnmatch(name, pattern) for pattern in whole)]
+            for name in files:
+                path = Path(folder, name)
+                yield path.relative_to(root).as_posix(), path
+
     def _keeps(self, name: str) -> bool:
         if self.include and not any(_matches(name, p) for p in self.include):
             return False
         if any(_matches(name, p) for p in self.exclude):
             return False
         return self.split is None or split_of(name, self.fractions) == self.split
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "_log" / "0000000000.json").is_file()
 
 
 def _before_magic(parts: Sequence[str]) -> list[str]:

@@ -94,9 +94,11 @@ def connect(machine: Machine) -> Iterator[Client | None]:
 def _local(machine: Machine) -> Iterator[Client]:
     # Products run on one BLAS thread each and tiles in parallel (see MomentsAccumulator): OpenBLAS rounds
     # differently with other thread counts, and sums must not depend on how many workers share the cores.
-    one_thread = dict.fromkeys(_BLAS_VARIABLES, "1")
+    environ = dict.fromkeys(_BLAS_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+    # Blocks of tens of megabytes come and go; giving each back to the system costs a page fault for every 4 kB.
+    environ |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**28))
     settings = {
-        "distributed.nanny.pre-spawn-environ": one_thread | {"MALLOC_TRIM_THRESHOLD_": "65536"},
+        "distributed.nanny.pre-spawn-environ": environ,
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
         # A group's task holds the interpreter for long stretches inside BLAS; that is not a fault.

@@ -15,6 +15,11 @@ from streamfit.plan import Plan
 log = logging.getLogger("streamfit")
 
 
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print one line as it is: not wrapped, and without reading markup into file names."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 class Meter:
     """Counts rows of one accumulation, and draws them where there is a terminal.
 

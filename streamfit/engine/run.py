@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker
 from rich.console import Console
 
 from streamfit.corpus import Source
-from streamfit.engine.progress import Meter, metered
+from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.work import GroupResult, WorkOptions, work_group
 from streamfit.errors import CorpusError, PlanError, ShardChangedError, StreamfitError
 from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
@@ -118,11 +118,11 @@ def accumulate(
     plan.check(worker_memory, psutil.virtual_memory().available, store.header.n_folds)
     if console is not None:
         for line in plan.lines(store.header.n_folds):
-            console.print(line, style="dim", highlight=False)
+            say(console, line, "dim")
         if already:
-            console.print(f"{len(already):,} shards are counted already and will not be read", style="dim")
+            say(console, f"{len(already):,} shards are counted already and will not be read", "dim")
         if client is not None and todo:
-            console.print(f"Dask dashboard: {client.dashboard_link}", style="dim", highlight=False)
+            say(console, f"Dask dashboard: {client.dashboard_link}", "dim")
     log.info(
         "event=plan shards=%d groups=%d rows=%d already=%d", plan.n_shards, len(plan.groups), plan.n_rows, len(already)
     )

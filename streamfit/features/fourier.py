@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamfit.arrays import Array, namespace
+from streamfit.arrays import Array, cached_rows, device_of, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
 
@@ -64,5 +64,10 @@ class RandomFourier(FeatureMap):
     def apply(self, x: Array) -> Array:
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
-        angles = x @ xp.astype(self.frequencies, x.dtype) + xp.astype(self.phases, x.dtype)
-        return xp.cos(angles) * float(np.sqrt(2.0 / self.n))
+        frequencies, phases = xp.astype(self.frequencies, x.dtype), xp.astype(self.phases, x.dtype)
+        phi = xp.empty((x.shape[0], self.n), dtype=x.dtype, device=device_of(x))
+        for rows in cached_rows(x.shape[0], self.n, x):
+            angles = x[rows, :] @ frequencies
+            angles += phases
+            phi[rows, :] = xp.cos(angles) * float(np.sqrt(2.0 / self.n))
+        return phi

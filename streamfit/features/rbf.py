@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamfit.arrays import Array, namespace
+from streamfit.arrays import Array, cached_rows, device_of, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
 
@@ -62,13 +62,19 @@ class RBF(FeatureMap):
         # Distances by one matrix product, taken about the centers' mean: ||x||² + ||c||² - 2 x'c loses
         # its digits to cancellation when both are far from the origin.
         middle = xp.mean(centers, axis=0)
-        x, centers = x - middle, centers - middle
-        phi = x @ xp.matrix_transpose(centers)
-        phi *= 2.0 * self.gamma
-        phi -= self.gamma * xp.sum(x * x, axis=1)[:, None]
-        phi -= self.gamma * xp.sum(centers * centers, axis=1)
-        # Rounding can leave a distance of zero slightly negative.
-        return xp.exp(xp.minimum(phi, xp.zeros_like(phi[:1, :1])))
+        centers = centers - middle
+        slopes = xp.matrix_transpose(centers) * (2.0 * self.gamma)
+        offsets = -self.gamma * xp.sum(centers * centers, axis=1)
+        phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
+        zero = xp.zeros((1, 1), dtype=x.dtype, device=device_of(x))
+        for rows in cached_rows(x.shape[0], self.n_features, x):
+            near = x[rows, :] - middle
+            exponent = near @ slopes
+            exponent += offsets
+            exponent -= self.gamma * xp.sum(near * near, axis=1)[:, None]
+            # Rounding can leave a distance of zero slightly negative.
+            phi[rows, :] = xp.exp(xp.minimum(exponent, zero))
+        return phi
 
 
 def choose_centers(x: np.ndarray, n_centers: int, seed: int) -> np.ndarray:

@@ -4,4 +4,13 @@ from streamfit.solve.certificate import Certificate, certify
 from streamfit.solve.ridge import IllConditionedWarning, Solution, solve
 from streamfit.solve.select import AlphaPath, cross_validate, held_out_r2
 
-__all__ = ["AlphaPath", "Certificate", "IllConditionedWarning", "Solution", "certify", "cross_validate", "held_out_r2", "solve"]
+__all__ = [
+    "AlphaPath",
+    "Certificate",
+    "IllConditionedWarning",
+    "Solution",
+    "certify",
+    "cross_validate",
+    "held_out_r2",
+    "solve",
+]

@@ -89,12 +89,12 @@ def certify(
     loss = float(
         np.sum(ss_y) - 2.0 * np.vdot(weights, cross) + np.vdot(weights, fitted) + penalty * np.vdot(weights, weights)
     )
-    condition = top / mu if mu > 0 else np.inf
+    condition = top / mu if mu > 0 else float("inf")
     return Certificate(
         relative_gradient=norm / scale if scale > 0 else norm,
         strong_convexity=mu,
-        suboptimality=norm * norm / mu if mu > 0 else np.inf,
+        suboptimality=norm * norm / mu if mu > 0 else float("inf"),
         loss=loss,
         condition=condition,
-        digits_lost=float(np.log10(condition)) if np.isfinite(condition) else np.inf,
+        digits_lost=float(np.log10(condition)),
     )

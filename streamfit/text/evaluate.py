@@ -48,7 +48,7 @@ class Score:
     @property
     def bits_per_byte(self) -> float:
         """Bits that the model needs for a byte of text: comparable across tokenizers."""
-        return self.nats / np.log(2.0) / max(self.n_bytes, 1)
+        return float(self.nats / np.log(2.0) / max(self.n_bytes, 1))
 
     def to_json(self) -> dict[str, float]:
         """Figures of a table row."""
@@ -96,7 +96,10 @@ class Evaluator:
         texts = list(texts)
         n_bytes = sum(len(text.encode()) for text in texts)
         contexts, tokens = context_rows(self.model.tokenizer.encode(texts), self.model.n_context)
-        total: dict[str, Score] = {}
+        total = {
+            "uniform": _score_fixed(np.full(self.model.vocab_size, 1.0 / self.model.vocab_size), tokens),
+            "unigram": _score_fixed(self._lower[0].distribution(np.empty((1, 0), np.int32))[0], tokens),
+        }
         for lo in range(0, len(tokens), BATCH_ROWS):
             rows = slice(lo, lo + BATCH_ROWS)
             for name, p in self._models(contexts[rows]):
@@ -104,9 +107,7 @@ class Evaluator:
         return {name: score + Score(n_bytes=n_bytes) for name, score in total.items()}
 
     def _models(self, contexts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        v, n = self.model.vocab_size, len(contexts)
-        yield "uniform", np.broadcast_to(np.float32(1.0 / v), (n, v))
-        for ngram in self._lower:
+        for ngram in self._lower[1:]:
             yield ngram_name(ngram.order), ngram.distribution(contexts)
         experts = self.model.distributions(contexts)
         yield ngram_name(self.model.counts.order), experts["ngram"]
@@ -120,17 +121,26 @@ def ngram_name(order: int) -> str:
 
 
 def _score(p: np.ndarray, tokens: np.ndarray) -> Score:
-    own = p[np.arange(len(tokens)), tokens]
-    rank = (p > own[:, None]).sum(axis=1)
+    own = p[np.arange(len(tokens)), tokens][:, None]
+    rank = np.count_nonzero(p > own, axis=1)
     # Equal probabilities are ranked by token id, so that a model that cannot tell tokens apart gains nothing.
-    ties = p == own[:, None]
-    rank += (ties & (np.arange(p.shape[1]) < tokens[:, None])).sum(axis=1)
-    return Score(
-        n_tokens=len(tokens),
-        nats=float(-np.log(own.astype(np.float64)).sum()),
-        top1=int((rank < 1).sum()),
-        top5=int((rank < 5).sum()),
-    )
+    tied = p == own
+    several = np.flatnonzero(np.count_nonzero(tied, axis=1) > 1)
+    before = np.arange(p.shape[1]) < tokens[several, None]
+    rank[several] += np.count_nonzero(tied[several] & before, axis=1)
+    return _summed(own[:, 0], rank)
+
+
+def _score_fixed(p: np.ndarray, tokens: np.ndarray) -> Score:
+    """Score one distribution that no context changes."""
+    rank = np.empty(len(p), np.int64)
+    rank[np.argsort(-p, kind="stable")] = np.arange(len(p))
+    return _summed(p[tokens], rank[tokens])
+
+
+def _summed(own: np.ndarray, rank: np.ndarray) -> Score:
+    nats = float(-np.log(own.astype(np.float64)).sum())
+    return Score(n_tokens=len(own), nats=nats, top1=int((rank < 1).sum()), top5=int((rank < 5).sum()))
 
 
 def add_scores(parts: Iterable[Mapping[str, Score]]) -> dict[str, Score]:

@@ -59,7 +59,7 @@ class LanguageSettings:
     vocab_size: int = 4096
     n_context: int = 6
     embedding_dims: int = 256
-    n_centers: int = 768
+    n_centers: int = 512
     gamma: float | None = None
     linear: bool = True
     ngram_order: int = 3

@@ -23,7 +23,7 @@ from streamfit.text.tokenizer import Tokenizer
 
 Expert = Literal["mixture", "network", "ngram"]
 EXPERTS: tuple[Expert, ...] = ("mixture", "network", "ngram")
-BATCH_ROWS = 1024
+BATCH_ROWS = 512
 """Contexts of one batch: the distributions over a vocabulary of 4,096 then fit the caches' outer level."""
 _POWERS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
 
@@ -102,12 +102,14 @@ class LanguageModel:
     @cached_property
     def _weights(self) -> tuple[np.ndarray, np.ndarray]:
         solution = self.network.solution
-        return solution.weights.astype(np.float32), solution.intercept.astype(np.float32)
+        return np.ascontiguousarray(solution.weights, np.float32), solution.intercept.astype(np.float32)
 
     def output(self, contexts: np.ndarray) -> np.ndarray:
         """The network's raw output: float32 of shape (n_rows, vocab_size), rows adding up to one."""
         weights, intercept = self._weights
-        return np.asarray(self.network.features(contexts) @ weights + intercept)
+        output = self.network.features(contexts) @ weights
+        output += intercept
+        return np.asarray(output)
 
     def distributions(self, contexts: np.ndarray) -> dict[Expert, np.ndarray]:
         """Distributions over the next token by each expert and their mixture.
@@ -123,7 +125,9 @@ class LanguageModel:
         network = self.projection(self.output(contexts), self.unigram)
         ngram = self.ngram.distribution(contexts)
         weights = self.mixture[buckets(*self.ngram.support(contexts))].astype(np.float32)
-        return {"mixture": weights[:, :1] * network + weights[:, 1:] * ngram, "network": network, "ngram": ngram}
+        mixture = weights[:, :1] * network
+        mixture += weights[:, 1:] * ngram
+        return {"mixture": mixture, "network": network, "ngram": ngram}
 
     def distribution(self, contexts: np.ndarray, expert: Expert = "mixture") -> np.ndarray:
         """Distribution by one expert: float32 array of shape (n_rows, vocab_size).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -71,8 +70,6 @@ class Tokenizer:
 
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
-        # Workers are processes already; the library warns of its own threads after a fork.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             loaded = tokenizers.Tokenizer.from_str(self.serialized)
         except Exception as error:  # the library raises bare Exception

@@ -1,0 +1,61 @@
+"""Add new data to a finished run and solve again; only the new shards are read.
+
+    python pipelines/incremental_refit.py runs/flights new/*.parquet [--check]
+
+With --check everything is also counted from scratch into a second store, with the same frozen features, and the two
+sets of weights are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from streamfit.config import RidgeProblem, load_machine, load_problem
+from streamfit.corpus import Files
+from streamfit.engine import connect, say
+from streamfit.errors import ConfigError
+from streamfit.jobs import accumulate_into, linear_model, logged, solve_store
+from streamfit.store import Store
+from streamfit.tables import table_source
+
+
+def main(run: Path, new: list[str], *, check: bool = False) -> bool:
+    """Refit; returns whether the weights equal those of a fit from scratch, True where that was not checked."""
+    console = Console()
+    problem, where = load_problem(run / "problem.json"), load_machine(run / "machine.json")
+    if not isinstance(problem, RidgeProblem):
+        msg = f"{run} is a run of kind {problem.kind!r}"
+        raise ConfigError(msg, "'ridge'", "`streamfit demo` shows the same for a language model")
+    store = Store(run / "store")
+    sources = [table_source(store.header.reader, Files(each), problem.corpus.label) for each in new]
+
+    with logged(run), connect(where) as client:
+        clock = time.perf_counter()
+        for source in sources:
+            accumulate_into(store, source, where, client, console, group_rows=problem.group_rows)
+        solved = solve_store(store, problem.solve, console)
+        linear_model(store, solved).save(run / "model")
+        say(console, f"refitted in {time.perf_counter() - clock:.1f} s")
+        if not check:
+            return True
+
+        with tempfile.TemporaryDirectory(dir=run) as folder:
+            clock = time.perf_counter()
+            scratch = Store.create(Path(folder) / "store", store.header)
+            for source in (problem.corpus.table(), *sources):
+                accumulate_into(scratch, source, where, client, console, group_rows=problem.group_rows)
+            again = solve_store(scratch, problem.solve, console)
+            equal = np.array_equal(again.solution.weights, solved.solution.weights)
+            say(console, f"from scratch in {time.perf_counter() - clock:.1f} s; weights equal to the last bit: {equal}")
+    return bool(equal)
+
+
+if __name__ == "__main__":
+    arguments = [a for a in sys.argv[1:] if a != "--check"]
+    sys.exit(0 if main(Path(arguments[0]), arguments[1:], check="--check" in sys.argv) else 1)

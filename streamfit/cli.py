@@ -1,0 +1,269 @@
+"""The command line. Floor 7.
+
+Exit codes: 0 done, 1 a fault of streamfit itself, 2 a mistake in input, data or environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from streamfit.config import SolveSection, load_machine, load_problem
+from streamfit.corpus import Files, TextFiles
+from streamfit.demo import print_scores, run_demo, verdict
+from streamfit.doctor import examine
+from streamfit.engine import Machine, connect, say
+from streamfit.errors import ConfigError, StreamfitError
+from streamfit.jobs import evaluate_documents, linear_model, solve_store
+from streamfit.jobs import fit as fit_problem
+from streamfit.models import LinearModel, read_model
+from streamfit.store import Store
+from streamfit.tables import score_table, table_source
+from streamfit.text import LanguageModel
+from streamfit.text.model import EXPERTS
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Exact one-pass fits of models that are linear in their parameters.",
+)
+_MachineOption = Annotated[
+    Path | None, typer.Option("--machine", help="TOML file of a machine; this one without it.", show_default=False)
+]
+_JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line and exit code 2."""
+    try:
+        app()
+    except StreamfitError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: what was committed is kept; run the same command again to go on")
+        sys.exit(130)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(importlib.metadata.version("streamfit"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Folder of the run; begun anew if it is there.")] = Path("runs/demo"),
+    machine: _MachineOption = None,
+) -> None:
+    """Fit a language model to Python's standard library, evaluate it, and refit it with more data."""
+    run_demo(run, load_machine(machine), Console())
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="TOML file of a problem, such as configs/lm_stdlib.toml.")],
+    machine: _MachineOption = None,
+    skip_bad_shards: Annotated[
+        bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
+    ] = False,
+) -> None:
+    """Fit a problem: count its corpus into a store, solve, and save the model.
+
+    Run the same command again after an interruption, and it goes on where it stopped.
+    """
+    where = load_machine(machine)
+    problem = load_problem(config)
+    console = Console()
+    with connect(where) as client:
+        fit_problem(problem, where, client, console, skip_bad_shards=skip_bad_shards)
+    say(console, f"model: {Path(problem.run) / 'model'}")
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that `fit` began.")],
+    skip_bad_shards: Annotated[
+        bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
+    ] = False,
+) -> None:
+    """Go on with a run that was stopped, with the configuration that it was begun with."""
+    if not (run / "problem.json").is_file():
+        msg = f"{run} is not a run: it has no problem.json"
+        raise ConfigError(msg, "a folder that `streamfit fit` began", "give the `run` of the config")
+    fit(run / "problem.json", run / "machine.json", skip_bad_shards)
+
+
+@app.command()
+def status(
+    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    as_json: _JsonOption = False,
+) -> None:
+    """Show what a store holds: rows, shards, folds, segments, and shards that were skipped."""
+    opened = Store(store)
+    head = opened.head()
+    header = opened.header
+    folds: dict[int, int] = {}
+    for segment in head.segments:
+        folds[segment.fold] = folds.get(segment.fold, 0) + segment.n_rows
+    facts = {
+        "rows": head.n_rows,
+        "shards": sum(s.n_shards for s in head.segments),
+        "segments": len(head.segments),
+        "commits": head.sequence,
+        "last_commit": head.when,
+        "features": header.features.n_features,
+        "targets": header.targets.n_targets,
+        "precision": header.precision,
+        "rows_by_fold": {str(k): folds[k] for k in sorted(folds)},
+        "skipped": [{"key": r.key, "reason": r.reason} for r in head.refused],
+        "header": head.header,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        if name != "skipped":
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    console = Console()
+    console.print(table)
+    for refusal in head.refused:
+        say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
+
+
+@app.command()
+def solve(
+    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Penalty; give it several times and cross-validation picks one.", show_default=False),
+    ] = None,
+    no_intercept: Annotated[bool, typer.Option("--no-intercept", help="Fit without an intercept.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write the linear model to.", show_default=False)
+    ] = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
+
+    Without --alpha, cross-validation picks from 10^-3 ... 10^5.
+    """
+    opened = Store(store)
+    grid = tuple(alpha) if alpha else tuple(10.0**k for k in range(-3, 6))
+    if not all(a >= 0 and np.isfinite(a) for a in grid):
+        msg = f"alpha {grid}"
+        raise ConfigError(msg, "finite numbers >= 0")
+    # A single alpha may be 0, which a config's grid may not: the solve then proves that it is allowed to be.
+    section = SolveSection.model_construct(alphas=grid, folds=2, fit_intercept=not no_intercept)
+    console = Console(quiet=as_json)
+    solved = solve_store(opened, section, console)
+    if as_json:
+        facts = {"alpha": solved.solution.alpha, "method": solved.solution.method, "rank": solved.solution.rank}
+        facts |= {"effective_dof": solved.solution.effective_dof, "seconds": solved.seconds}
+        if solved.path is not None:
+            facts |= {"alphas": solved.path.alphas.tolist(), "held_out_r2": solved.path.r2.tolist()}
+        typer.echo(json.dumps({**facts, "certificate": solved.solution.certificate.to_json()}, indent=1))
+    if output is not None:
+        linear_model(opened, solved).save(output)
+        say(console, f"model: {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
+    machine: _MachineOption = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Score a model on files: text for a language model, Parquet with the same columns for a linear one."""
+    console = Console()
+    kind = read_model(model)[0]["kind"]
+    if kind == "language_model":
+        language = LanguageModel.load(model)
+        where = load_machine(machine) if machine else Machine("serial")
+        with connect(where) as client:
+            parts = [evaluate_documents(language, TextFiles(Files(each)), client) for each in files]
+        total = parts[0]
+        for part in parts[1:]:
+            total = {name: score + part[name] for name, score in total.items()}
+        if as_json:
+            typer.echo(json.dumps({name: score.to_json() for name, score in total.items()}, indent=1))
+        else:
+            print_scores(total, console)
+            console.print(verdict(total), highlight=False)
+        return
+    linear = LinearModel.load(model)
+    for each in files:
+        score = score_table(linear, table_source(linear.info["reader"], Files(each)))
+        if as_json:
+            typer.echo(json.dumps({"files": each, **vars(score)}, indent=1))
+        else:
+            accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
+            say(console, f"{each}: {score.n_rows:,} rows, R² {score.r2:.6f}, RMSE {score.rmse:.6g}{accuracy}")
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder of a language model.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; '-' reads it from standard input.")] = "",
+    tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=0)] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.", min=0)] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.", min=0, max=1)] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    expert: Annotated[str, typer.Option(help=f"One of {', '.join(EXPERTS)}.")] = "mixture",
+) -> None:
+    """Continue a text with a language model."""
+    language = LanguageModel.load(model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    ids = language.generate(
+        text,
+        tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        expert=expert,  # type: ignore[arg-type]
+    )
+    typer.echo(text + language.tokenizer.decode(list(ids)))
+
+
+@app.command()
+def doctor(as_json: _JsonOption = False) -> None:
+    """Show versions, cores, memory, and the speed of this machine's matrix product."""
+    facts = {
+        "streamfit": importlib.metadata.version("streamfit"),
+        "python": platform.python_version(),
+        "memory_free_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        **examine(),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""The demonstration: a language model of Python's standard library, then a refit with a package that was held back.
+
+Floor 7. `make demo` and `streamfit demo` run it; everything is written below the run's folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+
+from streamfit import report as rp
+from streamfit.config import LanguageProblem, load_problem
+from streamfit.engine import Machine, connect, say
+from streamfit.errors import ConfigError
+from streamfit.jobs import (
+    Fitted,
+    Solved,
+    accumulate_into,
+    build_model,
+    evaluate_documents,
+    fit,
+    logged,
+    solve_store,
+    training_source,
+)
+from streamfit.solve import held_out_r2, solve
+from streamfit.store import Store
+from streamfit.text import LanguageModel, Score
+
+HELD_BACK = "asyncio"
+PROMPTS = ("def ", '    """Return ', "import ")
+
+
+@dataclass(frozen=True)
+class Refit:
+    """An incremental refit beside one from scratch.
+
+    Parameters
+    ----------
+    added_rows : int
+    added_seconds, scratch_seconds : float
+        Counting the new rows, or all of them; and the solve, in each.
+    equal : bool
+        Whether the two sets of weights are the same to the last bit.
+    before, after : dict of str to Score
+        On the held-back package's own test files.
+    """
+
+    added_rows: int
+    added_seconds: float
+    scratch_seconds: float
+    equal: bool
+    before: dict[str, Score]
+    after: dict[str, Score]
+
+
+def config_path(name: str) -> Path:
+    """Path of a packaged configuration, in an installed package or a checkout.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    package = Path(str(files("streamfit")))
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    msg = f"no packaged config {name!r}"
+    raise ConfigError(msg, "lm_stdlib.toml or another file of configs/")
+
+
+def run_demo(run: Path, machine: Machine, console: Console) -> Path:
+    """Run the demonstration; returns the path of its report.
+
+    A folder left by an earlier demo is begun anew: its times would otherwise be those of a resumed run.
+    """
+    started = time.perf_counter()
+    whole = load_problem(config_path("lm_stdlib.toml"))
+    assert isinstance(whole, LanguageProblem)
+    _clear(run)
+    whole = whole.model_copy(update={"run": str(run)})
+    without = _select(whole, exclude=(*whole.corpus.exclude, f"{HELD_BACK}/*"))
+    with logged(run), connect(machine) as client:
+        console.rule("fit: the standard library without " + HELD_BACK)
+        fitted = fit(without, machine, client, console)
+        model = fitted.model
+        assert isinstance(model, LanguageModel)
+        console.rule("evaluate on held-out files")
+        clock = time.perf_counter()
+        scores = evaluate_documents(model, without.corpus.documents("test"), client)
+        seconds = time.perf_counter() - clock
+        print_scores(scores, console)
+        samples = {p: model.tokenizer.decode(list(model.generate(p, 60, temperature=0.8, top_p=0.9))) for p in PROMPTS}
+        say(console, f"\n{PROMPTS[0]}{samples[PROMPTS[0]]}\n", "dim")
+        console.rule(f"refit: add {HELD_BACK}, and compare with a fit from scratch")
+        refit = _refit(whole, fitted, machine, client, console)
+        target = _report(fitted, scores, samples, refit, {"evaluation": seconds}, run, started)
+    say(console, f"\nreport: {target}   ({time.perf_counter() - started:.0f} s in all)")
+    return target
+
+
+def _clear(run: Path) -> None:
+    for name in ("store", "store_scratch", "model", "figures"):
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+
+
+def _select(problem: LanguageProblem, **changes: tuple[str, ...]) -> LanguageProblem:
+    return problem.model_copy(update={"corpus": problem.corpus.model_copy(update=changes)})
+
+
+def _refit(whole: LanguageProblem, fitted: Fitted, machine: Machine, client: Client | None, console: Console) -> Refit:
+    package = _select(whole, include=(f"{HELD_BACK}/*.py",))
+    assert isinstance(fitted.model, LanguageModel)
+    before = evaluate_documents(fitted.model, package.corpus.documents("test"), client)
+
+    clock = time.perf_counter()
+    source = training_source(package, fitted.store)
+    added = accumulate_into(fitted.store, source, machine, client, console, group_rows=whole.group_rows)
+    refitted = solve_store(fitted.store, whole.solve, console)
+    added_seconds = time.perf_counter() - clock
+
+    scratch = Store.create(Path(whole.run) / "store_scratch", fitted.store.header)
+    clock = time.perf_counter()
+    source = training_source(whole, scratch)
+    accumulate_into(scratch, source, machine, client, console, group_rows=whole.group_rows)
+    from_scratch = solve_store(scratch, whole.solve, console)
+    scratch_seconds = time.perf_counter() - clock
+
+    equal = _same_weights(refitted, from_scratch)
+    model = build_model(whole, fitted.store, refitted)
+    assert isinstance(model, LanguageModel)
+    model.save(Path(whole.run) / "model")
+    after = evaluate_documents(model, package.corpus.documents("test"), client)
+    say(
+        console,
+        f"weights of the refit and of the fit from scratch are {'equal to the last bit' if equal else 'NOT EQUAL'};"
+        f" adding took {added_seconds:.1f} s, from scratch {scratch_seconds:.1f} s",
+        "bold",
+    )
+    return Refit(added.n_rows, added_seconds, scratch_seconds, equal, before, after)
+
+
+def _same_weights(a: Solved, b: Solved) -> bool:
+    return a.solution.alpha == b.solution.alpha and all(
+        np.array_equal(x, y)
+        for x, y in ((a.solution.weights, b.solution.weights), (a.solution.intercept, b.solution.intercept))
+    )
+
+
+def print_scores(scores: dict[str, Score], console: Console) -> None:
+    """Print the evaluation table."""
+    any_score = next(iter(scores.values()))
+    table = Table(title=f"{any_score.n_tokens:,} held-out tokens, {any_score.n_bytes:,} bytes")
+    table.add_column("model")
+    for name in ("perplexity", "bits per byte", "top-1", "top-5"):
+        table.add_column(name, justify="right")
+    best = min(score.nats for score in scores.values())
+    for name, score in scores.items():
+        row = score.to_json()
+        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", f"{row['top1']:.2%}", f"{row['top5']:.2%}")
+        table.add_row(name, *cells, style="bold" if score.nats == best else "")
+    console.print(table)
+
+
+def learning_curve(store: Store, alpha: float, points: int = 5) -> tuple[list[int], list[float]]:
+    """Held-out R² of one fold against rows of the others, from the stored segments.
+
+    Parameters
+    ----------
+    store : Store
+    alpha : float
+    points : int
+
+    Returns
+    -------
+    rows : list of int
+    r2 : list of float
+    """
+    held = min(segment.fold for segment in store.head().segments)
+    test = store.moments(lambda s: s.fold == held).centered()
+    others = [s for s in store.head().segments if s.fold != held]
+    steps = np.unique(np.linspace(0, len(others), points + 1).astype(int))[1:]
+    rows, r2 = [], []
+    total = store.moments(lambda _: False)
+    done = 0
+    for step in steps:
+        for segment in others[done:step]:
+            total = total + store.read(segment)
+        done = step
+        train = total.centered()
+        rows.append(total.n_rows)
+        r2.append(held_out_r2(solve(train, alpha).weights, train, test))
+    return rows, r2
+
+
+def _report(
+    fitted: Fitted,
+    scores: dict[str, Score],
+    samples: dict[str, str],
+    refit: Refit,
+    seconds: dict[str, float],
+    run: Path,
+    started: float,
+) -> Path:
+    out = rp.Report("streamfit: a language model of Python's standard library")
+    plan, summary, solution = fitted.summary.plan, fitted.summary, fitted.solved.solution
+    out.text(
+        f"{summary.n_rows:,} training tokens of {summary.n_shards:,} files were read once by {plan.n_workers} workers."
+        f" {plan.n_features:,} features and {plan.n_targets:,} next-token targets; one solve gives the weights."
+        " Files belong to train, validation or test by a hash of their path; every figure below is on test files."
+    )
+    rows = [{"model": name, **score.to_json()} for name, score in scores.items()]
+    out.heading("How well it predicts")
+    better = {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"}
+    out.table("models", rows, better)
+    out.text(verdict(scores))
+    out.figure("models", rp.plot_models(rows), "Bits per byte on the test files.")
+    out.heading("What it writes")
+    for prompt, sample in samples.items():
+        out.verbatim(prompt + sample)
+    out.heading("How alpha was chosen")
+    if fitted.solved.path is not None:
+        out.data["alphas"] = fitted.solved.path.alphas.tolist()
+        out.data["held_out_r2"] = fitted.solved.path.r2.tolist()
+        caption = "Variance of the next token's indicator explained on held-out folds, from the stored sums."
+        out.figure("alpha", rp.plot_alphas(fitted.solved.path), caption)
+    curve = learning_curve(fitted.store, solution.alpha)
+    out.data["learning_curve"] = {"rows": curve[0], "r2": curve[1]}
+    caption = "The same for one fold, against rows of the others: read from the segments, not from the corpus."
+    out.figure("learning", rp.plot_curve(*curve), caption)
+    out.heading("Certificate")
+    out.data["certificate"] = solution.certificate.to_json()
+    out.verbatim("\n".join([f"alpha {solution.alpha:g}, {solution.method}", *solution.certificate.lines()]))
+    out.heading(f"Refit with {HELD_BACK}")
+    equal = "equal to the last bit" if refit.equal else "NOT equal"
+    out.text(
+        f"{refit.added_rows:,} tokens of {HELD_BACK}, held back before, were added and the sums solved again. The"
+        f" weights are {equal} to those of a fit from scratch on everything with the same features."
+    )
+    times = {"add and solve": refit.added_seconds, "from scratch": refit.scratch_seconds}
+    out.data["refit"] = {"added_rows": refit.added_rows, "equal": refit.equal, **times}
+    out.figure("refit", rp.plot_times(times), "Seconds to the same weights.")
+    held_back = []
+    for when, part in (("before", refit.before), ("after", refit.after)):
+        name = list(part)[-1]
+        held_back.append({"model": f"{name}, {when}", **part[name].to_json()})
+    out.table("held_back", held_back, better)
+    out.text(f"The mixture on {HELD_BACK}'s own test files, before and after the refit.")
+    out.heading("Plan and actual")
+    out.verbatim("\n".join(plan.lines(fitted.store.header.n_folds)))
+    actual = {
+        "counting": summary.seconds,
+        "solve": fitted.solved.seconds,
+        **seconds,
+        "all": time.perf_counter() - started,
+    }
+    out.data["seconds"] = actual
+    out.data["gflop_per_second"] = summary.gflops
+    out.text("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in actual.items()) + ".")
+    return out.write(run)
+
+
+def verdict(scores: dict[str, Score]) -> str:
+    """Say in words where the closed form stands, also where it loses."""
+    names = list(scores)
+    trigram, network, mixture = (scores[name] for name in names[-3:])
+
+    def against(score: Score) -> str:
+        change = score.perplexity / trigram.perplexity - 1.0
+        return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
+
+    return (
+        f"Against the {names[-3]}, the RBF network alone has a perplexity {against(network)}."
+        f" Mixed with the {names[-3]}, {against(mixture)}."
+    )
