@@ -13,7 +13,7 @@ from rich.console import Console
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import accumulate_into, linear_model, logged, open_store, solve_store
+from streamfit.jobs import accumulate_into, linear_model, logged, open_store, remember, solve_store
 from streamfit.models import LinearModel
 from streamfit.tables import score_table
 
@@ -30,6 +30,7 @@ def main(config: Path, machine: Path | None = None) -> LinearModel:
     with logged(Path(problem.run)), connect(where) as client:
         # Features are chosen from a sample and frozen in the store's header: all sums are taken with them.
         store = open_store(problem, console)
+        remember(problem, where)
         # Each shard is counted exactly once, however often this is stopped and run again.
         accumulate_into(store, source, where, client, console, group_rows=problem.group_rows)
         # The corpus is not read again: alpha is cross-validated and the weights are solved from the sums.

@@ -110,13 +110,14 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
         In the rows' own type. O(n_rows * n_features) work on NumPy and CuPy.
     """
     xp = namespace(rows)
+    values: Any
     if isinstance(rows, np.ndarray):
-        sparse, values = scipy.sparse, np
+        values, csr_matrix = np, scipy.sparse.csr_matrix
     elif array_api_compat.is_cupy_array(rows):
         import cupy
-        import cupyx.scipy.sparse as sparse
+        import cupyx.scipy.sparse
 
-        values = cupy
+        values, csr_matrix = cupy, cupyx.scipy.sparse.csr_matrix
     else:
         # The standard has no segmented sum; this path exists for conformance tests, not for speed.
         classes = xp.arange(n_classes, dtype=ids.dtype, device=device_of(ids))
@@ -126,5 +127,5 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
     present, starts = values.unique(ids[order], return_index=True)
     indptr = values.concatenate([starts, values.asarray([len(ids)], dtype=starts.dtype)])
     ones = values.ones(len(ids), dtype=rows.dtype)
-    selector = sparse.csr_matrix((ones, order, indptr), shape=(len(present), len(ids)))
+    selector = csr_matrix((ones, order, indptr), shape=(len(present), len(ids)))
     return present, selector @ rows

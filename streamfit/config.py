@@ -182,13 +182,13 @@ def load_problem(path: str | Path) -> Problem:
         If the file is missing, not TOML, or not a valid problem.
     """
     data = _read(path)
-    kinds = {"ridge": RidgeProblem, "language_model": LanguageProblem}
+    kinds: dict[Any, type[Problem]] = {"ridge": RidgeProblem, "language_model": LanguageProblem}
     kind = data.get("kind")
     if kind not in kinds:
         near = difflib.get_close_matches(str(kind), kinds, n=1)
         msg = f"{path}: kind = {kind!r}"
         raise ConfigError(msg, f"one of {', '.join(kinds)}", f"did you mean {near[0]!r}?" if near else "")
-    return _checked(path, kinds[kind], data)  # type: ignore[return-value]
+    return _checked(path, kinds[kind], data)
 
 
 def load_machine(path: str | Path | None) -> Machine:

@@ -53,7 +53,7 @@ class GridSum:
         return tuple(self.limbs[0].shape)
 
     def value(self) -> Array:
-        """The sum, rounded once to float64."""
+        """The sum in float64: correctly rounded from up to two limbs, within one unit in the last place from three."""
         total = self.limbs[-1] * 2.0**self.bottom
         for i in range(len(self.limbs) - 2, -1, -1):
             total = self.limbs[i] * 2.0 ** (self.top - DIGIT_BITS * i) + total
@@ -82,10 +82,11 @@ class GridSum:
         return tuple(xp.zeros_like(self.limbs[0]) for _ in range(extra)) + self.limbs
 
     def __mul__(self, factor: float) -> GridSum:
-        """Multiply; exact for integers (and wherever the result lies on the grid), else rounded to it."""
+        """Multiply: exactly by integers up to 2^16; by other numbers the float64 value, rounded to the grid."""
         if float(factor).is_integer() and abs(factor) <= 2.0**16:
             limbs = canonical(self._raised(COARSE), COARSE, fold=False).limbs
-            return canonical(tuple(limb * factor for limb in limbs), COARSE)
+            # Zero times a negative number is -0.0, which equals 0.0 but has other bits; adding 0.0 undoes that.
+            return canonical(tuple(limb * factor + 0.0 for limb in limbs), COARSE)
         value = self.value() * factor
         accumulator = GridAccumulator(self.shape, 1 if self.bottom == BASE else 2, like=value)
         accumulator.add(value, peak=_peak(namespace(value), value))
@@ -185,7 +186,8 @@ class GridAccumulator:
 
     def _carry(self, top: int) -> None:
         total = canonical(tuple(self._limbs), top, fold=False)
-        self._limbs, self._top = list(total.limbs), total.top
+        # NumPy's arithmetic turns arrays of shape () into scalars, which nothing can be added to in place.
+        self._limbs, self._top = [self._xp.asarray(limb) for limb in total.limbs], total.top
 
     def add_reserved(self, block: Array, where: Any = ...) -> None:
         """Round a block of products to the grid and add it at `where`; room was reserved before.

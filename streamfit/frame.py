@@ -17,6 +17,8 @@ from streamfit.targets import Targets
 BLOCK_ROWS = 4096
 """Rows of one product. Fixed, because it decides where float32 rounds."""
 _MAX_EXPONENT = 200
+_CONSTANT = 2.0**-44
+"""Spread over mean up to which a column of the sample is constant but for rounding."""
 
 
 def tile_size(n_features: int) -> int:
@@ -116,6 +118,8 @@ def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Rounded to float32, the origin is the same number in both precisions.
     shift = np.where(np.abs(mean) > 2.0 * spread, mean, 0.0).astype(np.float32).astype(np.float64)
     rms = np.sqrt(np.mean((sample - shift) ** 2, axis=0)) if len(sample) else spread
-    _, exponents = np.frexp(rms)
+    # Where the sample is constant, what rounding leaves of it is no unit: rows that do vary would overflow the sums.
+    constant = (spread <= _CONSTANT * np.abs(mean)) & (rms > 0)
+    _, exponents = np.frexp(np.where(constant, np.abs(mean), rms))
     exponents = np.where(rms > 0, np.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT), 0)
     return shift, exponents.astype(np.int32)

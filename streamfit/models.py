@@ -125,7 +125,8 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[dict[str, A
         spec = json.loads((folder / "model.json").read_bytes())
         arrays = safetensors.numpy.load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
-        msg = f"no model in {folder}: {Path(error.filename).name} is missing"
+        missing = next(n for n in ("model.json", "model.safetensors") if not (folder / n).is_file())
+        msg = f"no model in {folder}: {missing} is missing"
         raise StoreError(msg, "a folder that `streamfit fit` or `solve` wrote", "check the path") from error
     except (ValueError, OSError, safetensors.SafetensorError) as error:
         msg = f"the model in {folder} cannot be read: {error}"

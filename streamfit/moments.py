@@ -40,7 +40,7 @@ class Moments:
         Sums of w φ, w y and w y∘y.
     gram : GridSum of shape (n_tiles, b, b)
         Sum of w φφ': tiles of the upper triangle, row by row; what lies outside the matrix is zero. Below the
-        diagonal of a diagonal tile stands the mirror image.
+        diagonal of a diagonal tile stands the mirror image, equal but for rounding where rows have weights.
     cross : GridSum of shape (n_targets, n_features)
         Sum of w y φ': one row a target, so that a block of class ids touches only the classes it holds.
     """
@@ -265,7 +265,7 @@ class MomentsAccumulator:
         Raises
         ------
         MismatchError
-            If shapes do not fit the frame.
+            If shapes do not fit the frame, or class ids are not integers.
         ConfigError
             If a class id or a row weight is out of range.
         ScaleError
@@ -275,6 +275,9 @@ class MomentsAccumulator:
         if n_features != self._frame.n_features or y.shape[0] != n_rows:
             msg = f"features of shape {tuple(phi.shape)} with targets of shape {tuple(y.shape)}"
             raise MismatchError(msg, f"(n_rows, {self._frame.n_features}) and as many targets as rows")
+        if weights is not None and tuple(weights.shape) != (n_rows,):
+            msg = f"row weights of shape {tuple(weights.shape)}"
+            raise MismatchError(msg, f"({n_rows},)")
         for lo in range(0, n_rows, BLOCK_ROWS):
             rows = slice(lo, min(lo + BLOCK_ROWS, n_rows))
             self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
@@ -294,7 +297,7 @@ class MomentsAccumulator:
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
-        # Targets first: they may be refused, and nothing of the block must have been added then.
+        # Everything is checked and has its room reserved before anything is added: a refused block leaves no trace.
         if self._targets.one_hot:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
@@ -302,9 +305,11 @@ class MomentsAccumulator:
         pairs = list(tile_pairs(self._frame.n_features))
         sums["gram"].reserve(1.01 * peak)
         sums["cross"].reserve(1.01 * float(np.sqrt(peak * y_peak)))
+        sums["weight"].reserve(weight)
+        sums["sum_x"].reserve(float(xp.max(xp.abs(sum_x))))
         add_targets()
-        sums["weight"].add(xp.asarray(weight, dtype=f64, device=sum_x.device), peak=abs(weight))
-        sums["sum_x"].add(sum_x, peak=float(xp.max(xp.abs(sum_x))))
+        sums["weight"].add_reserved(xp.asarray(weight, dtype=f64, device=sum_x.device))
+        sums["sum_x"].add_reserved(sum_x)
 
         def multiply(pair: tuple[int, slice, slice]) -> None:
             index, r, c = pair
@@ -328,21 +333,25 @@ class MomentsAccumulator:
 
     def _class_block(self, wz: Array, y: Array, weights: Array | None) -> tuple[float, Callable[[], None]]:
         xp, sums, k = self._xp, self._sums, self._targets.n_targets
+        if y.ndim != 1 or not xp.isdtype(y.dtype, "integral"):
+            msg = f"class ids of shape {tuple(y.shape)} and type {y.dtype}"
+            raise MismatchError(msg, "integers of shape (n_rows,)")
         low, high = int(xp.min(y)), int(xp.max(y))
         if low < 0 or high >= k:
             msg = f"class id {low if low < 0 else high}"
             raise ConfigError(msg, f"ids in [0, {k})")
         ones = xp.ones(y.shape, dtype=xp.float64, device=y.device)
         row_weights = ones if weights is None else xp.astype(weights, xp.float64)
-        _, counts_present = present_counts = class_sums(row_weights[:, None], y, k)
-        peak = float(xp.max(counts_present))
-        present, products = class_sums(wz, y, k)
+        present, counts = class_sums(row_weights[:, None], y, k)
+        _, products = class_sums(wz, y, k)
+        peak = float(xp.max(counts))
         where = ... if present is None else present
+        sums["sum_y"].reserve(peak)
+        sums["sum_yy"].reserve(peak)
 
         def add() -> None:
-            counts = present_counts[1][:, 0]
-            sums["sum_y"].add(counts, peak=peak, where=where)
-            sums["sum_yy"].add(counts, peak=peak, where=where)
+            sums["sum_y"].add_reserved(counts[:, 0], where)
+            sums["sum_yy"].add_reserved(counts[:, 0], where)
             sums["cross"].add_reserved(products, where)
 
         return peak, add
@@ -360,10 +369,12 @@ class MomentsAccumulator:
             msg = "a NaN, infinite or overflowing target value"
             raise ScaleError(msg, "finite targets", "look at the rows of this shard")
         products = xp.matrix_transpose(xp.astype(v, self._dtype)) @ wz
+        sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
+        sums["sum_yy"].reserve(peak)
 
         def add() -> None:
-            sums["sum_y"].add(sum_y, peak=float(xp.max(xp.abs(sum_y))))
-            sums["sum_yy"].add(sum_yy, peak=peak)
+            sums["sum_y"].add_reserved(sum_y)
+            sums["sum_yy"].add_reserved(sum_yy)
             sums["cross"].add_reserved(products)
 
         return peak, add

@@ -181,8 +181,10 @@ class Plan:
         PlanError
             With both numbers, before anything was read.
         """
-        needs = (("a worker", self.worker_bytes, worker_limit),)
-        needs += (("the solve", self.solve_bytes(n_folds), coordinator_limit),)
+        needs = (
+            ("a worker", self.worker_bytes, worker_limit),
+            ("the solve", self.solve_bytes(n_folds), coordinator_limit),
+        )
         for who, need, limit in needs:
             if limit is not None and need > limit:
                 msg = f"a plan that needs {_size(need)} for {who}, with {_size(limit)} there"

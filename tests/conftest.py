@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
+from rich.console import Console
+
+from streamfit.engine import Machine
 
 settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("ci", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,6 +44,18 @@ def _strict_device(array: np.ndarray) -> Any:
 def on(request: pytest.FixtureRequest) -> Callable[[np.ndarray], Any]:
     """Put a host array on a backend: NumPy, NumPy that refuses mutation, or a device that refuses host access."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Console:
+    """A console that shows nothing."""
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def serial() -> Machine:
+    """This process alone."""
+    return Machine("serial")
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import translate
 from glob import has_magic
 from pathlib import Path
 from typing import Literal
@@ -89,7 +90,7 @@ class Files:
     Parameters
     ----------
     root : str
-        A directory (searched recursively), a glob pattern, or a file.
+        A directory (searched recursively, links to folders not followed), a glob pattern, or a file.
     include, exclude : tuple of str
         Patterns on the path relative to `root`, as in fnmatch. A pattern without a slash is tried on every
         component of the path, so `test` leaves out whole directories of that name.
@@ -120,12 +121,20 @@ class Files:
             pairs = [(root.name, root)]
         elif has_magic(self.root):
             base = Path(*_before_magic(root.parts))
-            found = base.glob(str(root.relative_to(base)))
-            pairs = [(p.relative_to(base).as_posix(), p) for p in found if p.is_file()]
+            found = [p for p in base.glob(str(root.relative_to(base))) if p.is_file()]
+            stores = {f for f in {f for p in found for f in p.parents} if f.is_relative_to(base) and _is_store(f)}
+            pairs = [(p.relative_to(base).as_posix(), p) for p in found if stores.isdisjoint(p.parents)]
         else:
             msg = f"no file or directory at {self.root}"
             raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path in the config")
-        kept = [(name, path.resolve()) for name, path in pairs if self._keeps(name)]
+        wanted, unwanted = _Patterns(self.include), _Patterns(self.exclude)
+        kept = [
+            (name, _resolved(path))
+            for name, path in pairs
+            if (not self.include or wanted.match(name))
+            and not unwanted.match(name)
+            and (self.split is None or split_of(name, self.fractions) == self.split)
+        ]
         if not kept:
             part = f" in the {self.split} split" if self.split else ""
             msg = f"no file of {len(pairs)} under {self.root} is left by include/exclude{part}"
@@ -133,23 +142,24 @@ class Files:
         return sorted(kept)
 
     def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
-        whole = [pattern for pattern in self.exclude if "/" not in pattern]
-        for folder, names, files in os.walk(root, followlinks=True):
+        unwanted = _Patterns(tuple(p for p in self.exclude if "/" not in p))
+        for folder, names, files in os.walk(root):
             # A store may well lie beside the data that it sums; it is not data.
             if _is_store(Path(folder)):
                 names.clear()
                 continue
-            names[:] = [name for name in names if not any(fnmatch(name, pattern) for pattern in whole)]
+            names[:] = [name for name in names if not unwanted.match(name)]
             for name in files:
                 path = Path(folder, name)
                 yield path.relative_to(root).as_posix(), path
 
-    def _keeps(self, name: str) -> bool:
-        if self.include and not any(_matches(name, p) for p in self.include):
-            return False
-        if any(_matches(name, p) for p in self.exclude):
-            return False
-        return self.split is None or split_of(name, self.fractions) == self.split
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
+        msg = f"{path}: a link to nothing"
+        raise CorpusError(msg, "a readable file", "remove the link, or leave it out with `exclude`") from error
 
 
 def _is_store(folder: Path) -> bool:
@@ -165,10 +175,21 @@ def _before_magic(parts: Sequence[str]) -> list[str]:
     return plain or ["."]
 
 
-def _matches(name: str, pattern: str) -> bool:
-    if "/" in pattern:
-        return fnmatch(name, pattern)
-    return any(fnmatch(part, pattern) for part in name.split("/"))
+class _Patterns:
+    """Several patterns compiled into two expressions, since each is tried on every file there is."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._path = _any_of([p for p in patterns if "/" in p])
+        self._part = _any_of([p for p in patterns if "/" not in p])
+
+    def match(self, name: str) -> bool:
+        if self._path is not None and self._path.match(name):
+            return True
+        return self._part is not None and any(self._part.match(part) for part in name.split("/"))
+
+
+def _any_of(patterns: list[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(translate, patterns))) if patterns else None
 
 
 def split_of(name: str, fractions: tuple[float, float, float]) -> Split:

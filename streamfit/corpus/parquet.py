@@ -105,7 +105,7 @@ class ParquetTable(Source):
 
     @staticmethod
     def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
-        if shard.start < file.metadata.num_row_groups:
+        if 0 <= shard.start < file.metadata.num_row_groups:
             span = _byte_range(file.metadata.row_group(shard.start))
             if hash_range(Path(shard.uri), *span) == shard.content_id:
                 return

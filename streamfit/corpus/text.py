@@ -115,7 +115,7 @@ class JsonLines(Documents):
     def _text(self, shard: Shard, number: int, line: str) -> str:
         try:
             record: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             msg = f"{shard.key}, line {number} of the shard: not JSON ({error})"
             raise ShardError(msg, "one JSON object a line") from error
         text = record.get(self.field) if isinstance(record, dict) else None
@@ -123,6 +123,11 @@ class JsonLines(Documents):
             found = f"fields {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
             msg = f"{shard.key}, line {number} of the shard: {found}"
             raise ShardError(msg, f"a string under {self.field!r}", "set `field` in the config's [corpus]")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer takes
+            msg = f"{shard.key}, line {number} of the shard: {text[error.start]!r} is half a surrogate pair"
+            raise ShardError(msg, "Unicode text", "leave the line out, or skip bad shards") from error
         return text
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Literal
 
 import dask
 import psutil
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
 from streamfit.errors import ConfigError
 
@@ -120,4 +121,14 @@ def _local(machine: Machine) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         client.wait_for_workers(machine.workers, timeout=120)
+        client.register_plugin(_Uninterrupted())
         yield client
+
+
+class _Uninterrupted(WorkerPlugin):
+    """Workers leave Ctrl-C, which a terminal sends to them as well, to the coordinator, which then ends them."""
+
+    name = "streamfit-uninterrupted"
+
+    def setup(self, worker: Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

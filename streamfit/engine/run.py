@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,10 +161,15 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
 
 
 def _refuse_changed(found: Sequence[Shard], counted: dict[str, Shard]) -> None:
-    by_place = {(s.uri, s.start, s.stop): s for s in counted.values()}
+    by_file: dict[str, list[Shard]] = {}
+    for shard in sorted(counted.values(), key=lambda s: s.start):
+        by_file.setdefault(shard.uri, []).append(shard)
     for shard in found:
-        before = by_place.get((shard.uri, shard.start, shard.stop))
-        if before is not None and before.content_id != shard.content_id:
+        # A file that grew or shrank is cut elsewhere: any overlap with what was counted of it would count rows twice.
+        there = by_file.get(shard.uri, [])
+        place = bisect_left(there, shard.stop, key=lambda s: s.start)
+        before = there[place - 1] if place else None
+        if before is not None and before.stop > shard.start and before.content_id != shard.content_id:
             msg = f"{shard.key} has changed since it was counted: now {shard.content_id[:12]}"
             remedy = "restore the file, or fit into a new store; nothing was counted by this run"
             raise ShardChangedError(msg, f"content {before.content_id[:12]}", remedy)
@@ -186,11 +192,12 @@ def _results(
             yield group, work_group(store, source, group, options, meter.block)
         return
     with _live_blocks(client, meter):
-        remote_source = client.scatter(source, broadcast=False) if groups else None
         path = str(store.path.resolve())
         # A group is retried by Dask when its worker dies; it then writes a second segment, and the log names
         # whichever is finished first. `pure=False`: two runs must never share a result.
         run = time.time_ns()
+        # A task, not scattered data: if the one worker that holds it dies, the scheduler can make it again.
+        remote_source = client.submit(_same, source, key=f"source-{run}", pure=False) if groups else None
         futures = {}
         for i, group in enumerate(groups):
             arguments = (path, remote_source, group, options)
@@ -200,6 +207,10 @@ def _results(
                 yield futures[future], _outcome(future)
         finally:
             client.cancel(list(futures), force=True)
+
+
+def _same(source: Source) -> Source:
+    return source
 
 
 def _outcome(future: Any) -> GroupResult:

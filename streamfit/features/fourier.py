@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class RandomFourier(FeatureMap):
     gamma: float
     seed: int
     dim: int
-    frequencies: np.ndarray = field(default=None)  # type: ignore[assignment]
-    phases: np.ndarray = field(default=None)  # type: ignore[assignment]
+    frequencies: np.ndarray = None  # type: ignore[assignment]
+    phases: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.n < 1 or not self.gamma > 0 or self.dim < 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamfit.arrays import Array, namespace
-from streamfit.errors import MismatchError
+from streamfit.errors import ConfigError, MismatchError
 from streamfit.features.base import FeatureMap, register
 
 
@@ -20,6 +20,13 @@ class Lookup(FeatureMap):
     ----------
     tables : tuple of floating arrays, each of shape (n_values, n_dims)
         One table an input column; all have the same `n_values`, their `n_dims` may differ.
+
+    Raises
+    ------
+    MismatchError
+        If the tables differ in length.
+    ConfigError
+        When applied, if an index is out of range.
     """
 
     tables: tuple[np.ndarray, ...]
@@ -39,4 +46,9 @@ class Lookup(FeatureMap):
 
     def apply(self, x: Array) -> Array:
         xp = namespace(x)
+        n_values = self.tables[0].shape[0]
+        # Unchecked, a negative index would count from the end, and a GPU would wrap any index round.
+        if x.shape[0] and not ((low := int(xp.min(x))) >= 0 and (high := int(xp.max(x))) < n_values):
+            msg = f"look-up index {low if low < 0 else high}"
+            raise ConfigError(msg, f"indices in [0, {n_values})")
         return xp.concat([xp.take(t, x[:, i], axis=0) for i, t in enumerate(self.tables)], axis=1)

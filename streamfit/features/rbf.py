@@ -58,11 +58,12 @@ class RBF(FeatureMap):
     def apply(self, x: Array) -> Array:
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
-        centers = xp.astype(self.centers, x.dtype, copy=False)
         # Distances by one matrix product, taken about the centers' mean: ||x||² + ||c||² - 2 x'c loses
-        # its digits to cancellation when both are far from the origin.
-        middle = xp.mean(centers, axis=0)
-        centers = centers - middle
+        # its digits to cancellation when both are far from the origin. The centers are rounded to the inputs'
+        # type only after the shift, and the shift is one number in both types.
+        exact = xp.astype(self.centers, xp.float64, copy=False)
+        middle = xp.astype(xp.mean(exact, axis=0), x.dtype, copy=False)
+        centers = xp.astype(exact - xp.astype(middle, xp.float64), x.dtype, copy=False)
         slopes = xp.matrix_transpose(centers) * (2.0 * self.gamma)
         offsets = -self.gamma * xp.sum(centers * centers, axis=1)
         phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
@@ -101,7 +102,7 @@ def choose_centers(x: np.ndarray, n_centers: int, seed: int) -> np.ndarray:
         msg = f"{n_centers} centers from {len(first)} distinct rows"
         raise ConfigError(msg, "at least as many distinct rows", "ask for fewer centers or a larger sample")
     picked = np.random.default_rng(seed).choice(np.sort(first), size=n_centers, replace=False)
-    return x[np.sort(picked)]
+    return np.asarray(x[np.sort(picked)])
 
 
 def median_gamma(x: np.ndarray, seed: int, n_pairs: int = 20_000) -> float:

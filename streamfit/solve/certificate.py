@@ -85,7 +85,7 @@ def certify(
     top = max(float(eigenvalues[-1]), 0.0) + penalty
     # LAPACK's symmetric eigenvalues are off by a modest multiple of eps * ||A||; what is certain is kept.
     slack = len(gram) * np.finfo(float).eps * top
-    mu = max(float(eigenvalues[0]) + penalty - slack, 0.0)
+    mu = float(max(eigenvalues[0] + penalty - slack, 0.0))
     loss = float(
         np.sum(ss_y) - 2.0 * np.vdot(weights, cross) + np.vdot(weights, fitted) + penalty * np.vdot(weights, weights)
     )

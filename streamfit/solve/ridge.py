@@ -118,6 +118,8 @@ def solve(
         )
         basis = vectors[:, keep]
         weights = basis @ ((basis.T @ c.cross) / shifted[keep, None])
+    # One memory layout, so that predictions round the same before and after a model was saved.
+    weights = np.ascontiguousarray(weights)
     certificate = certify(c.gram, c.cross, c.ss_y, alpha, weights, eigenvalues)
     intercept = c.mean_y - c.mean_x @ weights if fit_intercept else np.zeros_like(c.mean_y)
     positive = np.maximum(eigenvalues, 0.0)

@@ -77,8 +77,9 @@ def read_group(
         present = {m["path"] for batch in obstore.list(objects, f"{path}/") for m in batch}
         attributes = dict(group.attrs)
         arrays = {}
-        for name in filter(keep, attributes.pop("arrays")):
-            node = group[name]
+        names: Any = attributes.pop("arrays")
+        for name in filter(keep, names):
+            node: Any = group[name]
             _check_chunks(f"{path}/{name}", node, present)
             arrays[name] = np.asarray(node[...])
     except StoreError:

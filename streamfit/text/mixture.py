@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.optimize
 
 from streamfit.errors import SolveError
 
@@ -12,6 +13,9 @@ _EDGES = (1, 2, 4, 8, 32, 128)
 """Counts at which a matched suffix falls into the next bucket."""
 _MIN_ROWS = 200
 """Held-out rows that a bucket needs for weights of its own."""
+_GAP = 1e-6
+"""Nats a row from the optimum that weights may be."""
+_POLISH_STEPS = 200
 
 
 def n_buckets(order: int) -> int:
@@ -55,19 +59,18 @@ class MixtureFit:
     gap: float
 
 
-def fit_mixture(likelihoods: np.ndarray, *, tolerance: float = 1e-6, max_steps: int = 5000) -> MixtureFit:
-    """Minimise ``-mean_t log(sum_e w_e p_e(t))`` over the simplex by expectation maximisation.
+def fit_mixture(likelihoods: np.ndarray) -> MixtureFit:
+    """Minimise ``-mean_t log(sum_e w_e p_e(t))`` over the simplex.
 
-    The objective is convex and each step decreases it (Jelinek and Mercer 1980). With
-    ``g_e = mean_t p_e(t) / sum w p(t)``, convexity bounds the distance to the optimum by ``max_e g_e - 1``.
+    The objective is convex. With ``g_e = mean_t p_e(t) / sum w p(t)``, convexity bounds the distance to the optimum
+    by ``max_e g_e - 1`` (Boyd and Vandenberghe, Convex optimization, 5.5.3, with the simplex's multiplier at 1).
+    Solved by sequential quadratic programming, ended by steps of expectation maximisation (Jelinek and Mercer 1980),
+    which cannot leave the simplex nor increase the loss.
 
     Parameters
     ----------
     likelihoods : array of shape (n_rows, n_experts)
         Probability of each observed token under each expert; some expert's must be positive in each row.
-    tolerance : float
-        Gap at which to stop, nats.
-    max_steps : int
 
     Raises
     ------
@@ -78,15 +81,31 @@ def fit_mixture(likelihoods: np.ndarray, *, tolerance: float = 1e-6, max_steps: 
     if not len(p) or not (p.max(axis=1) > 0).all():
         msg = f"{len(p)} rows of likelihoods, {int((p.max(axis=1) <= 0).sum()) if len(p) else 0} of them all zero"
         raise SolveError(msg, "a positive likelihood in each row", "give validation text, or mix in the unigram")
-    weights = np.full(p.shape[1], 1.0 / p.shape[1])
-    for _ in range(max_steps):
-        mixed = p @ weights
-        gradient = (p / mixed[:, None]).mean(axis=0)
-        gap = float(gradient.max() - 1.0)
-        if gap <= tolerance:
+    scaled = p / p.max(axis=1, keepdims=True)  # only ratios within a row matter, and tiny ones would underflow
+    n_experts = p.shape[1]
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = np.maximum(scaled @ w, 1e-300)
+        return float(-np.log(mixed).mean()), -(scaled / mixed[:, None]).mean(axis=0)
+
+    start = np.full(n_experts, 1.0 / n_experts)
+    solved = scipy.optimize.minimize(
+        loss,
+        start,
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * n_experts,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0, "jac": np.ones_like},
+        options={"ftol": 1e-12, "maxiter": 200},
+    )
+    weights = np.maximum(solved.x, 1e-12)
+    weights /= weights.sum()
+    for _ in range(_POLISH_STEPS):
+        gradient = -loss(weights)[1]
+        if gradient.max() - 1.0 <= _GAP:
             break
-        weights = weights * gradient
-        weights /= weights.sum()
+        weights = weights * gradient / (weights @ gradient)
+    gap = float(-loss(weights)[1].min() - 1.0)
     return MixtureFit(weights, float(-np.log(p @ weights).mean()), gap)
 
 

@@ -97,7 +97,7 @@ class LanguageModel:
     def unigram(self) -> np.ndarray:
         """Token frequencies, each raised by a half so that none is zero; float32 of shape (vocab_size,)."""
         frequencies = np.bincount(self.counts.grams[:, -1], self.counts.counts, self.vocab_size) + 0.5
-        return (frequencies / frequencies.sum()).astype(np.float32)
+        return np.asarray(frequencies / frequencies.sum(), np.float32)
 
     @cached_property
     def _weights(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,89 @@
+"""Configurations: the shipped ones are valid, and a mistake is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamfit.config import LanguageProblem, RidgeProblem, load_machine, load_problem
+from streamfit.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RIDGE = """
+kind = "ridge"
+run = "r"
+[corpus]
+root = "d"
+features = ["a"]
+target = ["y"]
+"""
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path):
+    if path.name.startswith("machine_"):
+        assert load_machine(path).workers >= 1
+    else:
+        assert isinstance(load_problem(path), RidgeProblem | LanguageProblem)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("kind = 'rigde'", r"kind = 'rigde'.*did you mean 'ridge'"),
+        ("alpa = 3", r"unknown key 'alpa'.*one of"),
+        ("precison = 'float32'", r"unknown key 'precison'.*did you mean 'precision'"),
+        ("[solve]\nalpha = [1]", r"unknown key 'solve.alpha'.*did you mean 'alphas'"),
+        ("[solve]\nalphas = [0]", r"solve.alphas.0: .*greater than 0.*got 0"),
+        ("[solve]\nalphas = [nan]", r"solve.alphas.0"),
+        ("[solve]\nalphas = []", r"solve.alphas"),
+        ("[solve]\nfolds = 1", r"solve.folds.*got 1"),
+        ("[[features]]\nkind = 'rbf'\ncentres = 3", r"unknown key 'features.0.centres'"),
+        ("[[features]]\nkind = 'spline'", r"features.0.kind.*got 'spline'"),
+        ("precision = 'float16'", r"precision.*got 'float16'"),
+        ("run = 3", r"run"),
+        ("x = = 3", r"valid TOML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, change: str, complaint: str):
+    path = tmp_path / "c.toml"
+    key = change.partition(" ")[0]
+    kept = "\n".join(line for line in RIDGE.splitlines() if not line.startswith(f"{key} ="))
+    # A key of the top level must stand before the first section.
+    path.write_text(kept + "\n" + change if change.startswith("[") else change + "\n" + kept)
+    with pytest.raises(ConfigError, match=complaint):
+        load_problem(path)
+
+
+def test_missing_keys_and_files_are_named(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    path.write_text("kind = 'ridge'\nrun = 'r'\n")
+    with pytest.raises(ConfigError, match="corpus: Field required"):
+        load_problem(path)
+    with pytest.raises(ConfigError, match="no config at"):
+        load_problem(tmp_path / "none.toml")
+
+
+def test_classes_need_one_column(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    path.write_text(RIDGE.replace('["y"]', '["y", "z"]') + "n_classes = 3\n")
+    with pytest.raises(ConfigError, match="exactly one target column, got 2"):
+        load_problem(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["kind = 'address'", "address = 'tcp://127.0.0.1:1'", "n_workers = -1", "kind = 'slurm'", "workers = 2"]
+)
+def test_impossible_machines_are_refused(tmp_path: Path, text: str):
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_machine(path)
+
+
+def test_an_order_longer_than_the_context_is_refused(tmp_path: Path):
+    path = tmp_path / "c.toml"
+    path.write_text("kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[features]\nn_context=2\nngram_order=5\n")
+    with pytest.raises(ConfigError, match="needs n_context of at least 4"):
+        load_problem(path)

@@ -1,0 +1,282 @@
+"""Moments add like the rows they sum: on integers against NumPy's int64, on real data bit for bit."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamfit.errors import ConfigError, MismatchError, ScaleError
+from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
+from streamfit.moments import Moments, MomentsAccumulator
+from streamfit.solve import IllConditionedWarning, solve
+from streamfit.targets import Dense, OneHot, Targets
+
+D, K = 3, 2
+SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
+PLAIN = Frame.identity(D, K)
+INTEGER = Frame(
+    np.array([2.0, 0.0, -1.0]), np.array([1, 0, -2], np.int32), np.array([0.0, 3.0]), np.array([0, 1], np.int32)
+)
+precisions = st.sampled_from(["float32", "float64"])
+
+
+@st.composite
+def shards(draw, max_rows=7):
+    """Integer features, targets and weights: every product of theirs is exact in float32."""
+    seed, n = draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, max_rows))
+    rng = np.random.default_rng(seed)
+    phi, y, w = rng.integers(-9, 10, (n, D)), rng.integers(-9, 10, (n, K)), rng.integers(0, 4, n)
+    return phi.astype(float), y.astype(float), w.astype(float)
+
+
+def moments(shard, frame=PLAIN, precision="float64", targets: Targets | None = None, **kwargs):
+    phi, y, w = shard
+    targets = Dense(frame.n_targets) if targets is None else targets
+    return Moments.from_rows(phi, y, frame, targets, weights=w, precision=precision, **kwargs)
+
+
+def same_bits(a, b):
+    """Whether two moments agree in every byte of every limb."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in SUMS]
+    return a == b and all(
+        x.top == y.top and [np.asarray(u).tobytes() for u in x.limbs] == [np.asarray(v).tobytes() for v in y.limbs]
+        for x, y in pairs
+    )
+
+
+_rng = np.random.default_rng(0)
+PHI = _rng.normal(size=(3 * BLOCK_ROWS, D)) * [1e-3, 1.0, 50.0] + [0.0, 30.0, 0.0]
+REAL = PHI, PHI[:, :K] * 0.3 + _rng.normal(size=(len(PHI), K)), _rng.uniform(size=len(PHI))
+SAMPLED = Frame.from_sample(PHI[:500], REAL[1][:500], Dense(K))
+
+
+def part(lo, hi):
+    return tuple(a[lo:hi] for a in REAL)
+
+
+@given(shards(), precisions)
+def test_integer_rows_give_the_integer_sums(shard, precision):
+    phi, y, w = (a.astype(np.int64) for a in shard)
+    m = moments(shard, precision=precision)
+    assert m.n_rows == len(phi)
+    assert m.weight.value() == w.sum()
+    assert np.array_equal(m.sum_x.value(), w @ phi)
+    assert np.array_equal(m.sum_y.value(), w @ y)
+    assert np.array_equal(m.sum_yy.value(), w @ (y * y))
+    assert np.array_equal(m.gram.value()[0], (phi * w[:, None]).T @ phi)
+    assert np.array_equal(m.cross.value(), (y * w[:, None]).T @ phi)
+
+
+@given(shards(), shards(), shards(), st.integers(-3, 3), precisions, st.sampled_from([PLAIN, INTEGER]))
+def test_moments_are_a_module_over_the_integers(a, b, c, k, precision, frame):
+    a, b, c = (moments(shard, frame, precision) for shard in (a, b, c))
+    zero = Moments.zeros(frame, Dense(K), precision)
+    assert same_bits(a + b, b + a)
+    assert same_bits((a + b) + c, a + (b + c))
+    assert same_bits(a + zero, a)
+    assert same_bits(a - a, zero)
+    assert same_bits((a + b) - b, a)
+    assert ((a + b) * k)._sums() == (a * k + b * k)._sums()
+    assert same_bits(2 * a, a * 2)
+
+
+@given(shards(), shards(), precisions)
+def test_rows_together_are_the_sum_of_their_moments(a, b, precision):
+    together = tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
+    assert same_bits(
+        moments(together, INTEGER, precision), moments(a, INTEGER, precision) + moments(b, INTEGER, precision)
+    )
+
+
+@given(shards(), precisions)
+def test_a_row_weight_is_a_repetition(shard, precision):
+    phi, y, w = shard
+    times = w.astype(int)
+    repeated = (phi.repeat(times, axis=0), y.repeat(times, axis=0), None)
+    assert moments(shard, INTEGER, precision)._sums() == moments(repeated, INTEGER, precision)._sums()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("cut", [0, 1, BLOCK_ROWS, BLOCK_ROWS + 1, len(PHI) - 1])
+def test_real_shards_add_bit_for_bit(cut, precision):
+    """One accumulator over two shards, or one each, or one of them forgotten again: the same bytes."""
+    a, b = part(0, cut), part(cut, None)
+    both = MomentsAccumulator(SAMPLED, Dense(K), precision)
+    for phi, y, w in (b, a):
+        both.add(phi, y, weights=w)
+    both = both.moments()
+    ma, mb = moments(a, SAMPLED, precision), moments(b, SAMPLED, precision)
+    assert same_bits(both, ma + mb)
+    assert same_bits(both - ma, mb)
+
+
+@given(st.permutations(range(6)), precisions)
+def test_the_order_of_shards_does_not_matter(order, precision):
+    parts = [moments(part(200 * i, 200 * i + 31 * i + 1), SAMPLED, precision) for i in range(6)]
+    shuffled = Moments.zeros(SAMPLED, Dense(K), precision)
+    for i in order:
+        shuffled = shuffled + parts[i]
+    assert same_bits(shuffled, sum(parts[1:], parts[0]))
+
+
+@pytest.mark.parametrize("offset", [1000.0, 10_000.0])
+def test_an_origin_saves_the_digits_of_float32(offset):
+    rng = np.random.default_rng(3)
+    phi = rng.normal(size=(5000, D)) + offset
+    y = (phi - offset) @ rng.normal(size=(D, K)) + 0.1 * rng.normal(size=(5000, K))
+    reference = np.linalg.lstsq(phi - phi.mean(axis=0), y - y.mean(axis=0), rcond=None)[0]
+
+    def error(frame):
+        weights = solve(moments((phi, y, None), frame, "float32"), 1e-9).weights
+        return np.linalg.norm(weights - reference) / np.linalg.norm(reference)
+
+    assert error(Frame.from_sample(phi[:100], y[:100], Dense(K))) < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)
+        assert error(PLAIN) > 1e-3
+
+
+def test_centered_moments_are_those_about_the_means():
+    phi, y, w = REAL
+    c = moments(REAL, SAMPLED).centered()
+    mx, my = np.average(phi, axis=0, weights=w), np.average(y, axis=0, weights=w)
+    for point_x, point_y, sums in ((mx, my, c), (mx + 1.0, my - 2.0, c.about(mx + 1.0, my - 2.0))):
+        u, v = phi - point_x, y - point_y
+        np.testing.assert_allclose(sums.mean_x, point_x, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(sums.gram, (u * w[:, None]).T @ u, rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(sums.cross, (u * w[:, None]).T @ v, rtol=1e-11, atol=1e-9)
+        np.testing.assert_allclose(sums.ss_y, w @ v**2, rtol=1e-11)
+    back = c.about(mx + 1.0, my - 2.0)
+    assert back.weight == c.weight == pytest.approx(w.sum(), rel=1e-14)
+
+
+def test_nothing_is_divided_by_no_weight():
+    for empty in (Moments.zeros(PLAIN, Dense(K)), moments((np.ones((2, D)), np.ones((2, K)), np.zeros(2)))):
+        with pytest.raises(MismatchError, match="positive total weight"):
+            empty.centered()
+
+
+@given(shards(), st.integers(1, 6), precisions, st.booleans())
+def test_class_ids_are_dense_indicators(shard, n_classes, precision, weighted):
+    phi, _, w = shard
+    w = w if weighted else None
+    ids = np.random.default_rng(len(phi)).integers(n_classes, size=len(phi))
+    frame = Frame.identity(D, n_classes)
+    sparse = moments((phi, ids, w), frame, precision, OneHot(n_classes))
+    dense = moments((phi, np.eye(n_classes)[ids], w), frame, precision)
+    assert sparse._sums() == dense._sums()
+
+
+@pytest.mark.parametrize("d", [1, 5, 512, 513, 1100])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_tiles_cover_the_triangle_whatever_the_threads(d, n_threads):
+    rng = np.random.default_rng(d)
+    phi, y = rng.integers(-3, 4, (40, d)).astype(float), rng.integers(-3, 4, (40, 1)).astype(float)
+    sums = MomentsAccumulator(Frame.identity(d, 1), Dense(1), "float32", n_threads=n_threads)
+    sums.add(phi, y)
+    m = sums.moments()
+    assert m.gram.shape == (n_tiles(d), tile_size(d), tile_size(d))
+    gram = phi.T @ phi
+    for index, r, c in tile_pairs(d):
+        assert np.array_equal(m.gram.value()[index, : r.stop - r.start, : c.stop - c.start], gram[r, c])
+    centered = m.centered().about(np.zeros(d), np.zeros(1))
+    np.testing.assert_allclose(centered.gram, gram, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_threads_do_not_change_a_bit(precision):
+    rng = np.random.default_rng(0)
+    phi, y = rng.normal(size=(300, 1100)), rng.normal(size=(300, 1))
+    one, three = (
+        MomentsAccumulator(Frame.from_sample(phi, y, Dense(1)), Dense(1), precision, n_threads=n) for n in (1, 3)
+    )
+    one.add(phi, y)
+    three.add(phi, y)
+    assert same_bits(one.moments(), three.moments())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("targets", [Dense(K), OneHot(K)], ids=["dense", "one_hot"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_backend_gives_numpys_moments_and_leaves_its_rows_alone(on, precision, targets, weighted):
+    rng = np.random.default_rng(1)
+    phi = rng.integers(-9, 10, (50, D)).astype(precision)
+    y = rng.integers(K, size=50) if targets.one_hot else rng.integers(-9, 10, (50, K)).astype(precision)
+    w = rng.integers(0, 4, 50).astype(precision) if weighted else None
+    frame = PLAIN if targets.one_hot else INTEGER
+    theirs = moments((on(phi), on(y), None if w is None else on(w)), frame, precision, targets)
+    ours = moments((phi, y, w), frame, precision, targets)
+    assert same_bits((theirs + theirs * 2 - theirs * 2).to_host(), ours)
+    np.testing.assert_array_equal(theirs.centered().gram, ours.centered().gram)
+
+
+ONES, ONES_Y, IDS = np.ones((2, D)), np.ones((2, K)), np.array([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("phi", "y", "w", "error"),
+    [
+        (np.ones((2, D + 1)), ONES_Y, None, MismatchError),
+        (ONES, np.ones((3, K)), None, MismatchError),
+        (ONES, np.ones((2, K + 1)), None, MismatchError),
+        (ONES, ONES_Y, np.ones(1), MismatchError),
+        (ONES, ONES_Y, np.ones((2, 1)), MismatchError),
+        (ONES, IDS[:, None], None, MismatchError),
+        (ONES, IDS * 0.5, None, MismatchError),
+        (ONES, IDS + K - 1, None, ConfigError),
+        (ONES, IDS - 1, None, ConfigError),
+        (ONES, ONES_Y, np.array([1.0, -1.0]), ConfigError),
+        (ONES, ONES_Y, np.array([1.0, np.nan]), ConfigError),
+        (ONES * np.nan, ONES_Y, None, ScaleError),
+        (ONES * np.inf, ONES_Y, None, ScaleError),
+        (ONES, ONES_Y * np.nan, None, ScaleError),
+        (ONES, ONES_Y * 2.0**37, None, ScaleError),
+        (ONES * 2.0**37, ONES_Y, None, ScaleError),
+    ],
+)
+def test_a_refused_block_leaves_no_trace(phi, y, w, error):
+    one_hot = y.shape == IDS.shape or y.shape == (2, 1)
+    targets, good = (OneHot(K), (ONES, IDS)) if one_hot else (Dense(K), (ONES, ONES_Y))
+    sums = MomentsAccumulator(PLAIN, targets, "float64")
+    sums.add(*good)
+    with pytest.raises(error):
+        sums.add(phi, y, weights=w)
+    sums.add(*good)
+    once = moments((*good, None), targets=targets)
+    assert same_bits(sums.moments(), once + once)
+
+
+def test_moments_of_other_frames_precisions_or_targets_do_not_add():
+    m = Moments.zeros(PLAIN, Dense(K))
+    others = [
+        Moments.zeros(INTEGER, Dense(K)),
+        Moments.zeros(PLAIN, OneHot(K)),
+        Moments.zeros(PLAIN, Dense(K), "float32"),
+    ]
+    for other in others:
+        with pytest.raises(MismatchError):
+            m + other
+        with pytest.raises(MismatchError):
+            m - other
+    with pytest.raises(MismatchError, match="targets"):
+        Moments.zeros(PLAIN, Dense(K + 1))
+
+
+def test_a_column_constant_in_the_sample_may_vary_later():
+    """0.1 is no float32: what its rounding leaves must not become the column's unit."""
+    rng = np.random.default_rng(5)
+    sample, y = np.column_stack([rng.normal(size=100), np.full(100, 0.1)]), rng.normal(size=(30_000, 1))
+    frame = Frame.from_sample(sample, y[:100], Dense(1))
+    later = rng.normal(size=(30_000, 2))
+    c = moments((later, y, None), frame).centered()
+    np.testing.assert_allclose(c.gram, (later - c.mean_x).T @ (later - c.mean_x), rtol=1e-11, atol=1e-9)
+
+
+def test_the_sum_of_weights_may_take_another_limb():
+    """Where room runs out digits are carried, also in the one sum that has no axes."""
+    sums = MomentsAccumulator(PLAIN, Dense(K), "float64")
+    sums.add(np.zeros((2, D)), np.zeros((2, K)), weights=np.full(2, 2.0**36))
+    sums.add(np.zeros((2, D)), np.zeros((2, K)))
+    assert sums.moments().weight.value() == 2.0**37 + 2.0

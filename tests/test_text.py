@@ -1,0 +1,258 @@
+"""Tokens, contexts, embeddings, mixture, evaluation and generation: laws, and naive loops as oracles."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from streamfit.config import LanguageProblem
+from streamfit.corpus import Files, TextFiles
+from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
+from streamfit.jobs import evaluate_documents, fit
+from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
+from streamfit.text.contexts import NgramTally, context_rows
+from streamfit.text.embeddings import context_embeddings, context_features
+from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
+from streamfit.text.ngram import NgramCounts
+
+NAMES = (
+    "abc bisect colorsys contextlib copy enum fnmatch functools glob heapq keyword operator queue random reprlib"
+    " sched shlex shutil socket stat string struct tempfile textwrap types typing uuid weakref"
+)
+STDLIB_FILES = [f"{name}.py" for name in NAMES.split()]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, quiet, serial) -> tuple[LanguageProblem, LanguageModel]:
+    """A small language model of some modules of the standard library, by the same code as the demo's."""
+    problem = LanguageProblem.model_validate(
+        {
+            "kind": "language_model",
+            "run": str(tmp_path_factory.mktemp("lm") / "run"),
+            "corpus": {
+                "root": "python:stdlib",
+                "include": STDLIB_FILES,
+                "exclude": ["*/*", "site-packages"],
+                "split": [0.7, 0.15, 0.15],
+            },
+            "features": {"vocab_size": 600, "n_context": 4, "embedding_dims": 64, "n_centers": 100},
+            "solve": {"alphas": [1.0, 100.0], "folds": 2},
+        }
+    )
+    model = fit(problem, serial, None, quiet).model
+    assert isinstance(model, LanguageModel)
+    return problem, model
+
+
+documents = st.lists(st.lists(st.integers(1, 6), max_size=12), max_size=5)
+
+
+@given(documents, st.integers(1, 5))
+def test_contexts_are_what_a_loop_makes_and_never_reach_across_documents(docs, k):
+    contexts, tokens = context_rows([np.array(d, np.int32) for d in docs], k)
+    expected = []
+    for document in docs:
+        padded = [0] * k + document
+        expected += [(padded[i : i + k], [*document, 0][i]) for i in range(len(document) + 1)]
+    assert contexts.tolist() == [c for c, _ in expected]
+    assert tokens.tolist() == [t for _, t in expected]
+
+
+@given(documents, documents)
+def test_tallies_of_parts_add_to_the_tally_of_the_whole(first, second):
+    def tallied(docs: list[list[int]]) -> NgramCounts:
+        contexts, tokens = context_rows([np.array(d, np.int32) for d in docs], 3)
+        return NgramCounts.from_rows(contexts[:, -2:], tokens, 7)
+
+    assert tallied(first) + tallied(second) == tallied(first + second)
+    assert NgramTally(3, 7).arrays()["ngram_counts"].size == 0
+
+
+def test_any_text_survives_the_tokenizer():
+    tokenizer = Tokenizer.train(["def f(x):\n    return x\n"] * 3, 300)
+    for text in ("", "def f", "naïve — 雪\n\t\x00", "<|document|>", "    \r\n  x"):
+        ids = tokenizer.encode([text])[0]
+        assert tokenizer.decode(ids) == text
+        assert 0 not in ids, "the document token is the reader's to put, not the text's"
+
+
+def test_training_twice_gives_the_same_tokenizer():
+    texts = [Path(__file__).read_text(encoding="utf-8")]
+    assert Tokenizer.train(texts, 400).serialized == Tokenizer.train(texts, 400).serialized
+
+
+@pytest.mark.parametrize("serialized", ["{}", "not json", '{"version": "1.0"}'])
+def test_a_foreign_tokenizer_is_refused(serialized):
+    with pytest.raises(ConfigError):
+        Tokenizer(serialized)
+
+
+def test_embeddings_are_the_singular_vectors_of_scaled_counts():
+    rng = np.random.default_rng(0)
+    contexts = rng.integers(0, 30, size=(5000, 2)).astype(np.int32)
+    tokens = (contexts[:, 1] // 3 + rng.integers(0, 2, 5000)) % 30
+    lookup = context_embeddings(contexts, tokens, 30, dims=24, seed=0)
+    assert lookup.n_features == 24
+    counts = np.zeros((30, 30))
+    np.add.at(counts, (contexts[:, 1], tokens), 1.0)
+    u, s, _ = np.linalg.svd(np.sqrt(counts) / (counts.sum(axis=1, keepdims=True) + 1) ** 0.25)
+    rank = lookup.tables[1].shape[1]
+    naive = u[:, :rank] * np.sqrt(s[:rank])
+    naive /= np.linalg.norm(naive, axis=1, keepdims=True)
+    # Singular vectors are unique up to sign (and rotation where values are equal); inner products are not affected.
+    gram = lookup.tables[1] @ lookup.tables[1].T
+    np.testing.assert_allclose(np.diag(gram), 1.0, rtol=1e-5)
+    assert np.corrcoef(gram.ravel(), (naive @ naive.T).ravel())[0, 1] > 0.99
+
+
+def test_centers_are_distinct_real_contexts():
+    rng = np.random.default_rng(0)
+    contexts = rng.integers(0, 20, size=(800, 3)).astype(np.int32)
+    lookup = context_embeddings(contexts, contexts[:, 0], 20, dims=24, seed=0)
+    features = context_features(lookup, contexts, 40, linear=True, gamma=None, seed=0)
+    centers = features.outer.parts[0].centers
+    real = {tuple(row) for row in lookup(contexts).tolist()}
+    assert all(tuple(row) in real for row in centers.tolist())
+    assert len(np.unique(centers, axis=0)) == 40
+    with pytest.raises(ConfigError, match="distinct contexts"):
+        context_features(lookup, contexts[:10], 40, linear=False, gamma=None, seed=0)
+
+
+def test_mixture_weights_are_the_convex_optimum():
+    rng = np.random.default_rng(1)
+    p = rng.uniform(1e-4, 1.0, size=(2000, 3)) * np.array([0.2, 1.0, 0.6])
+    mine = fit_mixture(p)
+
+    def loss(z: np.ndarray) -> float:
+        w = np.exp(z) / np.exp(z).sum()
+        return float(-np.log(p @ w).mean())
+
+    best = minimize(loss, np.zeros(3)).fun
+    assert mine.loss - best <= mine.gap + 1e-9
+    assert mine.gap <= 1e-6
+    assert math.isclose(mine.weights.sum(), 1.0)
+    with pytest.raises(SolveError, match="all zero"):
+        fit_mixture(np.zeros((5, 2)))
+
+
+def test_buckets_cover_every_support_and_thin_ones_share_weights():
+    lengths, counts = np.meshgrid(np.arange(3), np.array([0, 1, 2, 3, 5, 40, 10**6]))
+    index = buckets(lengths.ravel(), counts.ravel())
+    assert index.min() == 0
+    assert index.max() == n_buckets(3) - 1
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 1, size=(500, 2))
+    bucket = np.repeat([0, 1], [450, 50])
+    weights = fit_buckets(p, bucket, 3)
+    np.testing.assert_allclose(weights[1], fit_mixture(p).weights)
+    np.testing.assert_allclose(weights[0], fit_mixture(p[:450]).weights)
+
+
+def test_every_expert_is_a_distribution_over_the_whole_vocabulary(fitted):
+    _, model = fitted
+    contexts, _ = context_rows(model.tokenizer.encode(["import os\nclass A:\n    pass\n"]), model.n_context)
+    unseen = np.full((1, model.n_context), model.vocab_size - 1, np.int32)
+    for name, p in model.distributions(np.concatenate([contexts, unseen])).items():
+        assert p.shape[1] == model.vocab_size
+        assert (p > 0).all(), name
+        np.testing.assert_allclose(p.sum(axis=1, dtype=np.float64), 1.0, rtol=1e-5)
+
+
+def test_the_networks_raw_output_adds_up_to_one_as_the_intercept_is_not_penalised(fitted):
+    _, model = fitted
+    contexts = np.random.default_rng(0).integers(0, model.vocab_size, size=(50, model.n_context))
+    np.testing.assert_allclose(model.output(contexts).sum(axis=1), 1.0, atol=1e-3)
+
+
+def test_scores_equal_a_loop_over_tokens(fitted):
+    _, model = fitted
+    texts = ["def f(a, b):\n    return a + b\n", "", "import sys\n"]
+    contexts, tokens = context_rows(model.tokenizer.encode(texts), model.n_context)
+    scores = Evaluator(model).documents(texts)
+    for name, p in (
+        ("RBF network", model.distribution(contexts, "network")),
+        ("trigram", model.distribution(contexts, "ngram")),
+    ):
+        nats, top1, top5 = 0.0, 0, 0
+        for row, token in zip(p, tokens, strict=True):
+            order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+            nats -= math.log(row[token])
+            top1 += order.index(token) < 1
+            top5 += order.index(token) < 5
+        score = scores[name]
+        assert math.isclose(score.nats, nats, rel_tol=1e-6)
+        assert (score.top1, score.top5, score.n_tokens) == (top1, top5, len(tokens))
+    assert scores["uniform"].perplexity == pytest.approx(model.vocab_size)
+    total = scores["RBF network"]
+    assert total.n_bytes == sum(len(t) for t in texts)
+    assert total.bits_per_byte == pytest.approx(total.nats / math.log(2) / total.n_bytes)
+
+
+def test_models_rank_as_they_should_on_held_out_files(fitted):
+    problem, model = fitted
+    scores = evaluate_documents(model, problem.corpus.documents("test"), None)
+    order = ["uniform", "unigram", "bigram", "trigram"]
+    perplexities = [scores[name].perplexity for name in order]
+    assert perplexities == sorted(perplexities, reverse=True)
+    assert scores["RBF network"].perplexity < scores["unigram"].perplexity
+    assert scores["RBF network + trigram"].perplexity < scores["trigram"].perplexity
+
+
+def test_scores_add_over_documents():
+    a, b = {"m": Score(2, 5, 1.0, 1, 2)}, {"m": Score(3, 7, 2.0, 0, 1)}
+    assert add_scores([a, b]) == {"m": Score(5, 12, 3.0, 1, 3)}
+    with pytest.raises(CorpusError, match="no text"):
+        add_scores([])
+
+
+def test_generation_is_a_function_of_its_seed(fitted):
+    _, model = fitted
+    first = list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=1))
+    assert first == list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=1))
+    assert first != list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=2))
+    greedy = next(model.generate("import ", 1, temperature=0.0))
+    context = context_rows(model.tokenizer.encode(["import "]), model.n_context)[0][-1:]
+    assert greedy == int(model.distribution(context)[0].argmax())
+    # With a tiny top_p only the most probable token is left, at any temperature.
+    assert next(model.generate("import ", 1, temperature=1.0, top_p=1e-6, seed=9)) == greedy
+
+
+@pytest.mark.parametrize(
+    "bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"n_tokens": -1}, {"expert": "x"}]
+)
+def test_impossible_generation_is_refused(fitted, bad):
+    with pytest.raises(ConfigError):
+        list(fitted[1].generate("a", **bad))
+
+
+def test_a_language_model_read_back_is_the_same_function(fitted, tmp_path: Path):
+    _, model = fitted
+    model.save(tmp_path)
+    back = LanguageModel.load(tmp_path)
+    contexts = np.random.default_rng(0).integers(0, model.vocab_size, size=(40, model.n_context)).astype(np.int32)
+    for name, p in model.distributions(contexts).items():
+        assert np.array_equal(back.distributions(contexts)[name], p), name
+    assert list(back.generate("x", 10, seed=3)) == list(model.generate("x", 10, seed=3))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(StoreError, match=r"tokenizer\.json"):
+        LanguageModel.load(tmp_path)
+
+
+def test_running_a_finished_fit_again_reads_nothing_and_gives_the_same_model(fitted, quiet, serial):
+    problem, model = fitted
+    again = fit(problem, serial, None, quiet)
+    assert again.summary.n_rows == 0
+    assert np.array_equal(again.model.network.solution.weights, model.network.solution.weights)
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path):
+    (tmp_path / "bad.txt").write_bytes(b"ok\xff")
+    source = TextFiles(Files(str(tmp_path)))
+    with pytest.raises(CorpusError, match=r"bad\.txt: byte 0xff at offset 2"):
+        source.documents(source.shards()[0])
