@@ -32,7 +32,6 @@ def main(config: Path, machine: Path | None = None) -> Path:
         assert isinstance(model, LanguageModel)
         scores = evaluate_documents(model, problem.corpus.documents("test"), client)
     print_scores(scores, console)
-    say(console, verdict(scores))
 
     report = Report(f"streamfit: a language model of {problem.corpus.root}")
     rows = [{"model": name, **score.to_json()} for name, score in scores.items()]

@@ -23,6 +23,9 @@ Precision = Literal["float32", "float64"]
 """What features and block products are computed in. Sums are float64 always."""
 
 
+Backend = Literal["numpy", "cuda"]
+"""Array library that a worker computes with."""
+
 _CACHE_ENTRIES = 2**18
 
 
@@ -56,7 +59,7 @@ def to_device_of(host: np.ndarray, like: Array) -> Array:
     return namespace(like).asarray(host, device=device_of(like))
 
 
-def device_array(host: np.ndarray, backend: Literal["numpy", "cuda"]) -> Array:
+def device_array(host: np.ndarray, backend: Backend) -> Array:
     """Put a host array where a worker of the given backend computes.
 
     Raises

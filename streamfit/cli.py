@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from streamfit.config import SolveSection, load_machine, load_problem
-from streamfit.corpus import Files, TextFiles
-from streamfit.demo import print_scores, run_demo, verdict
+from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.demo import print_scores, run_demo
 from streamfit.doctor import examine
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import ConfigError, StreamfitError
@@ -114,13 +114,18 @@ def resume(
     fit(run / "problem.json", run / "machine.json", skip_bad_shards)
 
 
+def _store(path: Path) -> Store:
+    """Open a store by its own folder or by that of its run."""
+    return Store(path / "store" if (path / "store" / "_log").is_dir() else path)
+
+
 @app.command()
 def status(
-    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    store: Annotated[Path, typer.Argument(help="Folder of a store, or of its run.")],
     as_json: _JsonOption = False,
 ) -> None:
     """Show what a store holds: rows, shards, folds, segments, and shards that were skipped."""
-    opened = Store(store)
+    opened = _store(store)
     head = opened.head()
     header = opened.header
     folds: dict[int, int] = {}
@@ -154,7 +159,7 @@ def status(
 
 @app.command()
 def solve(
-    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    store: Annotated[Path, typer.Argument(help="Folder of a store, or of its run.")],
     alpha: Annotated[
         list[float] | None,
         typer.Option(help="Penalty; give it several times and cross-validation picks one.", show_default=False),
@@ -169,7 +174,7 @@ def solve(
 
     Without --alpha, cross-validation picks from 10^-3 ... 10^5.
     """
-    opened = Store(store)
+    opened = _store(store)
     grid = tuple(alpha) if alpha else tuple(10.0**k for k in range(-3, 6))
     if not all(a >= 0 and np.isfinite(a) for a in grid):
         msg = f"alpha {grid}"
@@ -194,16 +199,17 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
     machine: _MachineOption = None,
+    field: Annotated[str, typer.Option(help="Field of the text in .jsonl files.")] = "text",
     as_json: _JsonOption = False,
 ) -> None:
-    """Score a model on files: text for a language model, Parquet with the same columns for a linear one."""
+    """Score a model on files: text or .jsonl for a language model, Parquet with the same columns for a linear one."""
     console = Console()
     kind = read_model(model)[0]["kind"]
     if kind == "language_model":
         language = LanguageModel.load(model)
         where = load_machine(machine) if machine else Machine("serial")
         with connect(where) as client:
-            parts = [evaluate_documents(language, TextFiles(Files(each)), client) for each in files]
+            parts = [evaluate_documents(language, _documents(each, field), client) for each in files]
         total = parts[0]
         for part in parts[1:]:
             total = {name: score + part[name] for name, score in total.items()}
@@ -211,7 +217,6 @@ def evaluate(
             typer.echo(json.dumps({name: score.to_json() for name, score in total.items()}, indent=1))
         else:
             print_scores(total, console)
-            console.print(verdict(total), highlight=False)
         return
     linear = LinearModel.load(model)
     for each in files:
@@ -221,6 +226,10 @@ def evaluate(
         else:
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             say(console, f"{each}: {score.n_rows:,} rows, R² {score.r2:.6f}, RMSE {score.rmse:.6g}{accuracy}")
+
+
+def _documents(path: str, field: str) -> Documents:
+    return JsonLines(Files(path), field=field) if path.endswith(".jsonl") else TextFiles(Files(path))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from streamfit.arrays import Precision
+from streamfit.arrays import Backend, Precision
 from streamfit.corpus import Documents, Files, JsonLines, ParquetTable, Split, TextFiles
 from streamfit.engine import Machine
 from streamfit.errors import ConfigError
@@ -47,19 +47,24 @@ class FilesSection(_Section):
 
 
 class TextSection(FilesSection):
-    """Documents to model: a file each, or a JSON line each."""
+    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk."""
 
-    kind: Literal["text", "jsonl"] = "text"
+    kind: Literal["text", "jsonl", "dataset"] = "text"
     encoding: str = "utf-8"
     field: str = "text"
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
 
     def documents(self, split: Split) -> Documents:
-        """Documents of one part; a hash of each file's relative path decides where it belongs."""
-        files = self.files(split, self.split)
+        """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
+        if self.kind == "text":
+            return TextFiles(self.files(split, self.split), self.label, self.encoding)
+        files = self.files(None, self.split)
         if self.kind == "jsonl":
-            return JsonLines(files, self.label, self.field)
-        return TextFiles(files, self.label, self.encoding)
+            return JsonLines(files, self.label, self.field, split, self.split)
+        # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
+        from streamfit.corpus.saved import SavedDataset
+
+        return SavedDataset(files, self.label, self.field, split, self.split)
 
 
 class TableSection(FilesSection):
@@ -161,6 +166,7 @@ class MachineSection(_Section):
     threads_per_worker: Annotated[int, Field(ge=0)] = 0
     memory_limit: Annotated[int, Field(ge=0)] = 0
     address: str = ""
+    backend: Backend = "numpy"
 
     @model_validator(mode="after")
     def _address_goes_with_kind(self) -> MachineSection:

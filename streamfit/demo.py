@@ -162,14 +162,19 @@ def print_scores(scores: dict[str, Score], console: Console) -> None:
     any_score = next(iter(scores.values()))
     table = Table(title=f"{any_score.n_tokens:,} held-out tokens, {any_score.n_bytes:,} bytes")
     table.add_column("model")
-    for name in ("perplexity", "bits per byte", "top-1", "top-5"):
+    baseline = list(scores)[-3]
+    for name in ("perplexity", "bits per byte", "top-1", "top-5", f"against {baseline}"):
         table.add_column(name, justify="right")
     best = min(score.nats for score in scores.values())
     for name, score in scores.items():
         row = score.to_json()
-        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", f"{row['top1']:.2%}", f"{row['top5']:.2%}")
+        change = score.perplexity / scores[baseline].perplexity - 1.0
+        result = "" if name == baseline else f"{change:+.1%} {'loses' if change > 0 else 'wins'}"
+        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
+        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
         table.add_row(name, *cells, style="bold" if score.nats == best else "")
     console.print(table)
+    say(console, verdict(scores))
 
 
 def learning_curve(store: Store, alpha: float, points: int = 5) -> tuple[list[int], list[float]]:

@@ -186,7 +186,7 @@ def accumulate_into(
         store,
         source,
         client=client,
-        options=WorkOptions(skip_bad_shards=skip_bad_shards, n_threads=machine.threads),
+        options=WorkOptions(skip_bad_shards, machine.threads, machine.backend),
         group_rows=group_rows,
         worker_memory=machine.worker_memory,
         console=console,

@@ -143,7 +143,6 @@ def test_json_lines_are_cut_at_line_ends(tmp_path, shard_bytes, last):
     assert cuts[0][0] == 0
     assert cuts[-1][1] == (tmp_path / "a.jsonl").stat().st_size
     assert [text for s in shards for text in source.documents(s)] == texts
-    assert len(shards) == (1 if shard_bytes == 10**6 else len(shards))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +153,11 @@ def test_json_lines_are_cut_at_line_ends(tmp_path, shard_bytes, last):
         (b'{"body": "x"}', r"line 2 of the shard: fields \['body'\]; expected a string under 'text'"),
         (b'{"text": 5}', "expected a string under 'text'"),
         (b"[1]", "a list"),
-        (b'{"text": "\xff"}', r"byte 0xff at offset 26 is not utf-8"),
         (b'{"text": "\\ud800"}', "half a surrogate pair"),
     ],
 )
 def test_bad_json_line_is_one_shard_error(tmp_path, line, message):
-    """What is not an object with text is refused with its line or its offset in the file."""
+    """What is not an object with text is refused with its line."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
     source = JsonLines(Files(str(tmp_path)))
     with pytest.raises(ShardError, match=message):
@@ -321,7 +319,6 @@ def test_bad_column_is_one_shard_error(tmp_path, name):
         del columns["x"]
         columns = {name: columns[name] for name in "zywc"}
     table = pa.table(columns)
-    pq.write_table(pa.concat_tables([table.slice(0, 100), table]), tmp_path / "t", row_group_size=10**6)
     with pq.ParquetWriter(tmp_path / "t", table.schema) as writer:
         writer.write_table(table.slice(0, 100))
         writer.write_table(table)

@@ -51,7 +51,7 @@ def test_any_order_and_grouping_gives_equal_bytes_and_the_integer_total(blocks, 
     parts = [summed(part, n_limbs) for part in (shuffled[:cut], shuffled[cut:])]
     assert integers(whole) == oracle(blocks, n_limbs)
     assert same_bytes(whole, parts[0] + parts[1])
-    assert all(np.all((-HALF <= limb) & (limb < HALF)) for limb in whole.limbs[1:])
+    assert all(np.all((limb >= -HALF) & (limb < HALF)) for limb in whole.limbs[1:])
 
 
 @given(blocks, blocks, blocks, precisions, st.integers(-9, 9))

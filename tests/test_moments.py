@@ -1,5 +1,6 @@
 """Moments add like the rows they sum: on integers against NumPy's int64, on real data bit for bit."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -14,7 +15,6 @@ from streamfit.solve import IllConditionedWarning, solve
 from streamfit.targets import Dense, OneHot, Targets
 
 D, K = 3, 2
-SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 PLAIN = Frame.identity(D, K)
 INTEGER = Frame(
     np.array([2.0, 0.0, -1.0]), np.array([1, 0, -2], np.int32), np.array([0.0, 3.0]), np.array([0, 1], np.int32)
@@ -37,23 +37,19 @@ def moments(shard, frame=PLAIN, precision="float64", targets: Targets | None = N
     return Moments.from_rows(phi, y, frame, targets, weights=w, precision=precision, **kwargs)
 
 
+def limbs(m):
+    """Each sum as its exponent and bytes."""
+    return {name: (s.top, [np.asarray(limb).tobytes() for limb in s.limbs]) for name, s in m._sums().items()}
+
+
 def same_bits(a, b):
-    """Whether two moments agree in every byte of every limb."""
-    pairs = [(getattr(a, name), getattr(b, name)) for name in SUMS]
-    return a == b and all(
-        x.top == y.top and [np.asarray(u).tobytes() for u in x.limbs] == [np.asarray(v).tobytes() for v in y.limbs]
-        for x, y in pairs
-    )
+    return a == b and limbs(a) == limbs(b)
 
 
 _rng = np.random.default_rng(0)
 PHI = _rng.normal(size=(3 * BLOCK_ROWS, D)) * [1e-3, 1.0, 50.0] + [0.0, 30.0, 0.0]
 REAL = PHI, PHI[:, :K] * 0.3 + _rng.normal(size=(len(PHI), K)), _rng.uniform(size=len(PHI))
 SAMPLED = Frame.from_sample(PHI[:500], REAL[1][:500], Dense(K))
-
-
-def part(lo, hi):
-    return tuple(a[lo:hi] for a in REAL)
 
 
 @given(shards(), precisions)
@@ -70,24 +66,18 @@ def test_integer_rows_give_the_integer_sums(shard, precision):
 
 
 @given(shards(), shards(), shards(), st.integers(-3, 3), precisions, st.sampled_from([PLAIN, INTEGER]))
-def test_moments_are_a_module_over_the_integers(a, b, c, k, precision, frame):
+def test_moments_add_and_scale_like_the_rows_they_sum(a, b, c, k, precision, frame):
+    together = moments(tuple(np.concatenate(pair) for pair in zip(a, b, strict=True)), frame, precision)
     a, b, c = (moments(shard, frame, precision) for shard in (a, b, c))
     zero = Moments.zeros(frame, Dense(K), precision)
+    assert same_bits(together, a + b)
     assert same_bits(a + b, b + a)
     assert same_bits((a + b) + c, a + (b + c))
     assert same_bits(a + zero, a)
     assert same_bits(a - a, zero)
     assert same_bits((a + b) - b, a)
-    assert ((a + b) * k)._sums() == (a * k + b * k)._sums()
+    assert limbs((a + b) * k) == limbs(a * k + b * k)
     assert same_bits(2 * a, a * 2)
-
-
-@given(shards(), shards(), precisions)
-def test_rows_together_are_the_sum_of_their_moments(a, b, precision):
-    together = tuple(np.concatenate(pair) for pair in zip(a, b, strict=True))
-    assert same_bits(
-        moments(together, INTEGER, precision), moments(a, INTEGER, precision) + moments(b, INTEGER, precision)
-    )
 
 
 @given(shards(), precisions)
@@ -95,30 +85,22 @@ def test_a_row_weight_is_a_repetition(shard, precision):
     phi, y, w = shard
     times = w.astype(int)
     repeated = (phi.repeat(times, axis=0), y.repeat(times, axis=0), None)
-    assert moments(shard, INTEGER, precision)._sums() == moments(repeated, INTEGER, precision)._sums()
+    assert limbs(moments(shard, INTEGER, precision)) == limbs(moments(repeated, INTEGER, precision))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("cut", [0, 1, BLOCK_ROWS, BLOCK_ROWS + 1, len(PHI) - 1])
-def test_real_shards_add_bit_for_bit(cut, precision):
-    """One accumulator over two shards, or one each, or one of them forgotten again: the same bytes."""
-    a, b = part(0, cut), part(cut, None)
-    both = MomentsAccumulator(SAMPLED, Dense(K), precision)
-    for phi, y, w in (b, a):
-        both.add(phi, y, weights=w)
-    both = both.moments()
-    ma, mb = moments(a, SAMPLED, precision), moments(b, SAMPLED, precision)
-    assert same_bits(both, ma + mb)
-    assert same_bits(both - ma, mb)
-
-
-@given(st.permutations(range(6)), precisions)
-def test_the_order_of_shards_does_not_matter(order, precision):
-    parts = [moments(part(200 * i, 200 * i + 31 * i + 1), SAMPLED, precision) for i in range(6)]
-    shuffled = Moments.zeros(SAMPLED, Dense(K), precision)
-    for i in order:
-        shuffled = shuffled + parts[i]
-    assert same_bits(shuffled, sum(parts[1:], parts[0]))
+@given(st.lists(st.integers(0, len(PHI)), max_size=4), st.randoms(use_true_random=False), precisions)
+def test_real_shards_add_bit_for_bit(cuts, random, precision):
+    """One accumulator over all shards, or one each in any order, or one of them forgotten again: the same bytes."""
+    edges = sorted({0, 1, BLOCK_ROWS + 1, len(PHI), *cuts})
+    shards = [tuple(a[lo:hi] for a in REAL) for lo, hi in itertools.pairwise(edges)]
+    random.shuffle(shards)
+    sums = MomentsAccumulator(SAMPLED, Dense(K), precision)
+    for phi, y, w in shards:
+        sums.add(phi, y, weights=w)
+    whole = sums.moments()
+    first, *rest = [moments(shard, SAMPLED, precision) for shard in shards]
+    assert same_bits(whole, sum(reversed(rest), first))
+    assert same_bits(whole - first, sum(rest[1:], rest[0]))
 
 
 @pytest.mark.parametrize("offset", [1000.0, 10_000.0])
@@ -166,32 +148,27 @@ def test_class_ids_are_dense_indicators(shard, n_classes, precision, weighted):
     frame = Frame.identity(D, n_classes)
     sparse = moments((phi, ids, w), frame, precision, OneHot(n_classes))
     dense = moments((phi, np.eye(n_classes)[ids], w), frame, precision)
-    assert sparse._sums() == dense._sums()
+    assert limbs(sparse) == limbs(dense)
 
 
 @pytest.mark.parametrize("d", [1, 5, 512, 513, 1100])
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_tiles_cover_the_triangle_whatever_the_threads(d, n_threads):
+def test_tiles_cover_the_triangle(d):
     rng = np.random.default_rng(d)
     phi, y = rng.integers(-3, 4, (40, d)).astype(float), rng.integers(-3, 4, (40, 1)).astype(float)
-    sums = MomentsAccumulator(Frame.identity(d, 1), Dense(1), "float32", n_threads=n_threads)
-    sums.add(phi, y)
-    m = sums.moments()
-    assert m.gram.shape == (n_tiles(d), tile_size(d), tile_size(d))
-    gram = phi.T @ phi
+    m = moments((phi, y, None), Frame.identity(d, 1), "float32")
+    gram, tiles = phi.T @ phi, m.gram.value()
+    assert tiles.shape == (n_tiles(d), tile_size(d), tile_size(d))
     for index, r, c in tile_pairs(d):
-        assert np.array_equal(m.gram.value()[index, : r.stop - r.start, : c.stop - c.start], gram[r, c])
-    centered = m.centered().about(np.zeros(d), np.zeros(1))
-    np.testing.assert_allclose(centered.gram, gram, rtol=0, atol=1e-10)
+        assert np.array_equal(tiles[index, : r.stop - r.start, : c.stop - c.start], gram[r, c])
+    np.testing.assert_allclose(m.centered().about(np.zeros(d), np.zeros(1)).gram, gram, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_threads_do_not_change_a_bit(precision):
     rng = np.random.default_rng(0)
     phi, y = rng.normal(size=(300, 1100)), rng.normal(size=(300, 1))
-    one, three = (
-        MomentsAccumulator(Frame.from_sample(phi, y, Dense(1)), Dense(1), precision, n_threads=n) for n in (1, 3)
-    )
+    frame = Frame.from_sample(phi, y, Dense(1))
+    one, three = (MomentsAccumulator(frame, Dense(1), precision, n_threads=n) for n in (1, 3))
     one.add(phi, y)
     three.add(phi, y)
     assert same_bits(one.moments(), three.moments())
@@ -230,7 +207,6 @@ ONES, ONES_Y, IDS = np.ones((2, D)), np.ones((2, K)), np.array([0, 1])
         (ONES, ONES_Y, np.array([1.0, -1.0]), ConfigError),
         (ONES, ONES_Y, np.array([1.0, np.nan]), ConfigError),
         (ONES * np.nan, ONES_Y, None, ScaleError),
-        (ONES * np.inf, ONES_Y, None, ScaleError),
         (ONES, ONES_Y * np.nan, None, ScaleError),
         (ONES, ONES_Y * 2.0**37, None, ScaleError),
         (ONES * 2.0**37, ONES_Y, None, ScaleError),
@@ -250,12 +226,12 @@ def test_a_refused_block_leaves_no_trace(phi, y, w, error):
 
 def test_moments_of_other_frames_precisions_or_targets_do_not_add():
     m = Moments.zeros(PLAIN, Dense(K))
-    others = [
-        Moments.zeros(INTEGER, Dense(K)),
-        Moments.zeros(PLAIN, OneHot(K)),
-        Moments.zeros(PLAIN, Dense(K), "float32"),
-    ]
-    for other in others:
+    for frame, targets, precision in (
+        (INTEGER, Dense(K), "float64"),
+        (PLAIN, OneHot(K), "float64"),
+        (PLAIN, Dense(K), "float32"),
+    ):
+        other = Moments.zeros(frame, targets, precision)
         with pytest.raises(MismatchError):
             m + other
         with pytest.raises(MismatchError):
@@ -272,11 +248,3 @@ def test_a_column_constant_in_the_sample_may_vary_later():
     later = rng.normal(size=(30_000, 2))
     c = moments((later, y, None), frame).centered()
     np.testing.assert_allclose(c.gram, (later - c.mean_x).T @ (later - c.mean_x), rtol=1e-11, atol=1e-9)
-
-
-def test_the_sum_of_weights_may_take_another_limb():
-    """Where room runs out digits are carried, also in the one sum that has no axes."""
-    sums = MomentsAccumulator(PLAIN, Dense(K), "float64")
-    sums.add(np.zeros((2, D)), np.zeros((2, K)), weights=np.full(2, 2.0**36))
-    sums.add(np.zeros((2, D)), np.zeros((2, K)))
-    assert sums.moments().weight.value() == 2.0**37 + 2.0

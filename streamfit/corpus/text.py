@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamfit.corpus.base import Files, content_ids, read_unchanged
+from streamfit.corpus.base import Files, Split, content_ids, read_unchanged, split_of
 from streamfit.errors import ConfigError, ShardError
 from streamfit.plan import Shard
 
@@ -90,9 +90,20 @@ class JsonLines(Documents):
     """Each line is one document: a JSON object with its text under `field`.
 
     Files are cut into shards of about `shard_bytes` at line ends.
+
+    Parameters
+    ----------
+    field : str
+    split : {'train', 'validation', 'test'}, optional
+        Keep the documents of one part: a hash of the text decides, so that equal texts are never on both sides.
+    fractions : tuple of float
+        Shares of train, validation and test.
+    shard_bytes : int
     """
 
     field: str = "text"
+    split: Split | None = None
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     shard_bytes: int = 2**24
 
     def parts(self, path: Path) -> list[tuple[int, int]]:
@@ -110,7 +121,7 @@ class JsonLines(Documents):
         for number, line in enumerate(_decode(shard, read_unchanged(shard), "utf-8").split("\n"), start=1):
             if line.strip():
                 texts.append(self._text(shard, number, line))
-        return texts
+        return [text for text in texts if self.split in (None, split_of(text, self.fractions))]
 
     def _text(self, shard: Shard, number: int, line: str) -> str:
         try:

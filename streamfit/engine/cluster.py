@@ -17,6 +17,7 @@ import dask
 import psutil
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
+from streamfit.arrays import Backend
 from streamfit.errors import ConfigError
 
 _BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -38,6 +39,8 @@ class Machine:
         Bytes for each worker; 0 shares 80% of what is free.
     address : str
         Of the scheduler, for kind 'address'.
+    backend : {'numpy', 'cuda'}
+        Array library of the workers. `cuda` needs CuPy and has not been run on hardware.
     """
 
     kind: Literal["local", "address", "serial"] = "local"
@@ -45,6 +48,7 @@ class Machine:
     threads_per_worker: int = 0
     memory_limit: int = 0
     address: str = ""
+    backend: Backend = "numpy"
 
     @property
     def workers(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
 
-from streamfit.arrays import device_array
+from streamfit.arrays import Backend, device_array
 from streamfit.corpus import Rows, Source
 from streamfit.errors import ScaleError, ShardError
 from streamfit.moments import MomentsAccumulator
@@ -41,7 +41,7 @@ class WorkOptions:
 
     skip_bad_shards: bool = False
     n_threads: int = 1
-    backend: str = "numpy"
+    backend: Backend = "numpy"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def work_group(
     """
     started = time.perf_counter()
     header = store.header
-    like = device_array(header.frame.origin, options.backend)  # type: ignore[arg-type]
+    like = device_array(header.frame.origin, options.backend)
     features = header.features.like(like)
     refused: list[Refusal] = []
     n_rows: dict[Shard, int] = {}
@@ -107,10 +107,11 @@ def work_group(
             n_rows.setdefault(shard, 0)
             if item is None:
                 continue
-            x = device_array(item.x, options.backend)  # type: ignore[arg-type]
-            y = device_array(item.y, options.backend)  # type: ignore[arg-type]
+            x = device_array(item.x, options.backend)
+            y = device_array(item.y, options.backend)
+            weights = None if item.weights is None else device_array(item.weights, options.backend)
             try:
-                sums.add(features(x), y, weights=item.weights)
+                sums.add(features(x), y, weights=weights)
             except ScaleError as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
                 raise ShardError(msg, error.expected, error.remedy) from error

@@ -63,11 +63,11 @@ class Standardize(FeatureMap):
 
     @property
     def n_inputs(self) -> int:
-        return len(self.mean)
+        return int(self.mean.shape[0])
 
     @property
     def n_features(self) -> int:
-        return len(self.mean)
+        return int(self.mean.shape[0])
 
     def apply(self, x: Array) -> Array:
         # The difference is taken in float64: in the inputs' float32 a large mean would cost the digits.

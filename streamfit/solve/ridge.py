@@ -13,7 +13,7 @@ import scipy.linalg
 
 from streamfit.errors import SolveError
 from streamfit.moments import Centered, Moments
-from streamfit.solve.certificate import Certificate, certify
+from streamfit.solve.certificate import Certificate, certify, eigenvalue_noise
 
 RCOND_FLOOR = 1e-14
 """Reciprocal condition below which a Cholesky solution is not trusted."""
@@ -104,7 +104,7 @@ def solve(
         method = "eigen"
         eigenvalues, vectors = scipy.linalg.eigh(c.gram, check_finite=False)
         shifted = eigenvalues + alpha
-        keep = shifted > d * np.finfo(float).eps * shifted[-1]
+        keep = shifted > eigenvalue_noise(d, float(shifted[-1]))
         rank = int(keep.sum())
         involved = _involved(vectors[:, ~keep | (shifted < 1e-12 * shifted[-1])], names)
         if alpha == 0:

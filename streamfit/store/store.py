@@ -21,6 +21,7 @@ from obstore.store import LocalStore
 
 from streamfit.errors import MismatchError, StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
+from streamfit.frame import n_tiles, tile_size
 from streamfit.moments import Moments
 from streamfit.plan import Shard, counted_twice
 from streamfit.store.arrays_io import read_group, sync_file, sync_tree, write_group
@@ -138,11 +139,18 @@ class Store:
         StoreError
             If it is damaged.
         """
-        header = Header.from_spec(*read_group(self._objects, self._first.header_at))
-        if header.content_hash != self._first.header:
-            msg = f"the header of {self.path} was altered"
-            raise StoreError(msg, f"content {self._first.header[:12]}", "restore it from a backup")
-        return header
+        spec, arrays = read_group(self._objects, self._first.header_at)
+        fault: Exception | None = None
+        try:
+            header = Header.from_spec(spec, arrays)
+            if header.content_hash == self._first.header:
+                return header
+        except StoreError:
+            raise
+        except Exception as error:  # an altered description fails in as many ways as it has fields
+            fault = error
+        msg = f"the header of {self.path} was altered"
+        raise StoreError(msg, f"content {self._first.header[:12]}", "restore it from a backup") from fault
 
     def head(self) -> Record:
         """The newest record."""
@@ -286,12 +294,18 @@ class Store:
             If a chunk is missing or its checksum fails, or the segment belongs to another header.
         """
         attributes, arrays = read_group(self._objects, f"segments/{segment.id}", lambda name: not _is_tally(name))
-        if attributes["header"] != self._first.header or attributes["n_rows"] != segment.n_rows:
+        if attributes.get("header") != self._first.header or attributes.get("n_rows") != segment.n_rows:
             msg = f"segment {segment.id} does not belong to this store's log"
             raise StoreError(msg, f"{segment.n_rows} rows under this header", "restore it from a backup")
+        d, k, b = self.header.frame.n_features, self.header.frame.n_targets, tile_size(self.header.frame.n_features)
+        shapes = {"weight": (1,), "sum_x": (d,), "gram": (n_tiles(d), b, b), "cross": (k, d)}
         sums = {}
         for name in _SUMS:
             there = [(exponent, name + suffix) for exponent, suffix in _SUFFIX.items() if name + suffix in arrays]
+            # Chunks carry checksums, the JSON beside them does not.
+            if not there or any(arrays[key].shape != shapes.get(name, (k,)) for _, key in there):
+                msg = f"{name} of segment {segment.id} was altered"
+                raise StoreError(msg, f"shape {shapes.get(name, (k,))}", "restore it from a backup")
             limbs = tuple(arrays[key] * 2.0**-exponent for exponent, key in there)
             sums[name] = GridSum(tuple(limb[0] for limb in limbs) if name == "weight" else limbs, there[0][0])
         return Moments(self.header.frame, self.header.targets.one_hot, segment.n_rows, **sums)

@@ -1,0 +1,183 @@
+"""Killed at any moment, a run goes on where its last commit was and ends with the bits of an undisturbed one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streamfit.config import load_problem
+from streamfit.jobs import fit
+from streamfit.store import Store
+
+STREAMFIT = Path(sys.executable).with_name("streamfit")
+N_SHARDS, ROWS = 48, 50
+CONFIG = """
+kind = "ridge"
+run = "{run}"
+precision = "float64"
+group_rows = {rows}
+[corpus]
+kind = "parquet"
+root = "{corpus}"
+features = ["x", "z"]
+target = ["y"]
+[[features]]
+kind = "linear"
+[[features]]
+kind = "rbf"
+n = 40
+[solve]
+alphas = [0.1, 1.0]
+folds = 3
+"""
+
+
+class Command:
+    """A `streamfit` command with its workers, in a session of its own."""
+
+    def __init__(self, folder, *arguments):
+        with (folder / "output.txt").open("w") as output:
+            self.process = subprocess.Popen(
+                [STREAMFIT, *arguments], stdout=output, stderr=output, start_new_session=True, cwd=folder
+            )
+        self.folder = folder
+
+    def kill(self):
+        """SIGKILL the client alone, and wait until its workers have died by themselves."""
+        self.process.kill()
+        self.process.wait()
+        until = time.monotonic() + 15
+        while left := self.session():
+            assert time.monotonic() < until, f"left behind: {left}"
+            time.sleep(0.1)
+
+    def session(self):
+        """Processes that this command started, itself included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def wait_until(self, condition):
+        """Poll until the condition holds; a command that ends before is a fault."""
+        while not condition():
+            assert self.process.poll() is None, self.output()
+            time.sleep(0.01)
+
+    def finish(self):
+        assert self.process.wait(timeout=120) == 0, self.output()
+
+    def output(self):
+        return (self.folder / "output.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Many small row groups, so that a run is many commits."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(5)
+    for i in range(2):
+        x, z, noise = rng.normal(size=(3, N_SHARDS // 2 * ROWS))
+        table = pa.table({"x": x, "z": z, "y": np.sin(x) + z + noise})
+        pq.write_table(table, folder / f"{i}.parquet", row_group_size=ROWS)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, corpus):
+    (tmp_path / "machine.toml").write_text("n_workers = 2\nthreads_per_worker = 1\n")
+    path = tmp_path / "problem.toml"
+    path.write_text(CONFIG.format(run=tmp_path / "run", corpus=corpus, rows=ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus, serial, quiet):
+    """Moments of a run in one process that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = folder / "problem.toml"
+    path.write_text(CONFIG.format(run=folder / "run", corpus=corpus, rows=ROWS))
+    return fit(load_problem(path), serial, None, quiet).solved.moments
+
+
+def start(config):
+    """Begin the run, or go on with it once it can be resumed."""
+    run = config.parent / "run"
+    if (run / "machine.json").is_file():
+        return Command(config.parent, "resume", run)
+    return Command(config.parent, "fit", config, "--machine", config.parent / "machine.toml")
+
+
+def n_commits(config):
+    return len(list((config.parent / "run" / "store" / "_log").glob("*.json"))) - 1
+
+
+def assert_undisturbed(config, moments):
+    """The store has the sums of the quiet run, each shard once, and there is a model."""
+    store = Store(config.parent / "run" / "store")
+    counted = [shard for segment in store.head().segments for shard in store.ledger(segment)]
+    assert len(counted) == len({shard.content_id for shard in counted}) == N_SHARDS
+    assert store.moments() == moments
+    assert (config.parent / "run" / "model").is_dir()
+
+
+def test_killed_client_is_resumed_to_the_same_bits(config, undisturbed):
+    """SIGKILL to the client after some commits, again and again; `resume` ends it, and no worker outlives a client."""
+    rng = np.random.default_rng(11)
+    for least in (1, 16, 32):
+        command, commits = start(config), int(least + rng.integers(10))
+        command.wait_until(lambda n=commits: n_commits(config) >= n)
+        time.sleep(rng.uniform(0, 0.1))
+        command.kill()
+        assert commits <= n_commits(config) < N_SHARDS
+    start(config).finish()
+    assert_undisturbed(config, undisturbed)
+
+
+@pytest.mark.slow
+def test_client_killed_at_any_moment_is_resumed_to_the_same_bits(config, undisturbed):
+    """Twenty SIGKILLs, also while features are chosen, workers start or end, sums are solved and the model is saved."""
+    rng = np.random.default_rng(12)
+    for _ in range(20):
+        command = start(config)
+        try:
+            command.process.wait(timeout=rng.uniform(0.5, 9.0))
+        except subprocess.TimeoutExpired:
+            command.kill()
+        else:
+            # This one had ended first: begin anew.
+            command.finish()
+            assert_undisturbed(config, undisturbed)
+            shutil.rmtree(config.parent / "run")
+    start(config).finish()
+    assert_undisturbed(config, undisturbed)
+
+
+def test_interrupted_command_says_how_to_go_on_and_does(config, undisturbed):
+    """Ctrl-C, which a terminal sends to client and workers alike, ends in code 130; the same command goes on."""
+    command = Command(config.parent, "fit", config, "--machine", config.parent / "machine.toml")
+    command.wait_until(lambda: n_commits(config) >= 3)
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.process.wait(timeout=30) == 130
+    output = command.output()
+    assert "Traceback" not in output
+    assert 3 <= n_commits(config) < N_SHARDS
+    again = Command(config.parent, "fit", config, "--machine", config.parent / "machine.toml")
+    again.finish()
+    assert "shards are counted already" in again.output()
+    assert_undisturbed(config, undisturbed)
+    assert not again.session()
+    assert "run the same command again" in output

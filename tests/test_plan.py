@@ -1,0 +1,125 @@
+"""A plan is whole numbers: groups against brute force, bytes against the arrays that are really made."""
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamfit.errors import PlanError
+from streamfit.frame import BLOCK_ROWS, Frame
+from streamfit.moments import Moments
+from streamfit.plan import PROCESS_BYTES, Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.targets import Dense, OneHot
+
+
+def shard(i, rows=10, source="a", content=None):
+    content_id = hashlib.sha256(str(i if content is None else content).encode()).hexdigest()
+    return Shard(f"part-{i:04d}", f"/data/part-{i:04d}", 0, rows, 8 * rows, rows, content_id, source)
+
+
+corpora = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("ab")), max_size=25).map(
+    lambda pairs: [shard(i, rows, source) for i, (rows, source) in enumerate(pairs)]
+)
+
+
+@given(corpora, st.integers(1, 4), st.integers(1, 60), st.randoms(use_true_random=False))
+def test_groups_partition_the_shards(shards, n_folds, group_rows, random):
+    """Each shard once, one fold and source a group, no group over its size unless it is one large shard."""
+    groups = make_groups(shards, n_folds, group_rows)
+    assert Counter(s for g in groups for s in g.shards) == Counter(shards)
+    for group in groups:
+        assert {(s.fold(n_folds), s.source) for s in group.shards} == {(group.fold, group.source)}
+        assert group.planned_rows <= group_rows or len(group.shards) == 1
+    assert make_groups(random.sample(shards, len(shards)), n_folds, group_rows) == groups
+
+
+@given(corpora, st.integers(1, 3), st.integers(1, 60))
+def test_groups_are_those_of_brute_force(shards, n_folds, group_rows):
+    """Per fold and source, in the order of keys, each group is the longest run that still fits."""
+    expected = []
+    for fold in range(n_folds):
+        for source in "ab":
+            left = sorted((s for s in shards if s.fold(n_folds) == fold and s.source == source), key=lambda s: s.key)
+            while left:
+                fits = [n for n in range(1, len(left) + 1) if sum(s.planned_rows for s in left[:n]) <= group_rows]
+                n = max(fits, default=1)
+                expected.append((fold, source, tuple(left[:n])))
+                left = left[n:]
+    assert [(g.fold, g.source, g.shards) for g in make_groups(shards, n_folds, group_rows)] == expected
+
+
+def test_groups_of_nothing():
+    assert make_groups([], 2, 10) == []
+    for folds, rows in ((0, 10), (2, 0)):
+        with pytest.raises(PlanError, match="at least 1"):
+            make_groups([shard(0)], folds, rows)
+
+
+def test_the_fold_is_a_function_of_the_content_alone():
+    one = shard(3)
+    moved = replace(one, key="elsewhere", uri="s3://x", start=5, stop=9, size=1, planned_rows=7, source="b")
+    assert all(one.fold(n) == moved.fold(n) for n in range(1, 10))
+    counts = Counter(shard(i).fold(4) for i in range(2000))
+    assert set(counts) == {0, 1, 2, 3}
+    assert min(counts.values()) > 400
+
+
+def plan(n_features=5, n_targets=2, precision="float64", one_hot=False, rows=(10, 30)):
+    groups = make_groups([shard(i, n) for i, n in enumerate(rows)], 1, 100)
+    return Plan(tuple(groups), n_features, n_targets, 4, precision, one_hot, 3, 1000)
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 1), (5, 2), (512, 1), (513, 3), (1100, 7)])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_projected_bytes_are_those_of_the_moments(d, k, precision, one_hot):
+    """The two matrices, which are all but a few vectors of the sums, to the byte."""
+    targets = OneHot(k) if one_hot else Dense(k)
+    m = Moments.zeros(Frame.identity(d, k), targets, precision)
+    assert plan(d, k, precision, one_hot).sum_bytes == sum(a.nbytes for s in (m.gram, m.cross) for a in s.limbs)
+
+
+def test_memory_and_work_are_exact_integers():
+    p = plan()
+    assert (p.n_shards, p.n_rows, p.read_bytes) == (2, 40, 320)
+    assert p.sum_bytes == 8 * 2 * (25 + 10)
+    assert p.worker_bytes == PROCESS_BYTES + 3 * 560 + BLOCK_ROWS * (4 * 5 * 8 + 3 * 4 * 8 + 4 * 8 * 2) + 2000
+    assert p.solve_bytes(3) == PROCESS_BYTES + 5 * 560 + 8 * (6 * 25 + 5 * 10)
+    assert p.flops_per_row == 5 * 6 + 2 * 5 * 2
+    assert plan(one_hot=True).flops_per_row == 5 * 6 + 2 * 5
+    assert plan(precision="float32").sum_bytes == 8 * (25 + 10)
+    assert all(type(n) is int for n in (p.worker_bytes, p.solve_bytes(2), p.flops_per_row, default_group_rows(5, 2)))
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_both_numbers():
+    p = plan(n_features=20_000)
+    p.check(None, None, 2)
+    p.check(p.worker_bytes, p.solve_bytes(2), 2)
+    with pytest.raises(PlanError, match=r"needs [\d.]+ GB for a worker, with 1 GB there"):
+        p.check(10**9, None, 2)
+    with pytest.raises(PlanError, match=r"needs [\d.]+ GB for the solve, with [\d.]+ GB there"):
+        p.check(p.worker_bytes, p.solve_bytes(2) - 1, 2)
+
+
+def test_the_plan_reads_as_text():
+    lines = "\n".join(plan().lines(2))
+    for fact in ("2 shards", "320 B", "about 40 rows", "1 groups", "5 features x 2 targets in float64", "3 workers"):
+        assert fact in lines
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 1), (1000, 1), (10**6, 10**5)])
+def test_the_default_group_is_at_least_a_block(d, k):
+    assert default_group_rows(d, k) >= BLOCK_ROWS
+    assert default_group_rows(2 * d, k) <= default_group_rows(d, k)
+
+
+def test_repeated_content_is_counted_once():
+    first, other, again, third = shard(0), shard(1), shard(2, content=0), shard(3, content=0)
+    unique, repeats = counted_twice([first, other, again, third])
+    assert unique == [first, other]
+    assert repeats == [(again, first), (third, first)]
+    assert counted_twice([]) == ([], [])
+    assert again.fold(5) == third.fold(5) == first.fold(5)

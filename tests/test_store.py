@@ -1,0 +1,337 @@
+"""The store: what is written is read back bit for bit, counts once and atomically, and damage is an error."""
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from streamfit.errors import MismatchError, StoreError
+from streamfit.exact import COARSE
+from streamfit.features import Linear
+from streamfit.frame import Frame
+from streamfit.moments import Moments
+from streamfit.plan import Shard
+from streamfit.store import Header, Refusal, Store
+from streamfit.targets import Dense, OneHot
+
+D, K = 5, 3
+NUMBERS = count()
+
+
+def header_of(precision="float64", targets=None, n_features=D, **changes):
+    rng = np.random.default_rng(0)
+    targets = targets or Dense(K)
+    sample, classes = rng.normal(size=(100, n_features)) * 3.0 + 7, np.arange(100) % K
+    y = classes if targets.one_hot else rng.normal(size=(100, K))
+    frame = Frame.from_sample(sample, y, targets)
+    return Header(Linear(n_features), targets, frame, precision, **({"n_folds": 3} | changes))
+
+
+def shard_of(number, source="s"):
+    return Shard(f"k{number}", f"/data/{number}", 0, 10, 10, 20, f"{number + 1:015x}".ljust(64, "0"), source)
+
+
+def moments_of(header, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(50, header.frame.n_features)) * scale
+    y = rng.integers(0, K, 50) if header.targets.one_hot else rng.normal(size=(50, K))
+    weights = rng.uniform(size=50)
+    return Moments.from_rows(x, y, header.frame, header.targets, weights=weights, precision=header.precision)
+
+
+def add(store, *, number=None, seed=0, tally=None):
+    """Write and commit a segment of one shard; gives its moments."""
+    number = next(NUMBERS) if number is None else number
+    moments = moments_of(store.header, seed)
+    store.commit([store.write_segment(moments, [shard_of(number)], [moments.n_rows], tally)])
+    return moments
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.create(tmp_path / "store", header_of())
+
+
+# Making and opening
+
+
+def test_same_header_opens_the_store_that_is_there(tmp_path):
+    """Creating again is opening, also from elsewhere, and the header comes back equal."""
+    header = header_of(reader={"columns": ["a"]}, files={"tokenizer": b"\x00{}"})
+    first = Store.create(tmp_path / "deep" / "store", header)
+    moments = add(first)
+    for again in (Store.create(first.path, header_of(**vars_of(header))), Store(str(first.path))):
+        assert again.header.content_hash == header.content_hash
+        assert again.header.files == header.files
+        assert again.moments() == moments
+
+
+def vars_of(header):
+    return {name: getattr(header, name) for name in ("precision", "targets", "n_folds", "reader", "files")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"precision": "float32"}, "precision"),
+        ({"n_folds": 4}, "n_folds"),
+        ({"reader": {"columns": ["b"]}}, "reader"),
+        ({"files": {"tokenizer": b"x"}}, "files"),
+        ({"targets": OneHot(K)}, "targets, frame/y_exponents"),
+        ({"n_features": D + 1}, "features, tile, frame/exponents, frame/origin"),
+    ],
+)
+def test_another_header_is_refused_naming_what_differs(store, changes, differing):
+    """Sums taken otherwise do not add up, so a store keeps the header that it was made with."""
+    with pytest.raises(MismatchError, match=f"was made with other {differing}"):
+        Store.create(store.path, header_of(**changes))
+
+
+def test_only_stores_are_opened_and_only_empty_folders_become_stores(tmp_path):
+    """A file, a folder with something else in it, and nothing at all are told apart."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    for name in ("file", "full", "nothing"):
+        with pytest.raises(StoreError, match="is not a store"):
+            Store(tmp_path / name)
+    with pytest.raises(StoreError, match="is a file"):
+        Store.create(tmp_path / "file", header_of())
+    with pytest.raises(StoreError, match=r"holds thesis\.tex"):
+        Store.create(tmp_path / "full", header_of())
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_creation_that_was_interrupted_is_taken_up(tmp_path):
+    """A header or an empty log without a first record is not yet a store, and is no obstacle to making one."""
+    store = Store.create(tmp_path / "a", header_of())
+    (store.path / "_log" / "0000000000.json").unlink()
+    with pytest.raises(StoreError, match="its log is empty"):
+        Store(store.path)
+    assert Store.create(store.path, header_of()).head().sequence == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
+def test_read_only_store_is_read_but_not_written(store):
+    """Reading needs no permission to write; writing without it is a StoreError."""
+    moments = add(store)
+    folders = [store.path, *(p for p in store.path.rglob("*") if p.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert Store(store.path).moments() == moments
+        with pytest.raises(StoreError, match="a writable store"):
+            add(store)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+# Sums
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("targets", [Dense(K), OneHot(K)], ids=["dense", "one_hot"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**25], ids=["usual", "coarse"])
+def test_committed_moments_are_read_bit_for_bit(tmp_path, precision, targets, scale):
+    """Every limb is kept, also the coarse one of sums that outgrew their first grid."""
+    store = Store.create(tmp_path / "s", header_of(precision, targets))
+    moments = moments_of(store.header, scale=scale)
+    assert (moments.gram.top == COARSE) == (scale > 1)
+    segment = store.write_segment(moments, [shard_of(0), shard_of(3)], [20, 30])
+    assert store.moments() == Moments.zeros(store.header.frame, targets, precision)
+    store.commit([segment])
+    again = Store(store.path)
+    assert again.read(segment) == moments
+    assert again.moments() == moments
+    assert [(s.key, s.planned_rows) for s in again.counted().values()] == [("k0", 20), ("k3", 30)]
+    assert (segment.n_shards, segment.n_rows, segment.source) == (2, 50, "s")
+
+
+def test_sums_of_folds_and_tallies_add_up(store):
+    """Segments sum by fold to the whole; tally arrays come back as they were written, whatever their shape."""
+    tally = {"counts": np.arange(6).reshape(2, 3), "none": np.zeros((0, 2), np.int32), "one": np.float32(2.5)}
+    total = Moments.zeros(store.header.frame, store.header.targets)
+    for number in range(7):
+        total = total + add(store, number=number, seed=number, tally=tally)
+    folds = store.fold_moments()
+    assert sorted(folds) == [0, 1, 2]
+    assert sum(folds.values(), start=Moments.zeros(store.header.frame, store.header.targets)) == store.moments()
+    assert store.moments() == total
+    assert folds[1] == store.moments(lambda segment: segment.fold == 1)
+    for arrays in store.tallies():
+        assert sorted(arrays) == sorted(tally)
+        for name, array in tally.items():
+            np.testing.assert_array_equal(arrays[name], array)
+            assert arrays[name].dtype == array.dtype
+
+
+def plain_gram(path):
+    """Upper triangle of a store's Gram matrix in natural units, read without streamfit: this is the format."""
+    log = sorted(Path(path, "_log").glob("*.json"))
+    newest = json.loads(log[-1].read_text())["body"]
+    root = zarr.open_group(path, mode="r")
+    header = root[newest["header_at"]]
+    exponents = header["frame/exponents"][:]
+    d, b = len(exponents), header.attrs["tile"]
+    gram = np.zeros((d, d))
+    for segment in newest["segments"]:
+        arrays = root[f"segments/{segment['id']}"]
+        # One array a limb, of plain numbers: a coarse one only where the sums outgrew their first grid.
+        tiles = sum(arrays[name][:] for name in ("gram_coarse", "gram", "gram_fine") if name in arrays)
+        edges = [slice(lo, min(lo + b, d)) for lo in range(0, d, b)]
+        pairs = [(r, c) for i, r in enumerate(edges) for c in edges[i:]]
+        for tile, (r, c) in zip(tiles, pairs, strict=True):
+            gram[r, c] += tile[: r.stop - r.start, : c.stop - c.start]
+    return np.triu(gram) * 2.0 ** (exponents + exponents[:, None])
+
+
+@pytest.mark.parametrize("n_features", [D, 700], ids=["one tile", "three tiles"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_any_zarr_reader_gets_the_same_gram(tmp_path, n_features, precision):
+    """The format needs nothing of streamfit: tiles times 2^exponents, summed over the segments that the log names."""
+    store = Store.create(tmp_path / "s", header_of(precision, n_features=n_features))
+    for seed in range(2):
+        add(store, seed=seed)
+    store.write_segment(moments_of(store.header), [shard_of(10**6)], [50])  # not committed: does not count
+    c = store.moments().centered()
+    shift = c.mean_x - store.header.frame.origin
+    expected = c.gram + c.weight * np.outer(shift, shift)
+    expected = np.tril(expected).T
+    np.testing.assert_allclose(plain_gram(store.path), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+
+
+# Commits
+
+
+def test_shard_counts_once(store):
+    """A content that is counted, or given twice, is refused under any name, and nothing changes."""
+    add(store, number=4)
+    moments = moments_of(store.header)
+    again = store.write_segment(moments, [shard_of(4, "elsewhere")], [50])
+    new = [store.write_segment(moments, [shard_of(n)], [50]) for n in (5, 5)]
+    for segments in ([again], new):
+        with pytest.raises(MismatchError, match=r"k\d is counted already, as k\d"):
+            store.commit(segments)
+    assert (store.head().sequence, len(store.head().segments)) == (1, 1)
+
+
+def test_refusals_are_recorded_once(store):
+    """A shard that was skipped stays on record, with its reason, through later commits."""
+    refusal = Refusal("k9", "9" * 64, "not JSON")
+    for _ in range(2):
+        store.commit(refused=[refusal])
+    add(store)
+    assert store.head().refused == (refusal,)
+    assert [r.action for r in store.records()] == ["create", "accumulate", "accumulate", "accumulate"]
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["different shards", "the same shards"])
+def test_racing_coordinators_lose_and_double_nothing(store, same):
+    """Of racing commits every different shard lands, and of a shard that several add exactly one lands."""
+    n_coordinators, n_commits = 4, 13
+    moments = moments_of(store.header)
+
+    def coordinate(which):
+        mine, landed = Store(store.path), 0
+        for i in range(n_commits):
+            shard = shard_of(i if same else which * n_commits + i)
+            segment = mine.write_segment(moments, [shard], [50])
+            try:
+                mine.commit([segment])
+                landed += 1
+            except MismatchError:
+                assert same
+        return landed
+
+    with ThreadPoolExecutor(n_coordinators) as pool:
+        landed = sum(pool.map(coordinate, range(n_coordinators)))
+    expected = n_commits * (1 if same else n_coordinators)
+    records = Store(store.path).records()
+    assert landed == len(store.head().segments) == len(store.counted()) == len(records) - 1 == expected
+    assert store.moments() == sum([moments] * expected, start=Moments.zeros(moments.frame, store.header.targets))
+
+
+# Damage
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def edit(path):
+    path.write_text(path.read_text().replace('"n_rows": 50', '"n_rows": 51').replace('"create"', '"made"'))
+
+
+def replace(path):
+    shutil.copy(path.with_name("0000000001.json"), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        *((damage, f"_log/000000000{n}.json") for damage in (truncate, edit, flip) for n in (0, 2, 3)),
+        *((Path.unlink, f"_log/000000000{n}.json") for n in (0, 2)),
+        (replace, "_log/0000000003.json"),
+        *((damage, "segments/*/gram/c/0/0/0") for damage in (Path.unlink, flip, truncate)),
+        *((damage, "segments/*/weight/c/0") for damage in (Path.unlink, flip, truncate)),
+        (Path.unlink, "segments/*/sum_x_fine/zarr.json"),
+        (Path.unlink, "segments/*/zarr.json"),
+        *((damage, "ledgers/*.parquet") for damage in (Path.unlink, flip, truncate)),
+        *((damage, "header/*/frame/exponents/c/0") for damage in (Path.unlink, flip)),
+        (lambda path: path.write_text(path.read_text().replace('"n_folds": 3', '"n_folds": 2')), "header/*/zarr.json"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else p.__name__,
+)  # fmt: skip
+def test_damage_is_an_error_and_never_wrong_numbers(store, damage, pattern):
+    """Whatever is truncated, altered or deleted, using the store ends in one StoreError that names the place."""
+    for seed in range(3):
+        add(store, seed=seed)
+    path = sorted(store.path.glob(pattern))[0]
+    before = path.read_bytes()
+    damage(path)
+    assert not path.exists() or path.read_bytes() != before
+    with pytest.raises(StoreError) as caught:
+        use(store.path)
+    assert "\n" not in str(caught.value)
+
+
+def use(path):
+    """Everything that a fit reads of a store."""
+    store = Store(path)
+    return store.records(), store.counted(), store.fold_moments(), store.moments()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_no_flipped_byte_anywhere_changes_a_number(store, seed):
+    """Any byte of any file: either a StoreError, or the same sums and ledger as before."""
+    add(store, tally={"counts": np.arange(5)})
+    _, counted, _, moments = use(store.path)
+    rng = np.random.default_rng(seed)
+    files = sorted(p for p in store.path.rglob("*") if p.is_file())
+    for _ in range(300):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(data))
+        try:
+            _, counted_now, _, moments_now = use(store.path)
+        except StoreError:
+            pass
+        else:
+            assert (counted_now, moments_now) == (counted, moments), path
+        path.write_bytes(whole)
