@@ -84,4 +84,4 @@ if __name__ == "__main__":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for width in options.features:
         for kind in ("float32", "float64"):
-            report(Console(), width, options.rows, kind)  # type: ignore[arg-type]
+            report(Console(), width, options.rows, kind)

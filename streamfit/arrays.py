@@ -88,6 +88,13 @@ def compute_dtype(xp: Any, precision: Precision) -> Any:
     return xp.float32 if precision == "float32" else xp.float64
 
 
+def row_major(array: Array) -> Array:
+    """Lay a matrix out row by row: a product's rounding depends on the layout, and equal rows must sum alike."""
+    if isinstance(array, np.ndarray) or array_api_compat.is_cupy_array(array):
+        return array if array.flags.c_contiguous else array.copy(order="C")
+    return array
+
+
 def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:
     """Cut rows into pieces that a core's cache holds; one piece on a GPU, where a launch costs more than a miss."""
     step = max(64, _CACHE_ENTRIES // max(1, n_columns)) if isinstance(like, np.ndarray) else max(1, n_rows)

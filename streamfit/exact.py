@@ -159,17 +159,17 @@ class GridAccumulator:
     def _zeros(self, shape: tuple[int, ...]) -> Array:
         return self._xp.zeros(shape, dtype=self._xp.float64, device=self._device)
 
-    def reserve(self, peak: float, n_adds: int = 1) -> None:
-        """Make room for `n_adds` more additions of magnitude up to `peak`, with another limb if need be.
+    def reserve(self, peak: float) -> None:
+        """Make room for one more addition of magnitude up to `peak`, with another limb if need be.
 
         Callers that write parts of the array from several threads reserve first, then `add_reserved`.
         """
         if not np.isfinite(peak):
             msg = "a block of products that is not finite"
             raise ScaleError(msg, "finite features and targets", "look for NaN, infinite or huge values")
-        need = n_adds * (peak * 2.0**-self._top + 1.0)
+        need = peak * 2.0**-self._top + 1.0
         self._used += need
-        self._adds += n_adds
+        self._adds += 1
         if self._used < ROOM and self._adds < MAX_ADDS:
             return
         self._carry(self._top)
@@ -178,11 +178,11 @@ class GridAccumulator:
             self._limbs.insert(0, self._xp.zeros_like(self._limbs[0]))
             self._carry(COARSE)
             held = _peak(self._xp, self._limbs[0])
-            need = n_adds * (peak * 2.0**-COARSE + 1.0)
+            need = peak * 2.0**-COARSE + 1.0
         if held + need >= ROOM:
             msg = f"block products as large as {peak:.3g} sampled variances"
             raise ScaleError(msg, "a total of at most 2^72", "rescale the features, or drop outlying rows")
-        self._used, self._adds = held + need, n_adds
+        self._used, self._adds = held + need, 1
 
     def _carry(self, top: int) -> None:
         total = canonical(tuple(self._limbs), top, fold=False)

@@ -43,6 +43,12 @@ def n_tiles(n_features: int) -> int:
     return t * (t + 1) // 2
 
 
+_BOUND_BITS = 12
+"""A bounded feature's unit is at least 2^-12 of its bound: squares up to 2^24 leave room for 2^48 rows."""
+_LARGEST = 1e37
+"""Origins are rounded to float32, which holds no more."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Origin and power-of-two units in which products are taken: part of a store's header, never changed.
@@ -73,7 +79,7 @@ class Frame:
         )
 
     @classmethod
-    def from_sample(cls, phi: Array, y: Array, targets: Targets) -> Frame:
+    def from_sample(cls, phi: Array, y: Array, targets: Targets, bounds: np.ndarray | None = None) -> Frame:
         """Choose the frame from a sample of feature rows and their targets.
 
         Parameters
@@ -81,8 +87,20 @@ class Frame:
         phi : array of shape (n_rows, n_features)
         y : array of shape (n_rows, n_targets), or integer (n_rows,) for one-hot targets
         targets : Targets
+        bounds : array of shape (n_features,), optional
+            Largest magnitude that each feature can take. A feature that is nearly zero throughout the sample but
+            bounded, as a radial basis function is, then gets a unit in which its bound still has room.
+
+        Raises
+        ------
+        ScaleError
+            If the sample is not finite, or too large to be squared.
         """
         origin, exponents = _center_and_unit(to_host(phi))
+        if bounds is not None:
+            _, top = np.frexp(np.where(np.isfinite(bounds), bounds, 0.0))
+            exponents = np.where(np.isfinite(bounds), np.maximum(exponents, top - _BOUND_BITS), exponents)
+            exponents = exponents.astype(np.int32)
         if targets.one_hot:
             y_origin, y_exponents = np.zeros(targets.n_targets), np.zeros(targets.n_targets, np.int32)
         else:
@@ -112,6 +130,9 @@ def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(sample).all():
         msg = "a sample with NaN or infinite values"
         raise ScaleError(msg, "finite features and targets")
+    if sample.size and np.abs(sample).max() > _LARGEST:
+        msg = f"a sample with values of {np.abs(sample).max():.3g}"
+        raise ScaleError(msg, f"at most {_LARGEST:.0e} in magnitude", "rescale that column")
     mean = sample.mean(axis=0) if len(sample) else np.zeros(sample.shape[1])
     spread = np.sqrt(np.mean((sample - mean) ** 2, axis=0)) if len(sample) else np.zeros(sample.shape[1])
     # A mean well inside the spread costs no accuracy; zero then keeps sparse and integer features as they are.

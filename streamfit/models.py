@@ -183,7 +183,8 @@ class _MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if not hasattr(self, "moments_"):
             self.features_ = self._features(X)
             kind = Dense(targets.shape[1])
-            frame = Frame.from_sample(self.features_(X[:BLOCK_ROWS]), targets[:BLOCK_ROWS], kind)
+            phi = self.features_(X[:BLOCK_ROWS])
+            frame = Frame.from_sample(phi, targets[:BLOCK_ROWS], kind, self.features_.bounds)
             self.moments_ = Moments.zeros(frame, kind, self.precision)
         frame = self.moments_.frame
         sums = MomentsAccumulator(frame, Dense(frame.n_targets), self.precision)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, to_device_of, to_host
+from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
 from streamfit.errors import ConfigError, MismatchError, ScaleError
-from streamfit.exact import GridAccumulator, GridSum
+from streamfit.exact import BASE, GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
 from streamfit.targets import Targets
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,10 @@ class Moments:
         y_units = np.ldexp(1.0, self.frame.y_exponents)
         sum_x, sum_y = to_host(self.sum_x.value()), to_host(self.sum_y.value())
         gram = _unpack(to_host(self.gram.value()), self.frame.n_features)
+        noise = units**2 * self._diagonal_noise(np.diag(gram))
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
-        gram = (gram - np.outer(sum_x, sum_x / weight)) * units * units[:, None]
+        gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
         cross = (cross.T - np.outer(sum_x, sum_y / weight)) * y_units * units[:, None]
         ss_y = (to_host(self.sum_yy.value()) - sum_y * sum_y / weight) * y_units**2
         return Centered(
@@ -147,7 +150,13 @@ class Moments:
             gram=gram,
             cross=cross,
             ss_y=np.maximum(ss_y, 0.0),
+            noise=noise + weight * (8.0 * _EPS * (self.frame.origin + units * (sum_x / weight))) ** 2,
         )
+
+    def _diagonal_noise(self, raw: np.ndarray) -> np.ndarray:
+        """What rounding of products and of the grid may leave on the diagonal, in the units of the frame."""
+        product_eps = _EPS if self.gram.bottom < BASE else 2.0**-24
+        return product_eps * raw + 2.0**self.gram.bottom * (1.0 + self.n_rows / 64)
 
 
 def _unpack(tiles: np.ndarray, n_features: int) -> np.ndarray:
@@ -155,7 +164,8 @@ def _unpack(tiles: np.ndarray, n_features: int) -> np.ndarray:
     for index, r, c in tile_pairs(n_features):
         tile = tiles[index, : r.stop - r.start, : c.stop - c.start]
         full[r, c] = tile
-        full[c, r] = tile.T
+        # With row weights the two halves of a diagonal tile may differ by rounding; the upper one counts.
+        full[c, r] = tile.T if r != c else np.triu(tile) + np.triu(tile, 1).T
     return full
 
 
@@ -175,6 +185,8 @@ class Centered:
         Sum of w (φ - mean_x)(y - mean_y)'.
     ss_y : array of shape (n_targets,)
         Sum of w (y - mean_y)².
+    noise : array of shape (n_features,)
+        What rounding may have left on the diagonal of `gram`: no less tells a feature from a constant.
     """
 
     n_rows: int
@@ -184,6 +196,7 @@ class Centered:
     gram: np.ndarray
     cross: np.ndarray
     ss_y: np.ndarray
+    noise: np.ndarray
 
     def about(self, mean_x: np.ndarray, mean_y: np.ndarray) -> Centered:
         """The same sums taken about other points, for instance the means of a training set."""
@@ -286,7 +299,7 @@ class MomentsAccumulator:
     def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
-        z = xp.astype(z, self._dtype, copy=False)
+        z = row_major(xp.astype(z, self._dtype, copy=False))
         if weights is None:
             wz, weight = z, float(z.shape[0])
         else:

@@ -73,7 +73,7 @@ def prepare_table(
     return Header(
         features=features,
         targets=targets,
-        frame=Frame.from_sample(features(x), y, targets),
+        frame=Frame.from_sample(features(x), y, targets, features.bounds),
         precision=precision,
         n_folds=n_folds,
         reader=reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)},

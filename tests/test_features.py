@@ -20,6 +20,9 @@ from streamfit.features import (
     from_spec,
     median_gamma,
 )
+from streamfit.frame import Frame
+from streamfit.moments import Moments
+from streamfit.targets import Dense
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(40, 3))
@@ -212,3 +215,38 @@ def test_median_gamma_is_the_reciprocal_median_distance():
 def test_what_makes_no_map_is_refused(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_float32_distances_between_far_clusters_are_taken_in_float64():
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(6, 3)) + np.repeat([[0.0], [1e4]], 3, axis=0)
+    x = centers + 0.3 * rng.normal(size=(6, 3))
+    features = RBF(centers, 0.5)
+    np.testing.assert_allclose(features(x.astype(np.float32)), features(x), atol=5e-3)
+    assert features(x.astype(np.float32)).dtype == np.float32
+
+
+def test_a_bounded_feature_that_the_sample_hardly_touches_keeps_its_room():
+    """The unit of an RBF feature is chosen from a sample far from its center; later rows may sit right on it."""
+    features = RBF(np.array([[0.0], [30.0]]), 1.0)
+    x = np.linspace(-1.0, 1.0, 100)[:, None]
+    frame = Frame.from_sample(features(x), x, Dense(1), features.bounds)
+    later = np.full((5000, 1), 30.0)
+    sums = Moments.from_rows(features(later), later, frame, Dense(1))
+    assert sums.centered().mean_x[1] == pytest.approx(1.0)
+
+
+def test_names_tell_equal_blocks_apart():
+    assert (Linear(2) + RandomFourier(1, 1.0, 0, 2)).names() == ["linear[0]", "linear[1]", "randomfourier[0]"]
+    assert len(set((Linear(2) + Linear(2)).names())) == 4
+
+
+def test_a_description_with_a_wrong_field_is_refused():
+    spec, arrays = Linear(2).to_spec()
+    with pytest.raises(ConfigError, match="does not fit"):
+        from_spec({**spec, "m": 3}, arrays)
+
+
+def test_number_types_do_not_change_the_identity():
+    centers = np.eye(2)
+    assert RBF(centers, 1).content_hash == RBF(centers, np.float64(1.0)).content_hash

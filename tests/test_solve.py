@@ -212,3 +212,12 @@ def test_held_out_r2_is_scikit_learns_about_the_training_mean():
     assert ours == pytest.approx(1 - squared / ((Y[test] - Y[train].mean(axis=0)) ** 2).sum(), rel=1e-10)
     inside = r2_score(Y[train], model.predict(PHI[train]), multioutput="variance_weighted")
     assert held_out_r2(model.coef_.T, parts[0], parts[0]) == pytest.approx(inside, rel=1e-10)
+
+
+def test_a_column_that_only_rounding_moves_is_constant():
+    """0.1 has no exact float: its centred variance is noise, and noise must not be given a weight."""
+    phi = np.column_stack([PHI[:, 0], np.full(len(PHI), 0.1)])
+    m = Moments.from_rows(phi, phi[:, :1], Frame.from_sample(phi, phi[:, :1], Dense(1)), Dense(1))
+    with pytest.raises(SolveError, match="feature 1 nearly dependent or constant"):
+        solve(m, 0.0)
+    assert abs(solve(m, 1e-3).weights[1, 0]) < 1e-12

@@ -64,6 +64,11 @@ class FeatureMap(ABC):
         """Concatenate: the features of both maps of the same inputs."""
         return Concat(_parts(self) + _parts(other))
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """Largest magnitude that each feature can take, infinite where there is none; shape (n_features,)."""
+        return np.full(self.n_features, np.inf)
+
     def names(self) -> list[str]:
         """Name of each feature, for warnings and reports."""
         kind = type(self).__name__.lower()
@@ -147,7 +152,11 @@ def from_spec(spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> FeatureMap
     if kind is None:
         msg = f"feature map of kind {spec.get('kind')!r}"
         raise ConfigError(msg, f"one of {', '.join(sorted(_KINDS))}")
-    return kind(**{name: _rebuild(v, arrays) for name, v in spec.items() if name != "kind"})
+    try:
+        return kind(**{name: _rebuild(v, arrays) for name, v in spec.items() if name != "kind"})
+    except (TypeError, KeyError) as error:
+        msg = f"a description of {spec['kind']} that does not fit: {error}"
+        raise ConfigError(msg, "what to_spec gave") from error
 
 
 def _rebuild(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -189,7 +198,13 @@ class Concat(FeatureMap):
         return sum(part.n_features for part in self.parts)
 
     def names(self) -> list[str]:
-        return [name for part in self.parts for name in part.names()]
+        kinds = [type(part.outer if isinstance(part, Chain) else part).__name__ for part in self.parts]
+        several = len(set(kinds)) < len(kinds)
+        return [f"{i}.{name}" if several else name for i, part in enumerate(self.parts) for name in part.names()]
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.concatenate([part.bounds for part in self.parts])
 
     def apply(self, x: Array) -> Array:
         blocks = [part.apply(x) for part in self.parts]
@@ -225,6 +240,10 @@ class Chain(FeatureMap):
 
     def names(self) -> list[str]:
         return self.outer.names()
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return self.outer.bounds
 
     def apply(self, x: Array) -> Array:
         return self.outer.apply(self.inner.apply(x))

@@ -47,6 +47,9 @@ class RandomFourier(FeatureMap):
         if self.n < 1 or not self.gamma > 0 or self.dim < 1:
             msg = f"RandomFourier(n={self.n}, gamma={self.gamma}, dim={self.dim})"
             raise ConfigError(msg, "all three positive")
+        # Plain numbers, so that the description is JSON and equal maps hash alike.
+        for name, kind in (("n", int), ("gamma", float), ("seed", int), ("dim", int)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
         if self.frequencies is None:
             rng = np.random.default_rng(self.seed)
             w = rng.normal(scale=np.sqrt(2.0 * self.gamma), size=(self.dim, self.n))
@@ -60,6 +63,10 @@ class RandomFourier(FeatureMap):
     @property
     def n_features(self) -> int:
         return self.n
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.full(self.n, np.sqrt(2.0 / self.n))
 
     def apply(self, x: Array) -> Array:
         xp = namespace(x)

@@ -10,6 +10,9 @@ from streamfit.arrays import Array, cached_rows, device_of, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
 
+_WIDE = 1e3
+"""Squared spread of centers, in kernel widths, above which float32 inputs are mapped in float64."""
+
 
 @register
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,8 @@ class RBF(FeatureMap):
         if not (self.gamma > 0 and np.isfinite(self.gamma)):
             msg = f"gamma {self.gamma}"
             raise ConfigError(msg, "a positive finite number")
+        # A plain number, so that the description is JSON and equal maps hash alike.
+        object.__setattr__(self, "gamma", float(self.gamma))
 
     @property
     def n_inputs(self) -> int:
@@ -55,6 +60,10 @@ class RBF(FeatureMap):
     def n_features(self) -> int:
         return int(self.centers.shape[0])
 
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.ones(self.n_features)
+
     def apply(self, x: Array) -> Array:
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
@@ -63,18 +72,23 @@ class RBF(FeatureMap):
         # type only after the shift, and the shift is one number in both types.
         exact = xp.astype(self.centers, xp.float64, copy=False)
         middle = xp.astype(xp.mean(exact, axis=0), x.dtype, copy=False)
-        centers = xp.astype(exact - xp.astype(middle, xp.float64), x.dtype, copy=False)
+        exact = exact - xp.astype(middle, xp.float64)
+        # Exponents are differences of terms as large as gamma ||c||²; where float32 would leave fewer than about
+        # four digits of them, they are taken in float64.
+        wide = self.gamma * float(xp.max(xp.sum(exact * exact, axis=1))) > _WIDE
+        kind = xp.float64 if wide else x.dtype
+        centers = xp.astype(exact, kind, copy=False)
         slopes = xp.matrix_transpose(centers) * (2.0 * self.gamma)
         offsets = -self.gamma * xp.sum(centers * centers, axis=1)
         phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
-        zero = xp.zeros((1, 1), dtype=x.dtype, device=device_of(x))
+        zero = xp.zeros((1, 1), dtype=kind, device=device_of(x))
         for rows in cached_rows(x.shape[0], self.n_features, x):
-            near = x[rows, :] - middle
+            near = xp.astype(x[rows, :] - middle, kind, copy=False)
             exponent = near @ slopes
             exponent += offsets
             exponent -= self.gamma * xp.sum(near * near, axis=1)[:, None]
             # Rounding can leave a distance of zero slightly negative.
-            phi[rows, :] = xp.exp(xp.minimum(exponent, zero))
+            phi[rows, :] = xp.astype(xp.exp(xp.minimum(exponent, zero)), x.dtype, copy=False)
         return phi
 
 

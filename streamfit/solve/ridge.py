@@ -6,7 +6,7 @@ Floor 3: imports moments, errors. Plain functions on float64 host arrays.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -91,33 +91,26 @@ def solve(
         msg = f"alpha {alpha}"
         raise SolveError(msg, "a finite number >= 0")
     c = moments.centered() if isinstance(moments, Moments) else moments
-    if not fit_intercept:
-        c = c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
+    zeros = np.zeros_like(c.mean_x), np.zeros_like(c.mean_y)
+    c = _without_constants(c) if fit_intercept else c.about(*zeros)
     d = len(c.gram)
-    system = c.gram.copy()
-    system[np.diag_indices(d)] += alpha
-    weights = _cholesky(system, c.cross)
+    method, rank = "cholesky", d
+    weights = _cholesky(c.gram, alpha, c.cross)
     if weights is not None:
-        method, rank = "cholesky", d
-        eigenvalues = scipy.linalg.eigvalsh(c.gram, overwrite_a=False, check_finite=False)
+        eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
     else:
         method = "eigen"
-        eigenvalues, vectors = scipy.linalg.eigh(c.gram, check_finite=False)
-        shifted = eigenvalues + alpha
-        keep = shifted > eigenvalue_noise(d, float(shifted[-1]))
-        rank = int(keep.sum())
-        involved = _involved(vectors[:, ~keep | (shifted < 1e-12 * shifted[-1])], names)
+        weights, eigenvalues, rank, involved = _by_eigenvectors(c.gram, alpha, c.cross, names)
         if alpha == 0:
-            msg = f"a singular Gram matrix with alpha 0: rank {rank} of {d}, {involved} nearly dependent"
+            lost = f"rank {rank} of {d}" if rank < d else f"reciprocal condition below {RCOND_FLOOR:g}"
+            msg = f"a singular Gram matrix with alpha 0: {lost}, {involved} nearly dependent or constant"
             raise SolveError(msg, "independent features, or alpha > 0", "raise alpha, or drop one of them")
         warnings.warn(
             f"alpha {alpha:g} leaves the system ill-conditioned: solved by eigenvectors with rank {rank} of {d}; "
-            f"{involved} nearly dependent",
+            f"{involved} nearly dependent or constant",
             IllConditionedWarning,
             stacklevel=2,
         )
-        basis = vectors[:, keep]
-        weights = basis @ ((basis.T @ c.cross) / shifted[keep, None])
     # One memory layout, so that predictions round the same before and after a model was saved.
     weights = np.ascontiguousarray(weights)
     certificate = certify(c.gram, c.cross, c.ss_y, alpha, weights, eigenvalues)
@@ -127,21 +120,53 @@ def solve(
     return Solution(weights, intercept, float(alpha), method, rank, dof, certificate)
 
 
-def _cholesky(system: np.ndarray, cross: np.ndarray) -> np.ndarray | None:
+def _without_constants(c: Centered) -> Centered:
+    """Clear what rounding leaves of features that do not vary, lest noise be given a weight."""
+    constant = np.diag(c.gram) <= c.noise
+    if not constant.any():
+        return c
+    gram, cross = c.gram.copy(), c.cross.copy()
+    gram[constant, :] = gram[:, constant] = 0.0
+    cross[constant, :] = 0.0
+    return replace(c, gram=gram, cross=cross)
+
+
+def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray | None:
+    """Solve by Cholesky; None where too few digits would be left."""
+    system = gram.copy()
+    system[np.diag_indices(len(gram))] += alpha
     # Scaling to a unit diagonal makes the judgement independent of the features' units.
-    diagonal = np.sqrt(np.maximum(np.diag(system), 0.0))
-    if not (diagonal > 0).all():
+    units = np.sqrt(np.maximum(np.diag(system), 0.0))
+    if not (units > 0).all():
         return None
-    scaled = system / diagonal / diagonal[:, None]
+    system /= units
+    system /= units[:, None]
     try:
-        factor = scipy.linalg.cholesky(scaled, lower=True, overwrite_a=False, check_finite=False)
+        factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
         return None
-    rcond, info = scipy.linalg.lapack.dpocon(factor, np.abs(scaled).sum(axis=0).max(), uplo="L")
+    rcond, info = scipy.linalg.lapack.dpocon(factor, np.abs(system).sum(axis=0).max(), uplo="L")
     if info != 0 or rcond < RCOND_FLOOR:
         return None
-    solution = scipy.linalg.cho_solve((factor, True), cross / diagonal[:, None], check_finite=False)
-    return np.asarray(solution / diagonal[:, None])
+    scaled = scipy.linalg.cho_solve((factor, True), cross / units[:, None], check_finite=False)
+    return np.asarray(scaled / units[:, None])
+
+
+def _by_eigenvectors(
+    gram: np.ndarray, alpha: float, cross: np.ndarray, names: list[str] | None
+) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """Solve in the span of the eigenvectors that stand above rounding, the limit of ridge as alpha vanishes.
+
+    Returns the weights, the Gram matrix's eigenvalues, the rank, and who is dependent. In these units, not scaled
+    ones: a feature whose variance is below rounding of the largest is dropped with the dependent ones.
+    """
+    eigenvalues, vectors = scipy.linalg.eigh(gram, check_finite=False)
+    shifted = eigenvalues + alpha
+    keep = shifted > eigenvalue_noise(len(gram), float(shifted[-1]))
+    basis = vectors[:, keep]
+    weights = basis @ ((basis.T @ cross) / shifted[keep, None])
+    involved = _involved(vectors[:, ~keep | (shifted < 1e-12 * shifted[-1])], names)
+    return weights, eigenvalues, int(keep.sum()), involved
 
 
 def _involved(vectors: np.ndarray, names: list[str] | None, most: int = 5) -> str:

@@ -106,7 +106,7 @@ def prepare(documents: Documents, settings: LanguageSettings, *, skip_bad_shards
     return Header(
         features=features,
         targets=targets,
-        frame=Frame.from_sample(features(contexts[rows]), tokens[rows], targets),
+        frame=Frame.from_sample(features(contexts[rows]), tokens[rows], targets, features.bounds),
         precision=settings.precision,
         n_folds=settings.n_folds,
         reader={
