@@ -32,6 +32,8 @@ from streamfit.tables import score_table, table_source
 from streamfit.text import LanguageModel
 from streamfit.text.model import EXPERTS
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
@@ -51,9 +53,12 @@ def main() -> None:
     except StreamfitError as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: what was committed is kept; run the same command again to go on")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # typer makes an exit of an interrupt before it comes here.
+        code = _INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code == _INTERRUPTED:
+            say(Console(stderr=True), "interrupted: what was committed is kept; run the same command again to go on")
+        sys.exit(code)
 
 
 def _version(show: bool) -> None:
@@ -116,7 +121,7 @@ def resume(
 
 def _store(path: Path) -> Store:
     """Open a store by its own folder or by that of its run."""
-    return Store(path / "store" if (path / "store" / "_log").is_dir() else path)
+    return Store(path / "store" if Store.exists(path / "store") else path)
 
 
 @app.command()

@@ -116,7 +116,7 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
         If the store there was made with other features.
     """
     path = Path(problem.run) / "store"
-    if (path / "_log").is_dir():
+    if Store.exists(path):
         store = Store(path)
         _same_settings(problem, store)
         return store
@@ -289,8 +289,13 @@ def remember(problem: Problem, machine: Machine) -> None:
     if corpus.root != "python:stdlib":
         corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
     kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus})
-    (run / "problem.json").write_text(kept.model_dump_json(indent=1), encoding="utf-8")
-    (run / "machine.json").write_text(json.dumps(asdict(machine), indent=1), encoding="utf-8")
+    for name, text in (
+        ("problem.json", kept.model_dump_json(indent=1)),
+        ("machine.json", json.dumps(asdict(machine), indent=1)),
+    ):
+        partial = run / f"{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(run / name)
 
 
 @contextmanager

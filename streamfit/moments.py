@@ -293,7 +293,8 @@ class MomentsAccumulator:
             raise MismatchError(msg, f"({n_rows},)")
         for lo in range(0, n_rows, BLOCK_ROWS):
             rows = slice(lo, min(lo + BLOCK_ROWS, n_rows))
-            self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+                self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
         self._n_rows += n_rows
 
     def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:

@@ -137,7 +137,7 @@ def assert_undisturbed(config, moments):
 def test_killed_client_is_resumed_to_the_same_bits(config, undisturbed):
     """SIGKILL to the client after some commits, again and again; `resume` ends it, and no worker outlives a client."""
     rng = np.random.default_rng(11)
-    for least in (1, 16, 32):
+    for least in (1, 24):
         command, commits = start(config), int(least + rng.integers(10))
         command.wait_until(lambda n=commits: n_commits(config) >= n)
         time.sleep(rng.uniform(0, 0.1))
@@ -174,11 +174,10 @@ def test_interrupted_command_says_how_to_go_on_and_does(config, undisturbed):
     assert command.process.wait(timeout=30) == 130
     output = command.output()
     assert "Traceback" not in output
+    assert "run the same command again" in output
     assert 3 <= n_commits(config) < N_SHARDS
     again = Command(config.parent, "fit", config, "--machine", config.parent / "machine.toml")
     again.finish()
     assert "shards are counted already" in again.output()
     assert_undisturbed(config, undisturbed)
     assert not again.session()
-    if "run the same command again" not in output:
-        pytest.xfail("typer makes an exit of KeyboardInterrupt before cli.main sees it, so its line is not printed")

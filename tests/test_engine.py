@@ -145,7 +145,7 @@ def test_sums_have_equal_bits_on_any_executor(source, make, cluster, precision):
     reference = make("reference", precision, block)
     accumulate(reference, source, group_rows=10**6)
     expected = reference.moments()
-    for i, (client, n_threads, group_rows) in enumerate([(None, 2, 3000), (cluster, 1, 4000), (cluster, 2, 1000)]):
+    for i, (client, n_threads, group_rows) in enumerate([(None, 2, 5000), (cluster, 1, 3000), (cluster, 2, 6000)]):
         store = make(f"store-{i}", precision, block)
         accumulate(store, source, client=client, options=WorkOptions(n_threads=n_threads), group_rows=group_rows)
         assert store.moments() == expected
@@ -264,6 +264,24 @@ def test_skipped_shard_leaves_no_trace_in_the_sums(source, spoilt, client, group
     assert (summary.n_shards, store.moments()) == (11, good)
     again = accumulate(store, as_kind(Unread, source), client=client, options=options)
     assert (again.n_shards, again.refused) == (0, ())
+
+
+@pytest.mark.parametrize("value", [1e30, 1e200])
+def test_shard_with_a_number_too_large_is_named_or_skipped(source, make, table, value):
+    """Only the products can tell; in float64 1e30 is a number like any other until it is squared."""
+    path = table[0] / "part-1.parquet"
+    whole = pq.read_table(path)
+    good, store = make("good"), make("store")
+    pq.write_table(pa.concat_tables([whole[:1000], whole[2000:]]), path, row_group_size=1000)
+    accumulate(good, source)
+    values = whole["x3"].to_numpy().copy()
+    values[1500] = value
+    pq.write_table(whole.set_column(X.index("x3"), "x3", pa.array(values)), path, row_group_size=1000)
+    with pytest.raises(ShardError, match=r"part-1.parquet#1, rows 0 to 999: .*(large|overflowing)"):
+        accumulate(store, source)
+    summary = accumulate(store, source, options=WorkOptions(skip_bad_shards=True))
+    assert [r.key for r in summary.refused] == ["part-1.parquet#1"]
+    assert store.moments() == good.moments()
 
 
 @pytest.mark.parametrize("deaths", [1, 2], ids=["one worker", "every worker"])

@@ -272,7 +272,16 @@ def truncate(path):
 
 
 def edit(path):
-    path.write_text(path.read_text().replace('"n_rows": 50', '"n_rows": 51').replace('"create"', '"made"'))
+    path.write_text(
+        path.read_text()
+        .replace('"n_rows": 50', '"n_rows": 51')
+        .replace('"create"', '"made"')
+        .replace('"n_folds": 3', '"n_folds": 2')
+    )
+
+
+def rename(path):
+    path.write_text(path.read_text().replace('"targets"', '"target"'))
 
 
 def replace(path):
@@ -291,7 +300,7 @@ def replace(path):
         (Path.unlink, "segments/*/zarr.json"),
         *((damage, "ledgers/*.parquet") for damage in (Path.unlink, flip, truncate)),
         *((damage, "header/*/frame/exponents/c/0") for damage in (Path.unlink, flip)),
-        (lambda path: path.write_text(path.read_text().replace('"n_folds": 3', '"n_folds": 2')), "header/*/zarr.json"),
+        *((damage, "header/*/zarr.json") for damage in (edit, rename)),
     ],
     ids=lambda p: p if isinstance(p, str) else p.__name__,
 )  # fmt: skip

@@ -252,9 +252,13 @@ def read_unchanged(shard: Shard) -> bytes:
     Raises
     ------
     ShardChangedError
-        If they are no longer what was hashed.
+        If they are no longer what was hashed, or no longer there.
     """
-    data = b"".join(_blocks(Path(shard.uri), shard.start, shard.stop))
+    try:
+        data = b"".join(_blocks(Path(shard.uri), shard.start, shard.stop))
+    except CorpusError as error:
+        msg = f"{shard.key}: {error.got}"
+        raise ShardChangedError(msg, "the file that was found when the run began", "run again") from error
     got = hashlib.sha256(data).hexdigest()
     if got != shard.content_id:
         msg = f"{shard.key}: content changed while the corpus was read (now {got[:12]})"

@@ -70,8 +70,12 @@ class ParquetTable(Source):
             metadata = pq.read_metadata(path)
         except (pa.ArrowException, OSError):
             return [(-1, 0, 0, path.stat().st_size)]
+        size = path.stat().st_size
         spans = [(g, metadata.row_group(g)) for g in range(metadata.num_row_groups)]
-        return [(g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows]
+        groups = [(g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows]
+        if any(not 0 <= start < stop <= size for _, _, start, stop in groups):
+            return [(-1, 0, 0, size)]
+        return groups
 
     def read(self, shard: Shard) -> Iterator[Rows]:
         try:

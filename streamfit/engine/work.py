@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from threadpoolctl import threadpool_limits
 
@@ -114,7 +114,11 @@ def work_group(
                 sums.add(features(x), y, weights=weights)
             except ScaleError as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
-                raise ShardError(msg, error.expected, error.remedy) from error
+                bad = ShardError(msg, error.expected, error.remedy)
+                if not options.skip_bad_shards:
+                    raise bad from error
+                # Only the products tell that a finite number is too large; the group is begun again without it.
+                return _without(store, source, group, options, report, (shard, bad))
             if tally is not None:
                 tally.add(item)
             n_rows[shard] += len(item.x)
@@ -125,6 +129,23 @@ def work_group(
         extra = tally.arrays() if tally is not None else {}
         segment = store.write_segment(moments, list(n_rows), list(n_rows.values()), extra)
     return GroupResult(segment, tuple(refused), sum(n_rows.values()), time.perf_counter() - started)
+
+
+def _without(
+    store: Store,
+    source: Source,
+    group: Group,
+    options: WorkOptions,
+    report: Callable[[int], None],
+    bad: tuple[Shard, ShardError],
+) -> GroupResult:
+    shard, error = bad
+    refusal = Refusal(shard.key, shard.content_id, str(error))
+    rest = replace(group, shards=tuple(s for s in group.shards if s != shard))
+    if not rest.shards:
+        return GroupResult(None, (refusal,), 0, 0.0)
+    result = work_group(store, source, rest, options, report)
+    return replace(result, refused=(refusal, *result.refused))
 
 
 def _prefetched(source: Source, group: Group, skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:

@@ -26,7 +26,7 @@ from streamfit.moments import Moments
 from streamfit.plan import Shard, counted_twice
 from streamfit.store.arrays_io import read_group, sync_file, sync_tree, write_group
 from streamfit.store.header import Header
-from streamfit.store.log import Log, Record, Refusal, Segment
+from streamfit.store.log import Log, Record, Refusal, Segment, record_key
 
 _SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
@@ -75,6 +75,11 @@ class Store:
         self._objects = LocalStore(self.path)
         self._log = Log(self._objects, lambda key: sync_file(self.path / key))
         self._ledgers: dict[str, list[Shard]] = {}
+
+    @staticmethod
+    def exists(path: str | Path) -> bool:
+        """Whether a folder holds a store that was made whole: its log has a first record."""
+        return (Path(path) / record_key(0)).is_file()
 
     @classmethod
     def create(cls, path: str | Path, header: Header) -> Store:
