@@ -169,7 +169,9 @@ def print_scores(scores: dict[str, Score], console: Console) -> None:
     for name, score in scores.items():
         row = score.to_json()
         change = score.perplexity / scores[baseline].perplexity - 1.0
-        result = "" if name == baseline else f"{change:+.1%} {'loses' if change > 0 else 'wins'}"
+        # The last two rows are the closed form: say plainly whether it wins.
+        outcome = (" loses" if change > 0 else " wins") if name in list(scores)[-2:] else ""
+        result = "" if name == baseline else f"{change:+.1%}{outcome}"
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
         cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
         table.add_row(name, *cells, style="bold" if score.nats == best else "")
@@ -222,7 +224,7 @@ def _report(
     out.text(
         f"{summary.n_rows:,} training tokens of {summary.n_shards:,} files were read once by {plan.n_workers} workers."
         f" {plan.n_features:,} features and {plan.n_targets:,} next-token targets; one solve gives the weights."
-        " Files belong to train, validation or test by a hash of their path; every figure below is on test files."
+        " Files belong to train, validation or test by a hash of their path; the tables of models are on test files."
     )
     rows = [{"model": name, **score.to_json()} for name, score in scores.items()]
     out.heading("How well it predicts")
