@@ -1,7 +1,7 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, exact, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows, `Moments` is
-the frozen result, and `Centered` its reading as float64 matrices in natural units, where division first happens.
+Floor 2: imports frame, centered, exact, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
+`Moments` is the frozen result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
+from streamfit.centered import Centered, unpack_tiles
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import BASE, GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
@@ -135,7 +136,7 @@ class Moments:
         units = np.ldexp(1.0, self.frame.exponents)
         y_units = np.ldexp(1.0, self.frame.y_exponents)
         sum_x, sum_y = to_host(self.sum_x.value()), to_host(self.sum_y.value())
-        gram = _unpack(to_host(self.gram.value()), self.frame.n_features)
+        gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
         noise = units**2 * self._diagonal_noise(np.diag(gram))
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
@@ -157,58 +158,6 @@ class Moments:
         """What rounding of products and of the grid may leave on the diagonal, in the units of the frame."""
         product_eps = _EPS if self.gram.bottom < BASE else 2.0**-24
         return product_eps * raw + 2.0**self.gram.bottom * (1.0 + self.n_rows / 64)
-
-
-def _unpack(tiles: np.ndarray, n_features: int) -> np.ndarray:
-    full = np.empty((n_features, n_features))
-    for index, r, c in tile_pairs(n_features):
-        tile = tiles[index, : r.stop - r.start, : c.stop - c.start]
-        full[r, c] = tile
-        # With row weights the two halves of a diagonal tile may differ by rounding; the upper one counts.
-        full[c, r] = tile.T if r != c else np.triu(tile) + np.triu(tile, 1).T
-    return full
-
-
-@dataclass(frozen=True)
-class Centered:
-    """Moments about their own means, float64, natural units, on the host: what the solvers read.
-
-    Parameters
-    ----------
-    n_rows : int
-    weight : float
-        Sum of w.
-    mean_x, mean_y : arrays of shape (n_features,), (n_targets,)
-    gram : array of shape (n_features, n_features)
-        Sum of w (φ - mean_x)(φ - mean_x)'.
-    cross : array of shape (n_features, n_targets)
-        Sum of w (φ - mean_x)(y - mean_y)'.
-    ss_y : array of shape (n_targets,)
-        Sum of w (y - mean_y)².
-    noise : array of shape (n_features,)
-        What rounding may have left on the diagonal of `gram`: no less tells a feature from a constant.
-    """
-
-    n_rows: int
-    weight: float
-    mean_x: np.ndarray
-    mean_y: np.ndarray
-    gram: np.ndarray
-    cross: np.ndarray
-    ss_y: np.ndarray
-    noise: np.ndarray
-
-    def about(self, mean_x: np.ndarray, mean_y: np.ndarray) -> Centered:
-        """The same sums taken about other points, for instance the means of a training set."""
-        dx, dy = self.mean_x - mean_x, self.mean_y - mean_y
-        return replace(
-            self,
-            mean_x=mean_x,
-            mean_y=mean_y,
-            gram=self.gram + self.weight * np.outer(dx, dx),
-            cross=self.cross + self.weight * np.outer(dx, dy),
-            ss_y=self.ss_y + self.weight * dy * dy,
-        )
 
 
 class MomentsAccumulator:

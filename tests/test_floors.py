@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamfit"
 FLOORS = (
     {"errors", "arrays"},
-    {"targets", "exact", "frame", "moments", "plan", "features"},
+    {"targets", "exact", "frame", "centered", "moments", "plan", "features"},
     {"solve"},
     {"corpus", "store"},
     {"engine"},

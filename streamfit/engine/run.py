@@ -192,7 +192,7 @@ def _results(
             yield group, work_group(store, source, group, options, meter.block)
         return
     with _live_blocks(client, meter):
-        path = str(store.path.resolve())
+        path, header = str(store.path.resolve()), store.head().header
         # A group is retried by Dask when its worker dies; it then writes a second segment, and the log names
         # whichever is finished first. `pure=False`: two runs must never share a result.
         run = time.time_ns()
@@ -200,7 +200,7 @@ def _results(
         remote_source = client.submit(_same, source, key=f"source-{run}", pure=False) if groups else None
         futures = {}
         for i, group in enumerate(groups):
-            arguments = (path, remote_source, group, options)
+            arguments = (path, header, remote_source, group, options)
             futures[client.submit(_remote, *arguments, key=f"group-{run}-{i}", pure=False)] = group
         try:
             for future in as_completed(futures):
@@ -227,7 +227,7 @@ def _outcome(future: Any) -> GroupResult:
     return result
 
 
-def _remote(path: str, source: Source, group: Group, options: WorkOptions) -> GroupResult | StreamfitError:
+def _remote(path: str, header: str, source: Source, group: Group, options: WorkOptions) -> GroupResult | StreamfitError:
     pending, last = 0, 0.0
     worker = get_worker()
 
@@ -239,20 +239,21 @@ def _remote(path: str, source: Source, group: Group, options: WorkOptions) -> Gr
             pending, last = 0, time.monotonic()
 
     try:
-        return work_group(_open(path), source, group, options, report)
+        return work_group(_open(path, header), source, group, options, report)
     except StreamfitError as error:
         # A result, not a failure of the task: the fault is in the data, and Dask need not print its traceback.
         return error
 
 
-_STORES: dict[str, Store] = {}
+_STORES: dict[tuple[str, str], Store] = {}
 
 
-def _open(path: str) -> Store:
-    # One header read a worker, not one a group: it may hold millions of centers. The record-0 hash is checked.
-    if path not in _STORES:
-        _STORES[path] = Store(path)
-    return _STORES[path]
+def _open(path: str, header: str) -> Store:
+    # One header read a worker, not one a group: it may hold millions of centers. A worker may outlive the store
+    # that it knew at this path, so the header's hash is part of the key.
+    if (path, header) not in _STORES:
+        _STORES[path, header] = Store(path)
+    return _STORES[path, header]
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
+from streamfit.centered import Centered
 from streamfit.errors import SolveError
-from streamfit.moments import Centered, Moments
+from streamfit.moments import Moments
 from streamfit.solve.certificate import Certificate, certify, eigenvalue_noise
 
 RCOND_FLOOR = 1e-14

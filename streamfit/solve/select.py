@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from streamfit.centered import Centered
 from streamfit.errors import SolveError
-from streamfit.moments import Centered, Moments
+from streamfit.moments import Moments
 
 
 @dataclass(frozen=True)
