@@ -5,11 +5,11 @@ python pipelines/batch_fit.py configs/ridge_parquet.toml [configs/machine_local.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
@@ -46,4 +46,4 @@ def main(config: Path, machine: Path | None = None) -> LinearModel:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    script(main)

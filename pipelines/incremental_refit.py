@@ -8,7 +8,6 @@ sets of weights are compared bit for bit.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.corpus import Files
 from streamfit.engine import connect, say
@@ -57,5 +57,4 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
 
 
 if __name__ == "__main__":
-    arguments = [a for a in sys.argv[1:] if a != "--check"]
-    sys.exit(0 if main(Path(arguments[0]), arguments[1:], check="--check" in sys.argv) else 1)
+    script(main)

@@ -5,11 +5,11 @@ python pipelines/offline_corpus.py configs/lm_stdlib.toml [configs/machine_local
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from streamfit.cli import script
 from streamfit.config import LanguageProblem, load_machine, load_problem
 from streamfit.demo import print_scores, verdict
 from streamfit.engine import connect, say
@@ -48,4 +48,4 @@ def main(config: Path, machine: Path | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    script(main)

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -48,10 +49,19 @@ _JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
+    _guarded(app)
+
+
+def script(function: Callable[..., object]) -> None:
+    """Run a pipeline's function with its arguments from the command line, and the same errors and exit codes."""
+    _guarded(lambda: typer.run(function))
+
+
+def _guarded(command: Callable[[], object]) -> None:
     try:
-        app()
+        command()
     except StreamfitError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        say(Console(stderr=True), f"error: {error}", "red")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # typer makes an exit of an interrupt before it comes here.
