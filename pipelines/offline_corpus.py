@@ -11,11 +11,10 @@ from rich.console import Console
 
 from streamfit.cli import script
 from streamfit.config import LanguageProblem, load_machine, load_problem
-from streamfit.demo import print_scores, verdict
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import evaluate_documents, fit
-from streamfit.report import Report, plot_alphas, plot_models
+from streamfit.jobs import evaluate_documents, fit, held_out
+from streamfit.report import Report, plot_alphas, plot_models, print_scores, verdict
 from streamfit.text import LanguageModel
 
 
@@ -30,8 +29,8 @@ def main(config: Path, machine: Path | None = None) -> Path:
         fitted = fit(problem, where, client, console)
         model = fitted.model
         assert isinstance(model, LanguageModel)
-        scores = evaluate_documents(model, problem.corpus.documents("test"), client)
-    print_scores(scores, console)
+        scores = evaluate_documents(model, held_out(fitted.store, problem.corpus.documents("test")), client)
+    print_scores(scores, console, "held-out")
 
     report = Report(f"streamfit: a language model of {problem.corpus.root}")
     rows = [{"model": name, **score.to_json()} for name, score in scores.items()]

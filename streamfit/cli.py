@@ -21,13 +21,14 @@ from rich.table import Table
 
 from streamfit.config import SolveSection, load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
-from streamfit.demo import print_scores, run_demo
+from streamfit.demo import run_demo
 from streamfit.doctor import examine
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import ConfigError, StreamfitError
 from streamfit.jobs import evaluate_documents, linear_model, solve_store
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
+from streamfit.report import print_scores
 from streamfit.store import Store
 from streamfit.tables import score_table, table_source
 from streamfit.text import LanguageModel
@@ -234,11 +235,11 @@ def evaluate(
             print_scores(total, console)
         return
     linear = LinearModel.load(model)
-    for each in files:
-        score = score_table(linear, table_source(linear.info["reader"], Files(each)))
-        if as_json:
-            typer.echo(json.dumps({"files": each, **vars(score)}, indent=1))
-        else:
+    scores = {each: score_table(linear, table_source(linear.info["reader"], Files(each))) for each in files}
+    if as_json:
+        typer.echo(json.dumps({each: vars(score) for each, score in scores.items()}, indent=1))
+    else:
+        for each, score in scores.items():
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             say(console, f"{each}: {score.n_rows:,} rows, R² {score.r2:.6f}, RMSE {score.rmse:.6g}{accuracy}")
 
@@ -254,7 +255,7 @@ def generate(
     tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=0)] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.", min=0)] = 1.0,
     top_p: Annotated[float, typer.Option(help="Share of probability to sample from.", min=0, max=1)] = 0.95,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
     expert: Annotated[str, typer.Option(help=f"One of {', '.join(EXPERTS)}.")] = "mixture",
 ) -> None:
     """Continue a text with a language model."""

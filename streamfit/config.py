@@ -52,6 +52,7 @@ class TextSection(FilesSection):
     kind: Literal["text", "jsonl", "dataset"] = "text"
     encoding: str = "utf-8"
     field: str = "text"
+    shard_bytes: Count = 2**20
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
 
     def documents(self, split: Split) -> Documents:
@@ -60,7 +61,7 @@ class TextSection(FilesSection):
             return TextFiles(self.files(split, self.split), self.label, self.encoding)
         files = self.files(None, self.split)
         if self.kind == "jsonl":
-            return JsonLines(files, self.label, self.field, split, self.split)
+            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes)
         # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
         from streamfit.corpus.saved import SavedDataset
 
@@ -127,7 +128,7 @@ class SolveSection(_Section):
 
 class _Problem(_Section):
     run: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     group_rows: Count | None = None
     solve: SolveSection = SolveSection()
@@ -148,6 +149,16 @@ class LanguageProblem(_Problem):
     kind: Literal["language_model"]
     corpus: TextSection
     features: LanguageSection = LanguageSection()
+
+    def reading(self) -> dict[str, Any]:
+        """How documents are read and split, as JSON."""
+        corpus = self.corpus
+        return {
+            "files": corpus.kind,
+            "encoding": corpus.encoding,
+            "field": corpus.field,
+            "split": [*corpus.split],
+        }
 
     def settings(self) -> LanguageSettings:
         """What `streamfit.text.prepare` takes."""

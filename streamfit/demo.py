@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from distributed import Client
 from rich.console import Console
-from rich.table import Table
 
 from streamfit import report as rp
 from streamfit.config import LanguageProblem, load_problem
@@ -27,6 +26,7 @@ from streamfit.jobs import (
     build_model,
     evaluate_documents,
     fit,
+    held_out,
     logged,
     solve_store,
     training_source,
@@ -96,9 +96,9 @@ def run_demo(run: Path, machine: Machine, console: Console) -> Path:
         assert isinstance(model, LanguageModel)
         console.rule("evaluate on held-out files")
         clock = time.perf_counter()
-        scores = evaluate_documents(model, without.corpus.documents("test"), client)
+        scores = evaluate_documents(model, held_out(fitted.store, without.corpus.documents("test")), client)
         seconds = time.perf_counter() - clock
-        print_scores(scores, console)
+        rp.print_scores(scores, console, "held-out")
         samples = {p: model.tokenizer.decode(list(model.generate(p, 60, temperature=0.8, top_p=0.9))) for p in PROMPTS}
         say(console, f"\n{PROMPTS[0]}{samples[PROMPTS[0]]}\n", "dim")
         console.rule(f"refit: add {HELD_BACK}, and compare with a fit from scratch")
@@ -157,28 +157,6 @@ def _same_weights(a: Solved, b: Solved) -> bool:
     )
 
 
-def print_scores(scores: dict[str, Score], console: Console) -> None:
-    """Print the evaluation table."""
-    any_score = next(iter(scores.values()))
-    table = Table(title=f"{any_score.n_tokens:,} held-out tokens, {any_score.n_bytes:,} bytes")
-    table.add_column("model")
-    baseline = list(scores)[-3]
-    for name in ("perplexity", "bits per byte", "top-1", "top-5", f"against {baseline}"):
-        table.add_column(name, justify="right")
-    best = min(score.nats for score in scores.values())
-    for name, score in scores.items():
-        row = score.to_json()
-        change = score.perplexity / scores[baseline].perplexity - 1.0
-        # The last two rows are the closed form: say plainly whether it wins.
-        outcome = (" loses" if change > 0 else " wins") if name in list(scores)[-2:] else ""
-        result = "" if name == baseline else f"{change:+.1%}{outcome}"
-        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
-        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
-        table.add_row(name, *cells, style="bold" if score.nats == best else "")
-    console.print(table)
-    say(console, verdict(scores))
-
-
 def learning_curve(store: Store, alpha: float, points: int = 5) -> tuple[list[int], list[float]]:
     """Held-out R² of one fold against rows of the others, from the stored segments.
 
@@ -230,7 +208,7 @@ def _report(
     out.heading("How well it predicts")
     better = {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"}
     out.table("models", rows, better)
-    out.text(verdict(scores))
+    out.text(rp.verdict(scores))
     out.figure("models", rp.plot_models(rows), "Bits per byte on the test files.")
     out.heading("What it writes")
     for prompt, sample in samples.items():
@@ -275,18 +253,3 @@ def _report(
     out.data["gflop_per_second"] = summary.gflops
     out.text("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in actual.items()) + ".")
     return out.write(run)
-
-
-def verdict(scores: dict[str, Score]) -> str:
-    """Say in words where the closed form stands, also where it loses."""
-    names = list(scores)
-    trigram, network, mixture = (scores[name] for name in names[-3:])
-
-    def against(score: Score) -> str:
-        change = score.perplexity / trigram.perplexity - 1.0
-        return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
-
-    return (
-        f"Against the {names[-3]}, the RBF network alone has a perplexity {against(network)}."
-        f" Mixed with the {names[-3]}, {against(mixture)}."
-    )

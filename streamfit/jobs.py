@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from distributed import Client
 from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection
-from streamfit.corpus import Documents, Source
+from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
-from streamfit.errors import MismatchError, StoreError
+from streamfit.errors import CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
 from streamfit.plan import Shard
-from streamfit.solve import AlphaPath, Solution, cross_validate, solve
+from streamfit.solve import AlphaPath, IllConditionedWarning, Solution, cross_validate, solve
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
@@ -98,13 +99,27 @@ def fit(
     with logged(Path(problem.run)):
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
         remember(problem, machine)
-        summary = accumulate_into(store, training_source(problem, store), machine, client, console,
+        source = training_source(problem, store)
+        _refuse_hopeless(problem, store, source)
+        summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
         solved = solve_store(store, problem.solve, console)
         model = build_model(problem, store, solved)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")
         return Fitted(store, summary, solved, model)
+
+
+def _refuse_hopeless(problem: Problem, store: Store, source: Source) -> None:
+    """Find before the pass what would stop the run after it: a grid of alphas without folds, no validation text."""
+    shards = [*source.shards(), *store.counted().values()]
+    folds = {shard.fold(store.header.n_folds) for shard in shards}
+    if len(problem.solve.alphas) > 1 and len(folds) < 2:
+        msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
+        remedy = "give one alpha, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
+        raise PlanError(msg, "at least two folds to cross-validate", remedy)
+    if isinstance(problem, LanguageProblem):
+        held_out(store, problem.corpus.documents("validation"))
 
 
 def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = False) -> Store:
@@ -129,7 +144,8 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
 
 def _header(problem: Problem, skip: bool) -> Header:
     if isinstance(problem, LanguageProblem):
-        return prepare(problem.corpus.documents("train"), problem.settings(), skip_bad_shards=skip)
+        documents = problem.corpus.documents("train")
+        return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip)
     return prepare_table(
         problem.corpus.table(),
         _blocks(problem),
@@ -148,7 +164,7 @@ def _blocks(problem: RidgeProblem) -> list[Block]:
 def _same_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):
-        wanted: dict[str, Any] = {"kind": "tokens", **asdict(problem.settings())}
+        wanted: dict[str, Any] = {"kind": "tokens", **asdict(problem.settings()), **problem.reading()}
     else:
         settings = settings_of(
             _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
@@ -226,10 +242,14 @@ def solve_store(store: Store, section: SolveSection, console: Console) -> Solved
     assert total is not None
     path = None
     alpha = section.alphas[0]
-    if len(section.alphas) > 1:
-        path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
-        alpha = path.best
-    solution = solve(total, alpha, fit_intercept=section.fit_intercept, names=store.header.features.names())
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", IllConditionedWarning)
+        if len(section.alphas) > 1:
+            path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
+            alpha = path.best
+        solution = solve(total, alpha, fit_intercept=section.fit_intercept, names=store.header.features.names())
+    for warning in raised:
+        say(console, str(warning.message), "yellow")
     seconds = time.perf_counter() - started
     log.info("event=solve alpha=%g seconds=%.1f loss=%.10g", alpha, seconds, solution.certificate.loss)
     chosen = f" (of {len(section.alphas)}, by {len(folds)}-fold cross-validation)" if path else ""
@@ -244,7 +264,7 @@ def solve_store(store: Store, section: SolveSection, console: Console) -> Solved
 def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:
     """The model of a solve."""
     if isinstance(problem, LanguageProblem):
-        return assemble(store, solved.solution, problem.corpus.documents("validation"))
+        return assemble(store, solved.solution, held_out(store, problem.corpus.documents("validation")))
     return linear_model(store, solved)
 
 
@@ -256,6 +276,23 @@ def linear_model(store: Store, solved: Solved) -> LinearModel:
         info["alphas"] = solved.path.alphas.tolist()
         info["held_out_r2"] = solved.path.r2.tolist()
     return LinearModel(store.header.features, solved.solution, info)
+
+
+def held_out(store: Store, documents: Documents) -> Documents:
+    """Documents without those that the store has counted, for instance copies of a training file.
+
+    Raises
+    ------
+    CorpusError
+        If nothing is left.
+    """
+    if not isinstance(documents, TextFiles):
+        return documents  # split by a hash of each text: equal texts are never on both sides
+    left = replace(documents, leave_out=frozenset(store.counted()))
+    if not left.shards():
+        msg = "held-out files that were all counted in training"
+        raise CorpusError(msg, "some that were not", "check `split` and the paths of [corpus]")
+    return left
 
 
 def evaluate_documents(model: LanguageModel, documents: Documents, client: Client | None) -> dict[str, Score]:

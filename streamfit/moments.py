@@ -110,9 +110,10 @@ class Moments:
         return replace(self, n_rows=self.n_rows - other.n_rows, **sums)
 
     def __mul__(self, factor: float) -> Moments:
-        """Weight every row by `factor`; `n_rows` keeps counting the rows that were read."""
+        """Weight every row by `factor`. A whole factor is that many repeats; another leaves `n_rows` as it is."""
         sums: dict[str, Any] = {name: mine * factor for name, mine in self._sums().items()}
-        return replace(self, **sums)
+        repeats = int(factor) if float(factor).is_integer() else 1
+        return replace(self, n_rows=self.n_rows * repeats, **sums)
 
     __rmul__ = __mul__
 
@@ -254,9 +255,8 @@ class MomentsAccumulator:
             wz, weight = z, float(z.shape[0])
         else:
             wz, weight = z * xp.astype(weights, self._dtype)[:, None], self._checked_weight(weights)
-        sum_x = xp.sum(wz, axis=0, dtype=f64)
-        diagonal = xp.sum(wz * z, axis=0, dtype=f64)
-        peak = float(xp.max(diagonal))
+        sum_x = self._column_sums(wz)
+        peak = float(xp.max(xp.sum(wz * z, axis=0)))
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
@@ -286,6 +286,14 @@ class MomentsAccumulator:
                 multiply(pair)
         else:
             list(self._pool.map(multiply, pairs))
+
+    def _column_sums(self, wz: Array) -> Array:
+        """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
+        xp, n_few = self._xp, 32
+        whole = wz.shape[0] // n_few * n_few
+        few = xp.sum(xp.reshape(wz[:whole, :], (-1, n_few, wz.shape[1])), axis=1)
+        rest = xp.sum(wz[whole:, :], axis=0, dtype=xp.float64)
+        return xp.sum(few, axis=0, dtype=xp.float64) + rest
 
     def _checked_weight(self, weights: Array) -> float:
         xp = self._xp

@@ -158,9 +158,12 @@ class Plan:
         return PROCESS_BYTES + 3 * self.sum_bytes + rows + targets + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:
-        """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve."""
+        """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve.
+
+        What comes before and after is not in it: the sample that features are chosen from, n-gram counts, evaluation.
+        """
         d, k = self.n_features, self.n_targets
-        return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (6 * d * d + 5 * d * k)
+        return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (10 * d * d + 9 * d * k)
 
     def lines(self, n_folds: int) -> list[str]:
         """The plan as text."""
@@ -170,7 +173,8 @@ class Plan:
             f"{self.n_features:,} features x {self.n_targets:,} targets in {self.precision}:"
             f" {_size(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
             f"memory: {_size(self.worker_bytes)} for each of {self.n_workers} workers,"
-            f" {_size(self.solve_bytes(n_folds))} for the solve",
+            f" {_size(self.solve_bytes(n_folds))} for the solve"
+            + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
         ]
 
     def check(self, worker_limit: int | None, coordinator_limit: int | None, n_folds: int) -> None:

@@ -1,4 +1,4 @@
-"""A report of a run: one HTML file without outside references, and its figures as PNG. Floor 7."""
+"""Showing results: the evaluation table, and a report in one HTML file with its figures as PNG. Floor 7."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
+from streamfit.engine import say
 from streamfit.solve import AlphaPath
+from streamfit.text import Score
 
 _INK, _ACCENT, _MUTED = "#1f2933", "#b4541a", "#8a97a5"
 _STYLE = """
@@ -166,3 +170,40 @@ def plot_times(seconds: Mapping[str, float]) -> Figure:
     axes.set_xlim(0, 1.2 * max(seconds.values()))
     axes.set_xlabel("seconds")
     return figure
+
+
+def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") -> None:
+    """Print the evaluation table; `kind` says what sort of tokens these are."""
+    any_score = next(iter(scores.values()))
+    table = Table(title=f"{any_score.n_tokens:,} {kind} tokens, {any_score.n_bytes:,} bytes".replace("  ", " "))
+    table.add_column("model")
+    baseline = list(scores)[-3]
+    for name in ("perplexity", "bits per byte", "top-1", "top-5", f"against {baseline}"):
+        table.add_column(name, justify="right")
+    best = min(score.nats for score in scores.values())
+    for name, score in scores.items():
+        row = score.to_json()
+        change = score.perplexity / scores[baseline].perplexity - 1.0
+        # The last two rows are the closed form: say plainly whether it wins.
+        outcome = (" loses" if change > 0 else " wins") if name in list(scores)[-2:] else ""
+        result = "" if name == baseline else f"{change:+.1%}{outcome}"
+        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
+        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
+        table.add_row(name, *cells, style="bold" if score.nats == best else "")
+    console.print(table)
+    say(console, verdict(scores))
+
+
+def verdict(scores: Mapping[str, Score]) -> str:
+    """Say in words where the closed form stands, also where it loses."""
+    names = list(scores)
+    trigram, network, mixture = (scores[name] for name in names[-3:])
+
+    def against(score: Score) -> str:
+        change = score.perplexity / trigram.perplexity - 1.0
+        return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
+
+    return (
+        f"Against the {names[-3]}, the RBF network alone has a perplexity {against(network)}."
+        f" Mixed with the {names[-3]}, {against(mixture)}."
+    )

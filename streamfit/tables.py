@@ -110,38 +110,31 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
 
 
 def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Rows from the beginnings of shards in random order, until there are enough."""
+    """About `n_rows` rows, an equal share of each of some shards chosen at random."""
     shards = source.shards()
-    order = np.random.default_rng(seed).permutation(len(shards))
-    share = max(1, -(-n_rows // max(1, len(shards))))
-    xs: list[np.ndarray] = []
-    ys: list[np.ndarray] = []
-    missing = n_rows
-    # Twice over: first a share of every shard, then, where shards are short, the whole of them.
-    for limit in (share, n_rows):
-        for index in order:
-            if missing <= 0:
-                break
-            taken = 0
-            try:
-                for rows in source.read(shards[index]):
-                    some = min(limit - taken, missing, len(rows.x))
-                    xs.append(rows.x[:some])
-                    ys.append(rows.y[:some])
-                    taken, missing = taken + some, missing - some
-                    if taken >= limit or missing <= 0:
-                        break
-            except ShardError:
-                if not skip:
-                    raise
-        if sum(map(len, xs)) and limit == share and missing < n_rows // 2:
+    chosen = []
+    rows_there = 0
+    for index in np.random.default_rng(seed).permutation(len(shards)):
+        if rows_there >= _SPREAD * n_rows:
             break
-        if limit == share and missing > 0:
-            xs, ys, missing = [], [], n_rows
-    if not xs:
+        chosen.append(shards[index])
+        rows_there += shards[index].planned_rows
+    parts = []
+    for shard in chosen:
+        left = -(-shard.planned_rows * n_rows // max(n_rows, rows_there))
+        try:
+            for rows in source.read(shard):
+                parts.append((rows.x[:left], rows.y[:left]))
+                left -= len(rows.x)
+                if left <= 0:
+                    break
+        except ShardError:
+            if not skip:
+                raise
+    if not parts:
         msg = "a corpus without any readable rows"
         raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
-    return np.concatenate(xs), np.concatenate(ys)
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
 
 def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
@@ -153,6 +146,12 @@ def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
     if block.kind == "rbf":
         return Chain(scale, RBF(choose_centers(z, block.n, seed), gamma))
     return Chain(scale, RandomFourier(block.n, gamma, seed, x.shape[1]))
+
+
+_SPREAD = 4
+"""Rows of the shards that a sample is drawn from, for each row drawn."""
+_SCORE_ENTRIES = 2**24
+"""Predictions held at a time."""
 
 
 @dataclass(frozen=True)
@@ -186,19 +185,29 @@ def score_table(model: LinearModel, source: ParquetTable) -> TableScore:
     """
     weight = error = hits = 0.0
     n_rows = 0
+    origin: Any = None
     sum_y: Any = 0.0
     sum_yy: Any = 0.0
+    step = max(1, _SCORE_ENTRIES // len(model.solution.intercept))
     for shard in source.shards():
-        for rows in source.read(shard):
-            w = np.ones(len(rows.x)) if rows.weights is None else rows.weights
-            predicted = model.predict(rows.x)
-            y = rows.y if rows.y.ndim == 2 else np.eye(predicted.shape[1])[rows.y]
-            n_rows += len(w)
-            weight += float(w.sum())
-            error += float(w @ ((y - predicted) ** 2).sum(axis=1))
-            sum_y, sum_yy = sum_y + w @ y, sum_yy + w @ (y * y)
-            if rows.y.ndim == 1:
-                hits += float(w @ (predicted.argmax(axis=1) == rows.y))
+        for block in source.read(shard):
+            for lo in range(0, len(block.x), step):
+                x, y = block.x[lo : lo + step], block.y[lo : lo + step]
+                w = np.ones(len(x)) if block.weights is None else block.weights[lo : lo + step]
+                predicted = model.predict(x)
+                if source.n_classes:
+                    hits += float(w @ (predicted.argmax(axis=1) == y))
+                    predicted[np.arange(len(x)), y] -= 1.0  # the error against the indicator, without forming it
+                    counts = np.bincount(y, w, source.n_classes)
+                    sum_y, sum_yy = sum_y + counts, sum_yy + counts
+                else:
+                    origin = y[0].astype(np.float64) if origin is None else origin
+                    predicted = predicted - y
+                    shifted = y - origin  # the variance of targets with a large mean must not cancel
+                    sum_y, sum_yy = sum_y + w @ shifted, sum_yy + w @ (shifted * shifted)
+                n_rows += len(x)
+                weight += float(w.sum())
+                error += float(w @ (predicted**2).sum(axis=1))
     if not weight > 0:
         msg = "no rows to evaluate on"
         raise CorpusError(msg, "at least one row with positive weight")

@@ -90,7 +90,7 @@ def test_fit_status_solve_evaluate(config: Path, table):
     np.testing.assert_allclose(
         LinearModel.load(run / "five").solution.weights[:, 0], SklearnRidge(alpha=5).fit(x, y).coef_, rtol=1e-10
     )
-    score = json.loads(streamfit("evaluate", run / "model", folder, "--json").stdout)
+    score = json.loads(streamfit("evaluate", run / "model", folder, "--json").stdout)[str(folder)]
     assert score["r2"] == pytest.approx(oracle.score(x, y), rel=1e-9)
     assert streamfit("resume", run).returncode == 0
     assert "event=model" in (run / "streamfit.log").read_text()
@@ -185,6 +185,41 @@ def test_a_real_process_ends_with_the_same_exit_code_and_line(tmp_path: Path):
     assert done.stderr.startswith("error: nowhere is not a store")
 
 
+def test_rows_that_could_not_be_cross_validated_are_refused_before_the_pass(config: Path, table):
+    folder, _, _ = table
+    pq.write_table(pq.read_table(folder / "part-0.parquet"), folder / "one.parquet")
+    config.write_text(config.read_text().replace("part-*", "one"))
+    done = fit(config)
+    assert done.returncode == 2
+    assert "a grid of alphas, but 1 shard(s)" in done.stderr
+    assert "counted" not in done.stdout
+    config.write_text(config.read_text().replace("[0.1, 1, 10]", "[1]"))
+    assert fit(config).returncode == 0
+
+
+def test_scores_of_targets_with_a_large_mean_and_of_many_classes(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3000)
+    columns = {"x": x, "far": 3 * x + rng.normal(size=3000) + 1e9, "k": (x > 0).astype(np.int64) * 49_999}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=500)
+    (tmp_path / "serial.toml").write_text('kind = "serial"\n')
+    for target, classes in (("far", ""), ("k", "n_classes = 50_000\n")):
+        config = tmp_path / f"{target}.toml"
+        config.write_text(
+            f'kind = "ridge"\nrun = "{tmp_path / target}"\n[corpus]\nroot = "{tmp_path / "t.parquet"}"\n'
+            f'features = ["x"]\ntarget = ["{target}"]\n{classes}[solve]\nalphas = [1]\nfolds = 2\n'
+        )
+        assert fit(config).returncode == 0
+    path = str(tmp_path / "t.parquet")
+    far = json.loads(streamfit("evaluate", tmp_path / "far" / "model", path, "--json").stdout)[path]
+    assert far["r2"] == pytest.approx(np.corrcoef(x, columns["far"])[0, 1] ** 2, abs=1e-3)
+    classes = json.loads(streamfit("evaluate", tmp_path / "k" / "model", path, path, "--json").stdout)[path]
+    assert classes["accuracy"] > 0.95
+    y = np.column_stack([x <= 0, x > 0]).astype(float)
+    oracle = SklearnRidge(alpha=1).fit(x[:, None], y)
+    assert classes["r2"] == pytest.approx(oracle.score(x[:, None], y), rel=1e-6)
+
+
 def test_every_command_explains_itself():
     for command in ("demo", "fit", "resume", "status", "solve", "evaluate", "generate", "doctor"):
         done = streamfit(command, "--help")
@@ -258,6 +293,13 @@ def test_the_offline_corpus_pipeline_writes_its_report_and_the_model_speaks(tmp_
         first.stdout == streamfit("generate", model, "--prompt", "-", "--tokens", 20, "--seed", 4, stdin="sum ").stdout
     )
     assert streamfit("generate", model, "--expert", "oracle").returncode == 2
+    assert streamfit("generate", model, "--seed", -1).returncode == 2
+    greedy = streamfit("generate", model, "--prompt", "sum ", "--tokens", 5, "--temperature", 0).stdout
+    assert streamfit("generate", model, "--prompt", "sum ", "--tokens", 5, "--temperature", 1e-310).stdout == greedy
+    config.write_text(config.read_text().replace("[features]", "split = [0.1, 0.1, 0.8]\n[features]"))
+    done = streamfit("fit", config, "--machine", tmp_path / "serial.toml")
+    assert done.returncode == 2, "what was counted under one split must not be called held out under another"
+    assert "split = [0.8, 0.1, 0.1]" in done.stderr
     table = json.loads(streamfit("evaluate", model, docs / "0.txt", docs / "1.txt", "--json").stdout)
     assert table["trigram"]["perplexity"] < table["uniform"]["perplexity"]
     (docs / "bad.txt").write_bytes(b"\xff\xfe")

@@ -284,6 +284,24 @@ def test_shard_with_a_number_too_large_is_named_or_skipped(source, make, table, 
     assert store.moments() == good.moments()
 
 
+def test_shard_whose_lists_have_another_width_is_named_or_skipped(tmp_path):
+    """The width of a fixed-size list is known only once it is read."""
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    for name, width in (("a", 3), ("b", 3), ("c", 2)):
+        values = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(100.0 * width) + ord(name)), width)
+        pq.write_table(pa.table({"v": values, "y": np.full(100, float(ord(name)))}), folder / f"{name}.parquet")
+    source = ParquetTable(Files(str(folder)), ("v",), ("y",))
+    good = ParquetTable(Files(str(folder), exclude=("c.parquet",)), ("v",), ("y",))
+    header = prepare_table(good, [Block("linear")], precision="float64", n_folds=2, seed=0, sample_rows=100)
+    store = Store.create(tmp_path / "store", header)
+    with pytest.raises(ShardError, match=r"c.parquet#0, rows 0 to 99: inputs of shape \(100, 2\)"):
+        accumulate(store, source)
+    summary = accumulate(store, source, options=WorkOptions(skip_bad_shards=True))
+    assert [r.key for r in summary.refused] == ["c.parquet#0"]
+    assert store.head().n_rows == 200
+
+
 @pytest.mark.parametrize("deaths", [1, 2], ids=["one worker", "every worker"])
 def test_group_of_a_killed_worker_is_worked_again(tmp_path, source, make, cluster, deaths):
     """After SIGKILL in the middle of groups the sums have the bits of a quiet run, and each shard is counted once."""

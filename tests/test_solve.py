@@ -1,5 +1,7 @@
 """The solve against scikit-learn and plain least squares; the certificate against what it promises."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -221,3 +223,52 @@ def test_a_column_that_only_rounding_moves_is_constant():
     with pytest.raises(SolveError, match="feature 1 nearly dependent or constant"):
         solve(m, 0.0)
     assert abs(solve(m, 1e-3).weights[1, 0]) < 1e-12
+
+
+@pytest.mark.parametrize("extra", ["constant", "copy"])
+def test_cross_validation_does_not_choose_by_rounding(extra):
+    """In float32 a constant or repeated column leaves noise in its direction; small alphas would fit to it."""
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(20_000, 4))
+    y = phi.sum(axis=1, keepdims=True) + 2 * rng.normal(size=(20_000, 1))
+    column = np.full(len(phi), 123456.7) if extra == "constant" else phi[:, 0] * (1 + 1e-9)
+    phi = np.column_stack([phi, column])
+    frame = Frame.from_sample(phi[:4096], y[:4096], Dense(1))
+    grid = np.array([1e-13, 1e-9, 1e-5, 1e-1, 10.0, 1e3])
+
+    def folds(precision):
+        return {k: Moments.from_rows(phi[k::4], y[k::4], frame, Dense(1), precision=precision) for k in range(4)}
+
+    if extra == "copy":
+        with pytest.warns(IllConditionedWarning, match=r"alphas 1e-13.* are left out"):
+            path = cross_validate(folds("float32"), grid)
+        assert not path.trusted[0]
+        with pytest.raises(SolveError, match="rounding of the stored sums decides"):
+            cross_validate(folds("float32"), grid[:1])
+    else:
+        path = cross_validate(folds("float32"), grid)
+    honest = cross_validate(folds("float64"), np.array([10.0, 1e3]))
+    assert path.r2[path.alphas == path.best] == pytest.approx(honest.r2.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_certificates_bound_holds_in_exact_arithmetic(seed):
+    """The distance to the optimum of the stored sums, in rational numbers, is never above the bound."""
+    rng = np.random.default_rng(seed)
+    d = int(rng.integers(1, 4))
+    phi, y = rng.normal(size=(20, d)), rng.normal(size=(20, 1))
+    c = Moments.from_rows(phi, y, Frame.identity(d, 1), Dense(1)).centered()
+    solution = solve(c, float(10 ** rng.uniform(-3, 2)))
+    a = [[Fraction(v) for v in row] for row in c.gram.tolist()]
+    for i in range(d):
+        a[i][i] += Fraction(solution.alpha)
+    rows = [[*a[i], Fraction(float(c.cross[i, 0]))] for i in range(d)]
+    for i in range(d):
+        rows[i] = [v / rows[i][i] for v in rows[i]]
+        for j in range(d):
+            if j != i:
+                rows[j] = [v - rows[j][i] * w for v, w in zip(rows[j], rows[i], strict=True)]
+    error = [Fraction(float(solution.weights[i, 0])) - rows[i][d] for i in range(d)]
+    gap = sum(error[i] * a[i][j] * error[j] for i in range(d) for j in range(d))
+    assert gap <= Fraction(solution.certificate.suboptimality)
+    assert solution.certificate.suboptimality < 1e-20

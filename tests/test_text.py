@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
-from streamfit.jobs import evaluate_documents, fit
+from streamfit.jobs import evaluate_documents, fit, held_out
 from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
@@ -256,3 +256,25 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path):
     source = TextFiles(Files(str(tmp_path)))
     with pytest.raises(CorpusError, match=r"bad\.txt: byte 0xff at offset 2"):
         source.documents(source.shards()[0])
+
+
+def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial):
+    docs = tmp_path / "docs"
+    (docs / "copy").mkdir(parents=True)
+    for i in range(100):
+        for folder in (docs, docs / "copy"):
+            (folder / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = LanguageProblem.model_validate(
+        {
+            "kind": "language_model",
+            "run": str(tmp_path / "run"),
+            "corpus": {"root": str(docs)},
+            "features": {"vocab_size": 300, "n_context": 3, "embedding_dims": 24, "n_centers": 10},
+            "solve": {"folds": 2},
+        }
+    )
+    store = fit(problem, serial, None, quiet).store
+    test = problem.corpus.documents("test")
+    left = held_out(store, test)
+    assert {s.content_id for s in left.shards()} == {s.content_id for s in test.shards()} - set(store.counted())
+    assert len(left.shards()) < len(test.shards())

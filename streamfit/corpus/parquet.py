@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range
-from streamfit.errors import CorpusError, ShardChangedError, ShardError
+from streamfit.errors import ShardChangedError, ShardError
 from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
@@ -49,7 +50,9 @@ class ParquetTable(Source):
 
     def shards(self) -> list[Shard]:
         found = [(name, path, *group) for name, path in self.files.find() for group in self._groups(name, path)]
-        ids = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
+        hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
+        schemas = {path: _schema_of(path) for path in {path for _, path, *_ in found}}
+        ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
         return [
             Shard(
                 key=f"{name}#{group}" if group >= 0 else name,
@@ -111,7 +114,7 @@ class ParquetTable(Source):
     def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
         if 0 <= shard.start < file.metadata.num_row_groups:
             span = _byte_range(file.metadata.row_group(shard.start))
-            if hash_range(Path(shard.uri), *span) == shard.content_id:
+            if _identity(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.content_id:
                 return
         msg = f"{shard.key}: content changed while the corpus was read"
         raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")
@@ -139,18 +142,20 @@ class ParquetTable(Source):
             raise ShardError(msg, f"ids in [0, {self.n_classes})", "set `n_classes` in the config")
 
 
-def width_of(source: ParquetTable, shard: Shard) -> tuple[int, int]:
-    """Number of feature and target columns once fixed-size lists are spread out.
+def _schema_of(path: Path) -> str:
+    try:
+        return _describe(pq.read_schema(path))
+    except (pa.ArrowException, OSError):
+        return ""  # no footer: one shard that reading will refuse
 
-    Raises
-    ------
-    CorpusError
-        If the shard has no rows.
-    """
-    for rows in source.read(shard):
-        return rows.x.shape[1], rows.y.shape[1] if rows.y.ndim == 2 else source.n_classes or 1
-    msg = f"{shard.key}: no rows"
-    raise CorpusError(msg, "at least one")
+
+def _describe(schema: pa.Schema) -> str:
+    return "\n".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _identity(schema: str, data: str) -> str:
+    # Pages hold values alone: the same bytes under other column names are other rows.
+    return hashlib.sha256(f"{schema}\n{data}".encode()).hexdigest()
 
 
 def _byte_range(span: Any) -> tuple[int, int]:

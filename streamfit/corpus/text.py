@@ -66,9 +66,20 @@ class Documents(ABC):
 
 @dataclass(frozen=True)
 class TextFiles(Documents):
-    """Each file is one document and one shard."""
+    """Each file is one document and one shard.
+
+    Parameters
+    ----------
+    encoding : str
+    leave_out : frozenset of str
+        Content ids of shards that are not listed.
+    """
 
     encoding: str = "utf-8"
+    leave_out: frozenset[str] = frozenset()
+
+    def shards(self) -> list[Shard]:
+        return [shard for shard in super().shards() if shard.content_id not in self.leave_out]
 
     def __post_init__(self) -> None:
         try:
@@ -104,7 +115,7 @@ class JsonLines(Documents):
     field: str = "text"
     split: Split | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    shard_bytes: int = 2**24
+    shard_bytes: int = 2**20
 
     def parts(self, path: Path) -> list[tuple[int, int]]:
         size = path.stat().st_size

@@ -116,7 +116,10 @@ def accumulate(
     already = tuple(s for s in unique if s.content_id in counted)
     todo = [s for s in unique if s.content_id not in counted and s.content_id not in refused_before]
     plan = plan_for(store, todo, n_workers=_n_workers(client), group_rows=group_rows)
-    plan.check(worker_memory, psutil.virtual_memory().available, store.header.n_folds)
+    free = psutil.virtual_memory().available
+    if client is not None and client.cluster is not None:
+        free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
+    plan.check(worker_memory, free, store.header.n_folds)
     if console is not None:
         for line in plan.lines(store.header.n_folds):
             say(console, line, "dim")

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
 from streamfit.corpus import Rows, Source
-from streamfit.errors import ScaleError, ShardError
+from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardError
 from streamfit.moments import MomentsAccumulator
 from streamfit.plan import Group, Shard
 from streamfit.store import Refusal, Segment, Store
@@ -112,12 +112,13 @@ def work_group(
             weights = None if item.weights is None else device_array(item.weights, options.backend)
             try:
                 sums.add(features(x), y, weights=weights)
-            except ScaleError as error:
+            except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
                 if not options.skip_bad_shards:
                     raise bad from error
-                # Only the products tell that a finite number is too large; the group is begun again without it.
+                # Only the products tell that a finite number is too large, and only the features that a list has
+                # another width; the group is begun again without the shard.
                 return _without(store, source, group, options, report, (shard, bad))
             if tally is not None:
                 tally.add(item)

@@ -93,12 +93,20 @@ def solve(
         raise SolveError(msg, "a finite number >= 0")
     c = moments.centered() if isinstance(moments, Moments) else moments
     zeros = np.zeros_like(c.mean_x), np.zeros_like(c.mean_y)
-    c = _without_constants(c) if fit_intercept else c.about(*zeros)
+    c = without_constants(c) if fit_intercept else c.about(*zeros)
     d = len(c.gram)
     method, rank = "cholesky", d
     weights = _cholesky(c.gram, alpha, c.cross)
     if weights is not None:
         eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
+        share = noise_share(c, alpha)
+        if share > 1.0:
+            warnings.warn(
+                f"alpha {alpha:g} is below what rounding of the stored sums allows (to first order the weights may "
+                f"change by {share:.2g} times themselves): raise alpha, or count with precision 'float64'",
+                IllConditionedWarning,
+                stacklevel=2,
+            )
     else:
         method = "eigen"
         weights, eigenvalues, rank, involved = _by_eigenvectors(c.gram, alpha, c.cross, names)
@@ -121,7 +129,7 @@ def solve(
     return Solution(weights, intercept, float(alpha), method, rank, dof, certificate)
 
 
-def _without_constants(c: Centered) -> Centered:
+def without_constants(c: Centered) -> Centered:
     """Clear what rounding leaves of features that do not vary, lest noise be given a weight."""
     constant = np.diag(c.gram) <= c.noise
     if not constant.any():
@@ -134,6 +142,16 @@ def _without_constants(c: Centered) -> Centered:
 
 def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray | None:
     """Solve by Cholesky; None where too few digits would be left."""
+    factored = _factor(gram, alpha)
+    if factored is None or factored[2] < RCOND_FLOOR:
+        return None
+    factor, units, _, _ = factored
+    scaled = scipy.linalg.cho_solve((factor, True), cross / units[:, None], check_finite=False)
+    return np.asarray(scaled / units[:, None])
+
+
+def _factor(gram: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, float, float] | None:
+    """Cholesky factor of the system scaled to a unit diagonal, the scales, 1/condition and the inverse's 1-norm."""
     system = gram.copy()
     system[np.diag_indices(len(gram))] += alpha
     # Scaling to a unit diagonal makes the judgement independent of the features' units.
@@ -146,11 +164,32 @@ def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray |
         factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
         return None
-    rcond, info = scipy.linalg.lapack.dpocon(factor, np.abs(system).sum(axis=0).max(), uplo="L")
-    if info != 0 or rcond < RCOND_FLOOR:
+    norm = float(np.abs(system).sum(axis=0).max())
+    rcond, info = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
+    if info != 0 or rcond <= 0:
         return None
-    scaled = scipy.linalg.cho_solve((factor, True), cross / units[:, None], check_finite=False)
-    return np.asarray(scaled / units[:, None])
+    return factor, units, float(rcond), float(1.0 / (rcond * norm))
+
+
+def noise_share(c: Centered, alpha: float) -> float:
+    """Relative error that rounding of the stored sums may cause in the weights, to first order.
+
+    The rounding that the diagonal may carry, relative to it, times the norm of the inverse of the system scaled to
+    a unit diagonal (Higham, Accuracy and stability of numerical algorithms, 7.2). Near or above 1, the system's
+    smallest directions are rounding and nothing else.
+
+    Parameters
+    ----------
+    c : Centered
+        Without constant features.
+    alpha : float
+    """
+    factored = _factor(c.gram, alpha)
+    if factored is None:
+        return np.inf
+    varying = np.diag(c.gram) > 0
+    relative = c.noise[varying] / (np.diag(c.gram)[varying] + alpha)
+    return float(relative.max() * factored[3]) if varying.any() else 0.0
 
 
 def _by_eigenvectors(

@@ -6,6 +6,7 @@ them is a quadratic form, so a fold costs one eigendecomposition and each alpha 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import scipy.linalg
 from streamfit.centered import Centered
 from streamfit.errors import SolveError
 from streamfit.moments import Moments
+from streamfit.solve.ridge import IllConditionedWarning, noise_share, without_constants
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,15 @@ class AlphaPath:
         The same loss for predicting the training mean.
     weights : array of shape (n_folds,)
         Weight of each fold's rows.
+    trusted : boolean array of shape (n_alphas,)
+        Whether rounding of the stored sums is small against the system. Others are never the best.
     """
 
     alphas: np.ndarray
     losses: np.ndarray
     baseline: np.ndarray
     weights: np.ndarray
+    trusted: np.ndarray
 
     @property
     def mean_losses(self) -> np.ndarray:
@@ -46,7 +51,11 @@ class AlphaPath:
     @property
     def best(self) -> float:
         """The alpha of least held-out loss."""
-        return float(self.alphas[int(np.argmin(self.mean_losses))])
+        return float(self.alphas[self._best])
+
+    @property
+    def _best(self) -> int:
+        return int(np.argmin(np.where(self.trusted, self.mean_losses, np.inf)))
 
     @property
     def r2(self) -> np.ndarray:
@@ -56,7 +65,7 @@ class AlphaPath:
     @property
     def at_edge(self) -> bool:
         """Whether the best alpha is the first or last of the grid, so that a wider one may be better."""
-        return len(self.alphas) > 1 and int(np.argmin(self.mean_losses)) in (0, len(self.alphas) - 1)
+        return len(self.alphas) > 1 and self._best in (0, len(self.alphas) - 1)
 
 
 def cross_validate(folds: Mapping[int, Moments], alphas: np.ndarray, *, fit_intercept: bool = True) -> AlphaPath:
@@ -73,7 +82,13 @@ def cross_validate(folds: Mapping[int, Moments], alphas: np.ndarray, *, fit_inte
     Raises
     ------
     SolveError
-        If there are fewer than two folds or an alpha is not positive.
+        If there are fewer than two folds, an alpha is not positive, or every alpha is so small that rounding of the
+        stored sums decides.
+
+    Warns
+    -----
+    IllConditionedWarning
+        If some alphas are left out for that reason.
     """
     grid = np.sort(np.asarray(alphas, dtype=np.float64))
     if not len(grid) or not (grid > 0).all() or not np.isfinite(grid).all():
@@ -90,14 +105,33 @@ def cross_validate(folds: Mapping[int, Moments], alphas: np.ndarray, *, fit_inte
         train = others[0]
         for m in others[1:]:
             train = train + m
-        fitted, test = train.centered(), moments.centered()
-        if not fit_intercept:
-            zero_x, zero_y = np.zeros_like(fitted.mean_x), np.zeros_like(fitted.mean_y)
-            fitted = fitted.about(zero_x, zero_y)
+        fitted, test = _read(train, fit_intercept), moments.centered()
         losses.append(_held_out(fitted, test.about(fitted.mean_x, fitted.mean_y), grid))
         baseline.append(float(test.about(fitted.mean_x, fitted.mean_y).ss_y.sum()) / test.weight)
         weights.append(test.weight)
-    return AlphaPath(grid, np.array(losses), np.array(baseline), np.array(weights))
+        total = train + moments
+    sums = _read(total, fit_intercept)
+    # A squared error is not negative; where the quadratic form makes it so, rounding has taken over.
+    nonnegative = (np.array(losses) >= -1e-6 * np.array(baseline)[:, None]).all(axis=0)
+    trusted = nonnegative & np.array([noise_share(sums, alpha) <= 1.0 for alpha in grid])
+    if not trusted.any():
+        msg = f"alphas up to {grid[-1]:g}, all so small that rounding of the stored sums decides"
+        raise SolveError(msg, "some larger alpha", "raise the grid, drop dependent features, or use precision float64")
+    if not trusted.all():
+        left_out = ", ".join(f"{alpha:g}" for alpha in grid[~trusted])
+        warnings.warn(
+            f"alphas {left_out} are left out, for rounding of the stored sums would decide; "
+            "precision 'float64' allows smaller ones",
+            IllConditionedWarning,
+            stacklevel=2,
+        )
+    return AlphaPath(grid, np.maximum(losses, 0.0), np.array(baseline), np.array(weights), trusted)
+
+
+def _read(moments: Moments, fit_intercept: bool) -> Centered:
+    """Sums as `solve` reads them."""
+    c = moments.centered()
+    return without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
 
 
 def _held_out(train: Centered, test: Centered, alphas: np.ndarray) -> np.ndarray:

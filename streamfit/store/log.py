@@ -1,6 +1,6 @@
 """The commit log: one JSON record a commit, each put only if its number is still free.
 
-Floor 4: imports errors. Putting record n+1 is the whole transaction; see docs/store-format.md.
+Floor 4: imports errors. Putting record n+1 is the whole transaction.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def context_features(
     candidates = np.unique(contexts, axis=0)
     if len(candidates) < n_centers:
         msg = f"{n_centers} centers from {len(candidates)} distinct contexts"
-        raise ConfigError(msg, "no more centers than distinct contexts", "lower `centers`, or give more text")
+        raise ConfigError(msg, "no more centers than distinct contexts", "lower `n_centers`, or give more text")
     x = embedding(contexts)
     rng = np.random.default_rng(seed)
     with threadpool_limits(1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -159,8 +158,3 @@ def add_scores(parts: Iterable[Mapping[str, Score]]) -> dict[str, Score]:
         msg = "no text to evaluate on"
         raise CorpusError(msg, "at least one document", "check the paths")
     return total
-
-
-def table(scores: Mapping[str, Score]) -> list[dict[str, Any]]:
-    """Rows of the evaluation table, in order."""
-    return [{"model": name, **score.to_json()} for name, score in scores.items()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,13 +70,22 @@ class LanguageSettings:
     seed: int = 0
 
 
-def prepare(documents: Documents, settings: LanguageSettings, *, skip_bad_shards: bool = False) -> Header:
+def prepare(
+    documents: Documents,
+    settings: LanguageSettings,
+    *,
+    reading: dict[str, Any] | None = None,
+    skip_bad_shards: bool = False,
+) -> Header:
     """Train the tokenizer, make embeddings, choose centers, and freeze them as a store's header.
 
     Parameters
     ----------
     documents : Documents
     settings : LanguageSettings
+    reading : dict, optional
+        JSON that the header keeps besides: how documents are read and split, which must never change, lest text
+        that was counted be taken for held out.
     skip_bad_shards : bool
         Leave undecodable shards out of the sample.
 
@@ -113,7 +123,7 @@ def prepare(documents: Documents, settings: LanguageSettings, *, skip_bad_shards
             "kind": "tokens",
             "n_context": settings.n_context,
             "ngram_order": settings.ngram_order,
-            "settings": asdict(settings),
+            "settings": {**asdict(settings), **(reading or {})},
         },
         files={_TOKENIZER: tokenizer.serialized.encode()},
     )

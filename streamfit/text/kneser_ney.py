@@ -5,14 +5,13 @@ Floor 6: imports ngram, errors. Frozen tables that answer p(. | context) over th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from streamfit.errors import ConfigError, StoreError
+from streamfit.errors import ConfigError
 from streamfit.text.ngram import (
     Bool,
     Float64,
@@ -75,7 +74,7 @@ class KneserNey:
     order, vocab_size : int
         As in the counts.
     levels : tuple of _Level
-        Tables of order 1 .. order; made by `fit` or `from_arrays`.
+        Tables of order 1 .. order; made by `fit`.
 
     Raises
     ------
@@ -176,30 +175,6 @@ class KneserNey:
         for k, (level, (rows, ids)) in enumerate(zip(self.levels, self._walk(contexts), strict=True)):
             length[rows], total[rows] = k, level.seen[ids]
         return length, total
-
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all tables as named arrays, without loss; `from_arrays` is the inverse."""
-        sizes = {"order": np.array([self.order]), "vocab_size": np.array([self.vocab_size])}
-        return sizes | {
-            f"level{k}.{field.name}": getattr(level, field.name)
-            for k, level in enumerate(self.levels, start=1)
-            for field in fields(_Level)
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Rebuild the model, bit for bit, from the arrays of `to_arrays`; StoreError when one is missing."""
-        try:
-            order, vocab_size = int(arrays["order"][0]), int(arrays["vocab_size"][0])
-            levels = tuple(
-                _Level(**{field.name: arrays[f"level{k}.{field.name}"] for field in fields(_Level)})
-                for k in range(1, order + 1)
-            )
-        except KeyError as missing:
-            msg = f"Kneser-Ney tables without the array {missing}"
-            raise StoreError(msg, "all arrays of to_arrays",
-                             "save the model again") from None  # fmt: skip
-        return cls(order, vocab_size, levels)
 
     def _walk(self, contexts: Ids) -> list[tuple[Int64, Int64]]:
         """Return, for each order, the rows whose context was seen and the ids of those contexts."""

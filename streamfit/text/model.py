@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -272,22 +272,11 @@ def _batches(contexts: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 def _draw(p: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
     if temperature == 0:
         return int(np.argmax(p))
-    logits = np.log(p.astype(np.float64)) / temperature
-    q = np.exp(logits - logits.max())
+    logits = np.log(p.astype(np.float64))
+    with np.errstate(over="ignore"):  # a temperature near 0 is the most probable token again
+        q = np.exp((logits - logits.max()) / temperature)
     q /= q.sum()
     order = np.argsort(-q, kind="stable")
     kept = order[: int(np.searchsorted(np.cumsum(q[order]), top_p)) + 1]
     total = np.cumsum(q[kept])
     return int(kept[min(np.searchsorted(total, rng.random() * total[-1], side="right"), len(kept) - 1)])
-
-
-def describe(model: LanguageModel) -> dict[str, Any]:
-    """Sizes and choices of a model, for reports."""
-    return {
-        "vocab_size": model.vocab_size,
-        "n_context": model.n_context,
-        "n_features": model.network.features.n_features,
-        "ngram_order": model.counts.order,
-        "alpha": model.network.solution.alpha,
-        **vars(model.projection),
-    }
