@@ -6,6 +6,7 @@ Floor 6: imports features, moments, solve. Models are saved as safetensors + JSO
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -140,15 +141,16 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[dict[str, A
     return spec, arrays
 
 
-class _MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class _MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """What the estimators share: rows go into moments, and every fit ends with one solve."""
 
     alpha: float
     fit_intercept: bool
     precision: Precision
 
+    @abstractmethod
     def _features(self, X: np.ndarray) -> FeatureMap:
-        raise NotImplementedError
+        """Choose the features from the first batch."""
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows, forgetting earlier ones.
