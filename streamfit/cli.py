@@ -203,7 +203,7 @@ def solve(
         facts = {"alpha": solved.solution.alpha, "method": solved.solution.method, "rank": solved.solution.rank}
         facts |= {"effective_dof": solved.solution.effective_dof, "seconds": solved.seconds}
         if solved.path is not None:
-            facts |= {"alphas": solved.path.alphas.tolist(), "held_out_r2": solved.path.r2.tolist()}
+            facts |= solved.path.to_json()
         typer.echo(json.dumps({**facts, "certificate": solved.solution.certificate.to_json()}, indent=1))
     if output is not None:
         linear_model(opened, solved).save(output)

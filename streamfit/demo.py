@@ -215,8 +215,7 @@ def _report(
         out.verbatim(prompt + sample)
     out.heading("How alpha was chosen")
     if fitted.solved.path is not None:
-        out.data["alphas"] = fitted.solved.path.alphas.tolist()
-        out.data["held_out_r2"] = fitted.solved.path.r2.tolist()
+        out.data |= fitted.solved.path.to_json()
         caption = "Variance of the next token's indicator explained on held-out folds, from the stored sums."
         out.figure("alpha", rp.plot_alphas(fitted.solved.path), caption)
     curve = learning_curve(fitted.store, solution.alpha)

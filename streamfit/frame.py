@@ -79,7 +79,14 @@ class Frame:
         )
 
     @classmethod
-    def from_sample(cls, phi: Array, y: Array, targets: Targets, bounds: np.ndarray | None = None) -> Frame:
+    def from_sample(
+        cls,
+        phi: Array,
+        y: Array,
+        targets: Targets,
+        bounds: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Frame:
         """Choose the frame from a sample of feature rows and their targets.
 
         Parameters
@@ -90,21 +97,24 @@ class Frame:
         bounds : array of shape (n_features,), optional
             Largest magnitude that each feature can take. A feature that is nearly zero throughout the sample but
             bounded, as a radial basis function is, then gets a unit in which its bound still has room.
+        weights : array of shape (n_rows,), optional
+            Row weights. Units are those of a weighted row, so that small weights do not fall below the grid.
 
         Raises
         ------
         ScaleError
             If the sample is not finite, or too large to be squared.
         """
-        origin, exponents = _center_and_unit(to_host(phi))
+        origin, exponents = _center_and_unit(to_host(phi), weights)
         if bounds is not None:
-            _, top = np.frexp(np.where(np.isfinite(bounds), bounds, 0.0))
+            typical = 1.0 if weights is None or not weights.any() else float(np.sqrt(np.mean(weights)))
+            _, top = np.frexp(np.where(np.isfinite(bounds), bounds * typical, 0.0))
             exponents = np.where(np.isfinite(bounds), np.maximum(exponents, top - _BOUND_BITS), exponents)
             exponents = exponents.astype(np.int32)
         if targets.one_hot:
             y_origin, y_exponents = np.zeros(targets.n_targets), np.zeros(targets.n_targets, np.int32)
         else:
-            y_origin, y_exponents = _center_and_unit(to_host(y))
+            y_origin, y_exponents = _center_and_unit(to_host(y), weights)
         return cls(origin, exponents, y_origin, y_exponents)
 
     @property
@@ -125,7 +135,7 @@ class Frame:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _center_and_unit(sample: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     sample = np.asarray(sample, dtype=np.float64)
     if not np.isfinite(sample).all():
         msg = "a sample with NaN or infinite values"
@@ -141,6 +151,9 @@ def _center_and_unit(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rms = np.sqrt(np.mean((sample - shift) ** 2, axis=0)) if len(sample) else spread
     # Where the sample is constant, what rounding leaves of it is no unit: rows that do vary would overflow the sums.
     constant = (spread <= _CONSTANT * np.abs(mean)) & (rms > 0)
-    _, exponents = np.frexp(np.where(constant, np.abs(mean), rms))
+    unit = np.where(constant, np.abs(mean), rms)
+    if weights is not None and weights.any():
+        unit = unit * np.sqrt(np.mean(weights))
+    _, exponents = np.frexp(unit)
     exponents = np.where(rms > 0, np.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT), 0)
     return shift, exponents.astype(np.int32)

@@ -20,7 +20,7 @@ import numpy as np
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection
+from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
 from streamfit.errors import CorpusError, MismatchError, PlanError, StoreError
@@ -97,10 +97,10 @@ def fit(
         Any of its kinds; what was committed stays.
     """
     with logged(Path(problem.run)):
+        _refuse_hopeless(problem)
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
         remember(problem, machine)
         source = training_source(problem, store)
-        _refuse_hopeless(problem, store, source)
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
         solved = solve_store(store, problem.solve, console)
@@ -110,16 +110,18 @@ def fit(
         return Fitted(store, summary, solved, model)
 
 
-def _refuse_hopeless(problem: Problem, store: Store, source: Source) -> None:
-    """Find before the pass what would stop the run after it: a grid of alphas without folds, no validation text."""
-    shards = [*source.shards(), *store.counted().values()]
-    folds = {shard.fold(store.header.n_folds) for shard in shards}
+def _refuse_hopeless(problem: Problem) -> None:
+    """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text."""
+    corpus, path = problem.corpus, Path(problem.run) / "store"
+    shards = corpus.documents("train").shards() if isinstance(corpus, TextSection) else corpus.table().shards()
+    counted = list(Store(path).counted().values()) if Store.exists(path) else []
+    folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
     if len(problem.solve.alphas) > 1 and len(folds) < 2:
         msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
         remedy = "give one alpha, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
         raise PlanError(msg, "at least two folds to cross-validate", remedy)
-    if isinstance(problem, LanguageProblem):
-        held_out(store, problem.corpus.documents("validation"))
+    if isinstance(corpus, TextSection):
+        corpus.documents("validation").shards()
 
 
 def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = False) -> Store:
@@ -273,8 +275,7 @@ def linear_model(store: Store, solved: Solved) -> LinearModel:
     head = store.head()
     info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
     if solved.path is not None:
-        info["alphas"] = solved.path.alphas.tolist()
-        info["held_out_r2"] = solved.path.r2.tolist()
+        info |= solved.path.to_json()
     return LinearModel(store.header.features, solved.solution, info)
 
 

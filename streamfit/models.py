@@ -186,7 +186,8 @@ class _MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator, ABC):  
             self.features_ = self._features(X)
             kind = Dense(targets.shape[1])
             phi = self.features_(X[:BLOCK_ROWS])
-            frame = Frame.from_sample(phi, targets[:BLOCK_ROWS], kind, self.features_.bounds)
+            first = None if weights is None else weights[:BLOCK_ROWS]
+            frame = Frame.from_sample(phi, targets[:BLOCK_ROWS], kind, self.features_.bounds, first)
             self.moments_ = Moments.zeros(frame, kind, self.precision)
         frame = self.moments_.frame
         sums = MomentsAccumulator(frame, Dense(frame.n_targets), self.precision)

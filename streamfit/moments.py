@@ -158,7 +158,8 @@ class Moments:
     def _diagonal_noise(self, raw: np.ndarray) -> np.ndarray:
         """What rounding of products and of the grid may leave on the diagonal, in the units of the frame."""
         product_eps = _EPS if self.gram.bottom < BASE else 2.0**-24
-        return product_eps * raw + 2.0**self.gram.bottom * (1.0 + self.n_rows / 64)
+        # Roundings of blocks, at most one a row, each uniform within half a step: three of their sum's deviations.
+        return np.asarray(product_eps * raw + 2.0**self.gram.bottom * (1.0 + np.sqrt(abs(self.n_rows))))
 
 
 class MomentsAccumulator:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from streamfit.arrays import Precision
-from streamfit.corpus import Files, ParquetTable
+from streamfit.corpus import Files, ParquetTable, Rows
 from streamfit.errors import CorpusError, MismatchError, ShardError
 from streamfit.features import (
     RBF,
@@ -64,7 +64,7 @@ def prepare_table(
     CorpusError
         If there are no rows.
     """
-    x, y = _sample(source, sample_rows, seed, skip_bad_shards)
+    x, y, weights = _sample(source, sample_rows, seed, skip_bad_shards)
     maps = [_map(block, x, seed + i) for i, block in enumerate(blocks)]
     features = maps[0]
     for another in maps[1:]:
@@ -73,7 +73,7 @@ def prepare_table(
     return Header(
         features=features,
         targets=targets,
-        frame=Frame.from_sample(features(x), y, targets, features.bounds),
+        frame=Frame.from_sample(features(x), y, targets, features.bounds, weights),
         precision=precision,
         n_folds=n_folds,
         reader=reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)},
@@ -109,7 +109,9 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
     return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label)
 
 
-def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    source: ParquetTable, n_rows: int, seed: int, skip: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """About `n_rows` rows, an equal share of each of some shards chosen at random."""
     shards = source.shards()
     chosen = []
@@ -119,12 +121,16 @@ def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[n
             break
         chosen.append(shards[index])
         rows_there += shards[index].planned_rows
-    parts = []
+    parts: list[Rows] = []
     for shard in chosen:
         left = -(-shard.planned_rows * n_rows // max(n_rows, rows_there))
         try:
             for rows in source.read(shard):
-                parts.append((rows.x[:left], rows.y[:left]))
+                if parts and rows.x.shape[1] != parts[0].x.shape[1]:
+                    msg = f"{shard.key}: {rows.x.shape[1]} feature columns once lists are spread out"
+                    raise ShardError(msg, f"{parts[0].x.shape[1]}, as in other shards", "leave that file out")
+                weights = None if rows.weights is None else rows.weights[:left]
+                parts.append(Rows(rows.x[:left], rows.y[:left], weights))
                 left -= len(rows.x)
                 if left <= 0:
                     break
@@ -134,7 +140,9 @@ def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[n
     if not parts:
         msg = "a corpus without any readable rows"
         raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+    given = [part.weights for part in parts if part.weights is not None]
+    weights = np.concatenate(given) if given else None
+    return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights
 
 
 def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:

@@ -300,6 +300,8 @@ def test_shard_whose_lists_have_another_width_is_named_or_skipped(tmp_path):
     summary = accumulate(store, source, options=WorkOptions(skip_bad_shards=True))
     assert [r.key for r in summary.refused] == ["c.parquet#0"]
     assert store.head().n_rows == 200
+    with pytest.raises(ShardError, match=r"#0: \d feature columns once lists are spread out"):
+        prepare_table(source, [Block("linear")], precision="float64", n_folds=2, seed=0, sample_rows=100)
 
 
 @pytest.mark.parametrize("deaths", [1, 2], ids=["one worker", "every worker"])

@@ -272,3 +272,32 @@ def test_the_certificates_bound_holds_in_exact_arithmetic(seed):
     gap = sum(error[i] * a[i][j] * error[j] for i in range(d) for j in range(d))
     assert gap <= Fraction(solution.certificate.suboptimality)
     assert solution.certificate.suboptimality < 1e-20
+
+
+def test_cross_validation_solves_as_the_final_solve_does_whatever_the_units():
+    rng = np.random.default_rng(2)
+    phi = rng.normal(size=(4000, 5))
+    y = phi.sum(axis=1, keepdims=True) + 0.5 * rng.normal(size=(4000, 1))
+    phi = phi * [1e-6, 1e-3, 1.0, 1e3, 1e6]
+    frame = Frame.from_sample(phi, y, Dense(1))
+    folds = {k: Moments.from_rows(phi[k::2], y[k::2], frame, Dense(1)) for k in range(2)}
+    path = cross_validate(folds, np.array([1e-13, 1e-11, 1e-8, 1e-3, 1.0]))
+    for i, alpha in enumerate(path.alphas):
+        for held in (0, 1):
+            train, test = folds[1 - held].centered(), folds[held].centered()
+            r2 = held_out_r2(solve(train, alpha).weights, train, test)
+            assert 1 - path.losses[held, i] / path.baseline[held] == pytest.approx(r2, abs=1e-6)
+    assert path.best < 1e-10
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1e-3, 1e6])
+def test_the_scale_of_row_weights_costs_no_digits(weight):
+    """Ridge with weights w and penalty alpha w is ridge with weights 1 and alpha, also on the grid of float32."""
+    rng = np.random.default_rng(3)
+    phi = rng.normal(size=(20_000, 3))
+    y = phi.sum(axis=1, keepdims=True) + rng.normal(size=(20_000, 1))
+    w = np.full(len(phi), weight)
+    frame = Frame.from_sample(phi, y, Dense(1), weights=w)
+    m = Moments.from_rows(phi, y, frame, Dense(1), weights=w, precision="float32")
+    reference = Ridge(alpha=1.0).fit(phi, y[:, 0]).coef_
+    np.testing.assert_allclose(solve(m, weight).weights[:, 0], reference, rtol=2e-6)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import cache
 from glob import has_magic
 from pathlib import Path
 from typing import Literal
@@ -222,7 +223,22 @@ def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
         If a file cannot be read.
     """
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda part: hash_range(*part), parts))
+        return list(pool.map(lambda part: _hash_once(*part, *_stamp(part[0])), parts))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        msg = f"{path}: {error.strerror}"
+        raise CorpusError(msg, "a readable file", "check its permissions, or leave it out") from error
+    return found.st_size, found.st_mtime_ns
+
+
+@cache
+def _hash_once(path: Path, start: int, stop: int, size: int, modified: int) -> str:
+    # A corpus is listed several times in a run; its bytes are hashed again only where a file has changed.
+    return hash_range(path, start, stop)
 
 
 def hash_range(path: Path, start: int, stop: int) -> str:

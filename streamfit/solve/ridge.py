@@ -150,6 +150,12 @@ def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray |
     return np.asarray(scaled / units[:, None])
 
 
+def weights_for(c: Centered, alpha: float) -> np.ndarray:
+    """Weights of one alpha, without intercept, certificate or warnings."""
+    weights = _cholesky(c.gram, alpha, c.cross)
+    return _by_eigenvectors(c.gram, alpha, c.cross, None)[0] if weights is None else weights
+
+
 def _factor(gram: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, float, float] | None:
     """Cholesky factor of the system scaled to a unit diagonal, the scales, 1/condition and the inverse's 1-norm."""
     system = gram.copy()

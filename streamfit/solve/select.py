@@ -16,7 +16,11 @@ import scipy.linalg
 from streamfit.centered import Centered
 from streamfit.errors import SolveError
 from streamfit.moments import Moments
-from streamfit.solve.ridge import IllConditionedWarning, noise_share, without_constants
+from streamfit.solve.certificate import eigenvalue_noise
+from streamfit.solve.ridge import IllConditionedWarning, noise_share, weights_for, without_constants
+
+_EIGEN_DIGITS = 1e-6
+"""Rounding of eigenvalues, relative to the smallest of a system, up to which one decomposition serves an alpha."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,16 @@ class AlphaPath:
 
     @property
     def r2(self) -> np.ndarray:
-        """Held-out share of the variance explained, for each alpha."""
-        return 1.0 - self.mean_losses / float(self.weights @ self.baseline / self.weights.sum())
+        """Held-out share of the variance explained, for each alpha; NaN where it is not trusted."""
+        shares = 1.0 - self.mean_losses / float(self.weights @ self.baseline / self.weights.sum())
+        return np.where(self.trusted, shares, np.nan)
+
+    def to_json(self) -> dict[str, list[float | None]]:
+        """Alphas and held-out R², None where it is not trusted."""
+        return {
+            "alphas": self.alphas.tolist(),
+            "held_out_r2": [None if np.isnan(share) else float(share) for share in self.r2],
+        }
 
     @property
     def at_edge(self) -> bool:
@@ -141,13 +153,21 @@ def _held_out(train: Centered, test: Centered, alphas: np.ndarray) -> np.ndarray
     diag(Z C_test'V) and (V'G_test V) ∘ (Z Z'), which no alpha changes.
     """
     eigenvalues, v = scipy.linalg.eigh(train.gram, check_finite=False)
+    noise = eigenvalue_noise(len(eigenvalues), float(eigenvalues[-1]))
+    exact = noise <= _EIGEN_DIGITS * (np.maximum(eigenvalues[0], 0.0) + alphas)
     eigenvalues = np.maximum(eigenvalues, 0.0)
     z = v.T @ train.cross
     linear = np.sum(z * (v.T @ test.cross), axis=1)
     quadratic = (v.T @ test.gram @ v) * (z @ z.T)
     shrink = 1.0 / (eigenvalues + alphas[:, None])
     fit = np.einsum("aj,jk,ak->a", shrink, quadratic, shrink, optimize=True)
-    return np.asarray((test.ss_y.sum() - 2.0 * shrink @ linear + fit) / test.weight)
+    losses = test.ss_y.sum() - 2.0 * shrink @ linear + fit
+    for i in np.flatnonzero(~exact):
+        # Features of widely different units: eigenvectors of the unscaled matrix have lost the small ones, and
+        # each alpha is solved for as `solve` does it.
+        weights = weights_for(train, float(alphas[i]))
+        losses[i] = test.ss_y.sum() - 2.0 * np.vdot(weights, test.cross) + np.vdot(weights, test.gram @ weights)
+    return np.asarray(losses / test.weight)
 
 
 def held_out_r2(weights: np.ndarray, train: Centered, test: Centered) -> float:
