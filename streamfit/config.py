@@ -55,6 +55,13 @@ class TextSection(FilesSection):
     shard_bytes: Count = 2**20
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
 
+    @model_validator(mode="after")
+    def _shares(self) -> TextSection:
+        if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not (self.split[0] > 0 and self.split[1] > 0):
+            msg = f"split {list(self.split)}: three shares that add up to 1, some for training and some for validation"
+            raise ValueError(msg)
+        return self
+
     def documents(self, split: Split) -> Documents:
         """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
         if self.kind == "text":

@@ -116,7 +116,7 @@ def _refuse_hopeless(problem: Problem) -> None:
     shards = corpus.documents("train").shards() if isinstance(corpus, TextSection) else corpus.table().shards()
     counted = list(Store(path).counted().values()) if Store.exists(path) else []
     folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
-    if len(problem.solve.alphas) > 1 and len(folds) < 2:
+    if shards and len(problem.solve.alphas) > 1 and len(folds) < 2:
         msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
         remedy = "give one alpha, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
         raise PlanError(msg, "at least two folds to cross-validate", remedy)

@@ -190,7 +190,7 @@ class MomentsAccumulator:
         self._like = np.empty(0) if like is None else like
         xp = self._xp = namespace(self._like)
         self._dtype = compute_dtype(xp, precision)
-        self._frame, self._targets, self._precision = frame, targets, precision
+        self._frame, self._targets = frame, targets
         d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
         if k != targets.n_targets:
             msg = f"a frame for {k} targets"

@@ -82,6 +82,14 @@ def test_impossible_machines_are_refused(tmp_path: Path, text: str):
         load_machine(path)
 
 
+@pytest.mark.parametrize("split", ["[1, 0, 0]", "[0, 1, 0]", "[0.5, 0.2, 0.2]", "[1.2, 0.1, -0.3]"])
+def test_a_split_needs_training_and_validation_text(tmp_path: Path, split: str):
+    path = tmp_path / "c.toml"
+    path.write_text(f"kind='language_model'\nrun='r'\n[corpus]\nroot='d'\nsplit={split}\n")
+    with pytest.raises(ConfigError, match="three shares that add up to 1"):
+        load_problem(path)
+
+
 def test_an_order_longer_than_the_context_is_refused(tmp_path: Path):
     path = tmp_path / "c.toml"
     path.write_text("kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[features]\nn_context=2\nngram_order=5\n")

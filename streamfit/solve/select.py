@@ -117,12 +117,12 @@ def cross_validate(folds: Mapping[int, Moments], alphas: np.ndarray, *, fit_inte
         train = others[0]
         for m in others[1:]:
             train = train + m
-        fitted, test = _read(train, fit_intercept), moments.centered()
-        losses.append(_held_out(fitted, test.about(fitted.mean_x, fitted.mean_y), grid))
-        baseline.append(float(test.about(fitted.mean_x, fitted.mean_y).ss_y.sum()) / test.weight)
+        fitted = _read(train, fit_intercept)
+        test = moments.centered().about(fitted.mean_x, fitted.mean_y)
+        losses.append(_held_out(fitted, test, grid))
+        baseline.append(float(test.ss_y.sum()) / test.weight)
         weights.append(test.weight)
-        total = train + moments
-    sums = _read(total, fit_intercept)
+    sums = _read(train + moments, fit_intercept)
     # A squared error is not negative; where the quadratic form makes it so, rounding has taken over.
     nonnegative = (np.array(losses) >= -1e-6 * np.array(baseline)[:, None]).all(axis=0)
     trusted = nonnegative & np.array([noise_share(sums, alpha) <= 1.0 for alpha in grid])
