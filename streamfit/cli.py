@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,9 @@ import numpy as np
 import psutil
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from streamfit.cli_store import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
+from streamfit.cli_store import app as store_app
 from streamfit.config import SolveSection, load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.demo import run_demo
@@ -29,7 +31,8 @@ from streamfit.jobs import evaluate_documents, linear_model, solve_store
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.report import print_scores
-from streamfit.store import Store
+from streamfit.store import Mix
+from streamfit.stores import open_any
 from streamfit.tables import score_table, table_source
 from streamfit.text import LanguageModel
 from streamfit.text.model import EXPERTS
@@ -42,10 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Exact one-pass fits of models that are linear in their parameters.",
 )
-_MachineOption = Annotated[
-    Path | None, typer.Option("--machine", help="TOML file of a machine; this one without it.", show_default=False)
-]
-_JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app.add_typer(store_app)
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def _options(
 @app.command()
 def demo(
     run: Annotated[Path, typer.Option(help="Folder of the run; begun anew if it is there.")] = Path("runs/demo"),
-    machine: _MachineOption = None,
+    machine: MachineOption = None,
 ) -> None:
     """Fit a language model to Python's standard library, evaluate it, and refit it with more data."""
     run_demo(run, load_machine(machine), Console())
@@ -99,7 +99,7 @@ def demo(
 @app.command()
 def fit(
     config: Annotated[Path, typer.Argument(help="TOML file of a problem, such as configs/lm_stdlib.toml.")],
-    machine: _MachineOption = None,
+    machine: MachineOption = None,
     skip_bad_shards: Annotated[
         bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
     ] = False,
@@ -130,67 +130,87 @@ def resume(
     fit(run / "problem.json", run / "machine.json", skip_bad_shards)
 
 
-def _store(path: Path) -> Store:
-    """Open a store by its own folder or by that of its run."""
-    return Store(path / "store" if Store.exists(path / "store") else path)
-
-
 @app.command()
 def status(
-    store: Annotated[Path, typer.Argument(help="Folder of a store, or of its run.")],
-    as_json: _JsonOption = False,
+    store: StoreArgument,
+    at: AtOption = None,
+    shards: Annotated[bool, typer.Option("--shards", help="List every shard as well.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show what a store holds: rows, shards, folds, segments, and shards that were skipped."""
-    opened = _store(store)
-    head = opened.head()
-    header = opened.header
+    """Show what a store holds: rows, shards, folds, labels, segments, and shards that were skipped or removed."""
+    opened = open_any(store, at)
+    head, header = opened.head(), opened.header
     folds: dict[int, int] = {}
+    labels: dict[str, int] = {}
     for segment in head.segments:
         folds[segment.fold] = folds.get(segment.fold, 0) + segment.n_rows
+        for name, value in (("source", segment.source), *segment.labels):
+            labels[f"{name}:{value}"] = labels.get(f"{name}:{value}", 0) + segment.n_rows
     facts = {
         "rows": head.n_rows,
         "shards": sum(s.n_shards for s in head.segments),
         "segments": len(head.segments),
+        "segments_at_most": head.bound,
         "commits": head.sequence,
+        "commits_kept_from": head.oldest,
+        "pins": {pin.name: pin.sequence for pin in head.pins},
         "last_commit": head.when,
         "features": header.features.n_features,
         "targets": header.targets.n_targets,
         "precision": header.precision,
         "rows_by_fold": {str(k): folds[k] for k in sorted(folds)},
+        "rows_by_label": dict(sorted(labels.items())),
         "skipped": [{"key": r.key, "reason": r.reason} for r in head.refused],
+        "removed_rows": sum(r.n_rows for r in head.removed),
         "header": head.header,
     }
+    listed = sorted(opened.counted().values(), key=lambda s: s.key) if shards else []
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        dump(facts | ({"shards_listed": [asdict(s) for s in listed]} if shards else {}))
         return
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        if name != "skipped":
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    show({name: value for name, value in facts.items() if name != "skipped"})
     console = Console()
-    console.print(table)
     for refusal in head.refused:
         say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
+    for shard in listed:
+        tags = " ".join(f"{name}:{value}" for name, value in (("source", shard.source), *shard.labels))
+        gone = f", {len(shard.without)} positions left out" if shard.without else ""
+        say(console, f"{shard.content_id[:16]}  {shard.planned_rows:>10,} rows  {shard.key}  {tags}{gone}")
 
 
 @app.command()
 def solve(
-    store: Annotated[Path, typer.Argument(help="Folder of a store, or of its run.")],
+    store: StoreArgument,
     alpha: Annotated[
         list[float] | None,
         typer.Option(help="Penalty; give it several times and cross-validation picks one.", show_default=False),
     ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix", help="Weights of segments by label: source:web=0.3,source:code=2. Patterns as in fnmatch."
+        ),
+    ] = None,
+    half_life: Annotated[
+        str | None, typer.Option(help="Halve the weight of rows with this age, such as 30d.", show_default=False)
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(help="ISO date that age is counted from; what is newer is left out.", show_default=False),
+    ] = None,
+    at: AtOption = None,
     no_intercept: Annotated[bool, typer.Option("--no-intercept", help="Fit without an intercept.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write the linear model to.", show_default=False)
     ] = None,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
 
     Without --alpha, cross-validation picks from 10^-3 ... 10^5.
     """
-    opened = _store(store)
+    opened = open_any(store, at)
+    weights = Mix.parse(mix or [], half_life, as_of)
     grid = tuple(alpha) if alpha else tuple(10.0**k for k in range(-3, 6))
     if not all(a >= 0 and np.isfinite(a) for a in grid):
         msg = f"alpha {grid}"
@@ -198,13 +218,14 @@ def solve(
     # A single alpha may be 0, which a config's grid may not: the solve then proves that it is allowed to be.
     section = SolveSection.model_construct(alphas=grid, folds=2, fit_intercept=not no_intercept)
     console = Console(quiet=as_json)
-    solved = solve_store(opened, section, console)
+    solved = solve_store(opened, section, console, None if weights.plain else weights)
     if as_json:
         facts = {"alpha": solved.solution.alpha, "method": solved.solution.method, "rank": solved.solution.rank}
         facts |= {"effective_dof": solved.solution.effective_dof, "seconds": solved.seconds}
+        facts |= {"commit": opened.head().sequence, "rows": solved.moments.n_rows}
         if solved.path is not None:
             facts |= solved.path.to_json()
-        typer.echo(json.dumps({**facts, "certificate": solved.solution.certificate.to_json()}, indent=1))
+        dump({**facts, "certificate": solved.solution.certificate.to_json()})
     if output is not None:
         linear_model(opened, solved).save(output)
         say(console, f"model: {output}")
@@ -214,9 +235,9 @@ def solve(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
-    machine: _MachineOption = None,
+    machine: MachineOption = None,
     field: Annotated[str, typer.Option(help="Field of the text in .jsonl files.")] = "text",
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a model on files: text or .jsonl for a language model, Parquet with the same columns for a linear one."""
     console = Console()
@@ -273,7 +294,7 @@ def generate(
 
 
 @app.command()
-def doctor(as_json: _JsonOption = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Show versions, cores, memory, and the speed of this machine's matrix product."""
     facts = {
         "streamfit": importlib.metadata.version("streamfit"),
@@ -282,12 +303,9 @@ def doctor(as_json: _JsonOption = False) -> None:
         **examine(),
     }
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        dump(facts)
         return
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), str(value))
-    Console().print(table)
+    show(facts)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from streamfit.arrays import Backend, Precision
-from streamfit.corpus import Documents, Files, JsonLines, ParquetTable, Split, TextFiles
+from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.engine import Machine
 from streamfit.errors import ConfigError
+from streamfit.store import KEEP, MAX_LIVE
 from streamfit.text import LanguageSettings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -27,6 +28,28 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelsSection(_Section):
+    """Where the labels of shards come from; see `streamfit.corpus.Labels`."""
+
+    path: str = ""
+    columns: tuple[str, ...] = ()
+    time: str = ""
+    period: Literal["day", "month", "year"] = "day"
+    fixed: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> LabelsSection:
+        try:
+            self.settings()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def settings(self) -> Labels:
+        """What sources take."""
+        return Labels(self.path, self.columns, self.time, self.period, tuple(sorted(self.fixed.items())))
 
 
 class FilesSection(_Section):
@@ -39,6 +62,7 @@ class FilesSection(_Section):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     label: str = "corpus"
+    labels: LabelsSection = LabelsSection()
 
     def files(self, split: Split | None, fractions: tuple[float, float, float]) -> Files:
         """Files of one part of the corpus."""
@@ -60,19 +84,24 @@ class TextSection(FilesSection):
         if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not (self.split[0] > 0 and self.split[1] > 0):
             msg = f"split {list(self.split)}: three shares that add up to 1, some for training and some for validation"
             raise ValueError(msg)
+        if self.kind == "text" and (self.labels.columns or self.labels.time):
+            msg = "labels: text files have only paths, so labels come by `path` or `fixed`, not by columns or time"
+            raise ValueError(msg)
         return self
 
     def documents(self, split: Split) -> Documents:
         """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
         if self.kind == "text":
-            return TextFiles(self.files(split, self.split), self.label, self.encoding)
+            files = self.files(split, self.split)
+            return TextFiles(files, self.label, self.encoding, labels=self.labels.settings())
         files = self.files(None, self.split)
+        labels = self.labels.settings()
         if self.kind == "jsonl":
-            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes)
+            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes, labels)
         # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
         from streamfit.corpus.saved import SavedDataset
 
-        return SavedDataset(files, self.label, self.field, split, self.split)
+        return SavedDataset(files, self.label, self.field, split, self.split, labels=labels)
 
 
 class TableSection(FilesSection):
@@ -94,7 +123,8 @@ class TableSection(FilesSection):
     def table(self) -> ParquetTable:
         """The source of rows."""
         files = self.files(None, (0.8, 0.1, 0.1))
-        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label)
+        labels = self.labels.settings()
+        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label, labels)
 
 
 class FeatureSection(_Section):
@@ -133,8 +163,17 @@ class SolveSection(_Section):
     fit_intercept: bool = True
 
 
+class StoreSection(_Section):
+    """Where sums are kept, and how many segments and commits; see `streamfit.store.Store`."""
+
+    at: str = ""
+    max_live: Annotated[int, Field(ge=2)] = MAX_LIVE
+    keep: Annotated[int, Field(ge=0)] = KEEP
+
+
 class _Problem(_Section):
     run: str
+    store: StoreSection = StoreSection()
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     group_rows: Count | None = None
@@ -165,6 +204,7 @@ class LanguageProblem(_Problem):
             "encoding": corpus.encoding,
             "field": corpus.field,
             "split": [*corpus.split],
+            "shard_bytes": corpus.shard_bytes,
         }
 
     def settings(self) -> LanguageSettings:

@@ -15,7 +15,7 @@ from streamfit.arrays import Precision
 from streamfit.engine.cluster import cores
 from streamfit.frame import BLOCK_ROWS, Frame
 from streamfit.moments import Moments
-from streamfit.store.arrays_io import sync_file
+from streamfit.store.place import sync
 from streamfit.targets import Dense
 
 _D = 1024
@@ -82,4 +82,4 @@ def _fsync_seconds() -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe"
         path.write_bytes(b"x" * 4096)
-        return min(_timed(lambda: sync_file(path)) for _ in range(5))
+        return min(_timed(lambda: sync(path)) for _ in range(5))

@@ -1,7 +1,7 @@
 """The jobs that the command line and the pipelines are made of: each a few calls of the floors below.
 
-Floor 7. A run is a folder: `store/` with the sums, `model/` with the last solve, `problem.json` and `machine.json`
-to resume it, and `streamfit.log`.
+Floor 7. A run is a folder: `store/` with the sums (unless the config puts them elsewhere), `model/` with the last
+solve, `problem.json` and `machine.json` to resume it, and `streamfit.log`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamfit.models import LinearModel
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.solve import AlphaPath, IllConditionedWarning, Solution, cross_validate, solve
-from streamfit.store import Header, Store
+from streamfit.store import Header, Mix, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
 
@@ -112,7 +112,7 @@ def fit(
 
 def _refuse_hopeless(problem: Problem) -> None:
     """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text."""
-    corpus, path = problem.corpus, Path(problem.run) / "store"
+    corpus, path = problem.corpus, store_of(problem)
     shards = corpus.documents("train").shards() if isinstance(corpus, TextSection) else corpus.table().shards()
     counted = list(Store(path).counted().values()) if Store.exists(path) else []
     folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
@@ -132,16 +132,22 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
     MismatchError
         If the store there was made with other features.
     """
-    path = Path(problem.run) / "store"
+    path = store_of(problem)
     if Store.exists(path):
         store = Store(path)
         _same_settings(problem, store)
         return store
     say(console, "choosing features from a sample", "dim")
     started = time.perf_counter()
-    store = Store.create(path, _header(problem, skip_bad_shards))
+    kept = problem.store
+    store = Store.create(path, _header(problem, skip_bad_shards), max_live=kept.max_live, keep=kept.keep)
     log.info("event=features seconds=%.1f", time.perf_counter() - started)
     return store
+
+
+def store_of(problem: Problem) -> str:
+    """Where a problem keeps its sums."""
+    return problem.store.at or str(Path(problem.run) / "store")
 
 
 def _header(problem: Problem, skip: bool) -> Header:
@@ -178,7 +184,7 @@ def _same_settings(problem: Problem, store: Store) -> None:
     if differ:
         was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
         now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
-        msg = f"{store.path} was made with {was}"
+        msg = f"{store.place} was made with {was}"
         raise MismatchError(msg, f"{now} as in the config", "set another `run`, or restore the config")
 
 
@@ -198,6 +204,8 @@ def accumulate_into(
     *,
     group_rows: int | None = None,
     skip_bad_shards: bool = False,
+    replace_changed: bool = False,
+    recount: bool = False,
 ) -> RunSummary:
     """Count a corpus into a store and say what was done."""
     summary = accumulate(
@@ -208,7 +216,12 @@ def accumulate_into(
         group_rows=group_rows,
         worker_memory=machine.worker_memory,
         console=console,
+        replace_changed=replace_changed,
+        recount=recount,
     )
+    if summary.replaced is not None:
+        for left in summary.replaced.departures:
+            say(console, f"replaced {left.key}: content {left.content_id[:12]} by {left.replaced_by[:12] or 'nothing'}")
     say(
         console,
         f"counted {summary.n_rows:,} rows of {summary.n_shards:,} shards in {summary.seconds:.1f} s"
@@ -223,8 +236,16 @@ def accumulate_into(
     return summary
 
 
-def solve_store(store: Store, section: SolveSection, console: Console) -> Solved:
+def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix | None = None) -> Solved:
     """Solve from the sums alone: choose alpha by cross-validation where there are several, and certify.
+
+    Parameters
+    ----------
+    store : Store
+    section : SolveSection
+    console : rich Console
+    mix : Mix, optional
+        Weights of segments, in the folds that alpha is chosen on as well.
 
     Raises
     ------
@@ -235,9 +256,9 @@ def solve_store(store: Store, section: SolveSection, console: Console) -> Solved
     """
     started = time.perf_counter()
     if not store.head().n_rows:
-        msg = f"{store.path} holds no rows yet"
+        msg = f"{store.place} holds no rows yet"
         raise StoreError(msg, "at least one committed segment", "run `streamfit fit` or `resume` first")
-    folds = store.fold_moments()
+    folds = store.fold_moments(mix)
     total: Moments | None = None
     for moments in folds.values():
         total = moments if total is None else total + moments
@@ -323,10 +344,12 @@ def _score_shards(evaluator: Evaluator, documents: Documents, shards: list[Shard
 def remember(problem: Problem, machine: Machine) -> None:
     """Keep what `resume` needs, with paths that hold from any directory."""
     run = Path(problem.run)
-    corpus = problem.corpus
+    corpus, kept_at = problem.corpus, problem.store
+    if kept_at.at and "://" not in kept_at.at:
+        kept_at = kept_at.model_copy(update={"at": str(Path(kept_at.at).expanduser().absolute())})
     if corpus.root != "python:stdlib":
         corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
-    kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus})
+    kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
     for name, text in (
         ("problem.json", kept.model_dump_json(indent=1)),
         ("machine.json", json.dumps(asdict(machine), indent=1)),

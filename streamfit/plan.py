@@ -33,9 +33,17 @@ class Shard:
     planned_rows : int
         Rows, or an estimate of them.
     content_id : str
-        SHA-256 of the bytes, hexadecimal: the shard's identity under any path.
+        SHA-256 of the bytes (and of `select`, where there is one), hexadecimal: its identity under any path.
     source : str
         Label of the data source.
+    labels : tuple of (str, str)
+        Other labels by name, sorted; `time` is an ISO 8601 date, or the year or month of one.
+    select : tuple of (str, str)
+        Only rows with these values in these columns, where a part of a file holds rows of several labels.
+    within : str
+        Content id of the bytes themselves, where `select` makes another of it.
+    without : tuple of int
+        Rows (documents, for text) that are left out, counted from the start of the part, ascending.
     """
 
     key: str
@@ -46,6 +54,15 @@ class Shard:
     planned_rows: int
     content_id: str
     source: str
+    labels: tuple[tuple[str, str], ...] = ()
+    select: tuple[tuple[str, str], ...] = ()
+    within: str = ""
+    without: tuple[int, ...] = ()
+
+    @property
+    def bytes_id(self) -> str:
+        """SHA-256 of the bytes, whatever is selected of them."""
+        return self.within or self.content_id
 
     def fold(self, n_folds: int) -> int:
         """Fold that the shard belongs to: a hash of its content, so it never changes."""
@@ -54,11 +71,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Group:
-    """Shards of one fold and one source that one task sums into one segment."""
+    """Shards of one fold, one source and equal labels that one task sums into one segment."""
 
     fold: int
     source: str
     shards: tuple[Shard, ...]
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def planned_rows(self) -> int:
@@ -67,7 +85,7 @@ class Group:
 
 
 def make_groups(shards: Iterable[Shard], n_folds: int, group_rows: int) -> list[Group]:
-    """Cut shards into groups of one fold and source with about `group_rows` rows each.
+    """Cut shards into groups of one fold, source and set of labels with about `group_rows` rows each.
 
     The result depends on the shards alone, not on their order nor on the number of workers. A shard is never
     cut; one that is larger than `group_rows` is a group of its own.
@@ -75,20 +93,20 @@ def make_groups(shards: Iterable[Shard], n_folds: int, group_rows: int) -> list[
     if n_folds < 1 or group_rows < 1:
         msg = f"{n_folds} folds, {group_rows} rows a group"
         raise PlanError(msg, "both at least 1")
-    bins: dict[tuple[int, str], list[Shard]] = {}
+    bins: dict[tuple[int, str, tuple[tuple[str, str], ...]], list[Shard]] = {}
     for shard in sorted(shards, key=lambda s: (s.key, s.content_id)):
-        bins.setdefault((shard.fold(n_folds), shard.source), []).append(shard)
+        bins.setdefault((shard.fold(n_folds), shard.source, shard.labels), []).append(shard)
     groups = []
-    for (fold, source), members in sorted(bins.items()):
+    for (fold, source, labels), members in sorted(bins.items()):
         open_group: list[Shard] = []
         rows = 0
         for shard in members:
             if open_group and rows + shard.planned_rows > group_rows:
-                groups.append(Group(fold, source, tuple(open_group)))
+                groups.append(Group(fold, source, tuple(open_group), labels))
                 open_group, rows = [], 0
             open_group.append(shard)
             rows += shard.planned_rows
-        groups.append(Group(fold, source, tuple(open_group)))
+        groups.append(Group(fold, source, tuple(open_group), labels))
     return groups
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from streamfit.config import LanguageProblem, RidgeProblem, load_machine, load_problem
+from streamfit.corpus import Labels
 from streamfit.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -41,6 +43,12 @@ def test_shipped_configs_are_valid(path: Path):
         ("[solve]\nfolds = 1", r"solve.folds.*got 1"),
         ("[[features]]\nkind = 'rbf'\ncentres = 3", r"unknown key 'features.0.centres'"),
         ("[[features]]\nkind = 'spline'", r"features.0.kind.*got 'spline'"),
+        ("[corpus.labels]\ncolums = ['a']", r"unknown key 'corpus.labels.colums'.*did you mean 'columns'"),
+        ("[corpus.labels]\nperiod = 'week'", r"corpus.labels.period.*got 'week'"),
+        ("[corpus.labels]\npath = '(?P<a'", r"corpus.labels: labels by the pattern '\(\?P<a'"),
+        ("[corpus.labels]\ncolumns = ['a']\nfixed = {a = 'b'}", r"corpus.labels: the label 'a' from 2 places"),
+        ("[corpus.labels.fixed]\nyear = 2026", r"corpus.labels.fixed.year: .*string.*got 2026"),
+        ("[corpus.labels.fixed]\ntime = 'soon'", r"corpus.labels: the fixed label 'time' is 'soon'"),
         ("precision = 'float16'", r"precision.*got 'float16'"),
         ("run = 3", r"run"),
         ("x = = 3", r"valid TOML"),
@@ -94,4 +102,42 @@ def test_an_order_longer_than_the_context_is_refused(tmp_path: Path):
     path = tmp_path / "c.toml"
     path.write_text("kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[features]\nn_context=2\nngram_order=5\n")
     with pytest.raises(ConfigError, match="needs n_context of at least 4"):
+        load_problem(path)
+
+
+LABELS = """
+[corpus.labels]
+path = '(?P<part>[^/]+)'
+columns = ["region"]
+time = "stamp"
+period = "month"
+[corpus.labels.fixed]
+source = "web"
+"""
+
+
+def test_labels_reach_every_kind_of_source(tmp_path: Path):
+    expected = Labels("(?P<part>[^/]+)", ("region",), "stamp", "month", (("source", "web"),))
+    path = tmp_path / "c.toml"
+    path.write_text(RIDGE + LABELS)
+    problem = load_problem(path)
+    assert isinstance(problem, RidgeProblem)
+    assert problem.corpus.table().labels == expected
+    assert problem.corpus.table().label == "corpus"
+    kept = tmp_path / "kept.json"
+    kept.write_text(problem.model_dump_json())
+    assert load_problem(kept) == problem
+    for kind in ("jsonl", "dataset"):
+        path.write_text(f"kind='language_model'\nrun='r'\n[corpus]\nroot='d'\nkind='{kind}'\n{LABELS}")
+        assert load_problem(path).corpus.documents("train").labels == expected
+    paths_only = LABELS.replace('columns = ["region"]\ntime = "stamp"\n', "")
+    path.write_text(f"kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n{paths_only}")
+    assert load_problem(path).corpus.documents("train").labels == replace(expected, columns=(), time="")
+
+
+@pytest.mark.parametrize("line", ["columns = ['a']", "time = 'a'"])
+def test_text_files_have_no_columns(tmp_path: Path, line: str):
+    path = tmp_path / "c.toml"
+    path.write_text(f"kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[corpus.labels]\n{line}\n")
+    with pytest.raises(ConfigError, match="corpus: labels: text files have only paths"):
         load_problem(path)

@@ -66,7 +66,7 @@ def test_same_header_opens_the_store_that_is_there(tmp_path):
     header = header_of(reader={"columns": ["a"]}, files={"tokenizer": b"\x00{}"})
     first = Store.create(tmp_path / "deep" / "store", header)
     moments = add(first)
-    for again in (Store.create(first.path, header_of(**vars_of(header))), Store(str(first.path))):
+    for again in (Store.create(first.place.local, header_of(**vars_of(header))), Store(str(first.place.local))):
         assert again.header.content_hash == header.content_hash
         assert again.header.files == header.files
         assert again.moments() == moments
@@ -90,7 +90,7 @@ def vars_of(header):
 def test_another_header_is_refused_naming_what_differs(store, changes, differing):
     """Sums taken otherwise do not add up, so a store keeps the header that it was made with."""
     with pytest.raises(MismatchError, match=f"was made with other {differing}"):
-        Store.create(store.path, header_of(**changes))
+        Store.create(store.place.local, header_of(**changes))
 
 
 def test_only_stores_are_opened_and_only_empty_folders_become_stores(tmp_path):
@@ -111,21 +111,21 @@ def test_only_stores_are_opened_and_only_empty_folders_become_stores(tmp_path):
 def test_creation_that_was_interrupted_is_taken_up(tmp_path):
     """A header or an empty log without a first record is not yet a store, and is no obstacle to making one."""
     store = Store.create(tmp_path / "a", header_of())
-    (store.path / "_log" / "0000000000.json").unlink()
+    (store.place.local / "_log" / "0000000000.json").unlink()
     with pytest.raises(StoreError, match="its log is empty"):
-        Store(store.path)
-    assert Store.create(store.path, header_of()).head().sequence == 0
+        Store(store.place.local)
+    assert Store.create(store.place.local, header_of()).head().sequence == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
 def test_read_only_store_is_read_but_not_written(store):
     """Reading needs no permission to write; writing without it is a StoreError."""
     moments = add(store)
-    folders = [store.path, *(p for p in store.path.rglob("*") if p.is_dir())]
+    folders = [store.place.local, *(p for p in store.place.local.rglob("*") if p.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
     try:
-        assert Store(store.path).moments() == moments
+        assert Store(store.place.local).moments() == moments
         with pytest.raises(StoreError, match="a writable store"):
             add(store)
     finally:
@@ -147,7 +147,7 @@ def test_committed_moments_are_read_bit_for_bit(tmp_path, precision, targets, sc
     segment = store.write_segment(moments, [shard_of(0), shard_of(3)], [20, 30])
     assert store.moments() == Moments.zeros(store.header.frame, targets, precision)
     store.commit([segment])
-    again = Store(store.path)
+    again = Store(store.place.local)
     assert again.read(segment) == moments
     assert again.moments() == moments
     assert [(s.key, s.planned_rows) for s in again.counted().values()] == [("k0", 20), ("k3", 30)]
@@ -155,8 +155,11 @@ def test_committed_moments_are_read_bit_for_bit(tmp_path, precision, targets, sc
 
 
 def test_sums_of_folds_and_tallies_add_up(store):
-    """Segments sum by fold to the whole; tally arrays come back as they were written, whatever their shape."""
-    tally = {"counts": np.arange(6).reshape(2, 3), "none": np.zeros((0, 2), np.int32), "one": np.float32(2.5)}
+    """Segments sum by fold to the whole; tables of counts come back as they were written, empty ones too."""
+    tally = {
+        "pairs": (np.array([[0, 3], [1, 2]], np.int32), np.array([4, 1])),
+        "none": (np.zeros((0, 2), np.int32), np.zeros(0, np.int64)),
+    }
     total = Moments.zeros(store.header.frame, store.header.targets)
     for number in range(7):
         total = total + add(store, number=number, seed=number, tally=tally)
@@ -165,11 +168,12 @@ def test_sums_of_folds_and_tallies_add_up(store):
     assert sum(folds.values(), start=Moments.zeros(store.header.frame, store.header.targets)) == store.moments()
     assert store.moments() == total
     assert folds[1] == store.moments(lambda segment: segment.fold == 1)
-    for arrays in store.tallies():
-        assert sorted(arrays) == sorted(tally)
-        for name, array in tally.items():
-            np.testing.assert_array_equal(arrays[name], array)
-            assert arrays[name].dtype == array.dtype
+    for tables in store.tables():
+        assert sorted(tables) == sorted(tally)
+        for name, table in tally.items():
+            for there, written in zip(tables[name], table, strict=True):
+                np.testing.assert_array_equal(there, written)
+                assert there.dtype == written.dtype
 
 
 def plain_gram(path):
@@ -204,7 +208,7 @@ def test_any_zarr_reader_gets_the_same_gram(tmp_path, n_features, precision):
     shift = c.mean_x - store.header.frame.origin
     expected = c.gram + c.weight * np.outer(shift, shift)
     expected = np.tril(expected).T
-    np.testing.assert_allclose(plain_gram(store.path), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+    np.testing.assert_allclose(plain_gram(store.place.local), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
 
 
 # Commits
@@ -229,7 +233,7 @@ def test_refusals_are_recorded_once(store):
         store.commit(refused=[refusal])
     add(store)
     assert store.head().refused == (refusal,)
-    assert [r.action for r in store.records()] == ["create", "accumulate", "accumulate", "accumulate"]
+    assert [r.action for r in store.records()] == ["create", "add", "add", "add"]
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["different shards", "the same shards"])
@@ -239,7 +243,7 @@ def test_racing_coordinators_lose_and_double_nothing(store, same):
     moments = moments_of(store.header)
 
     def coordinate(which):
-        mine, landed = Store(store.path), 0
+        mine, landed = Store(store.place.local), 0
         for i in range(n_commits):
             shard = shard_of(i if same else which * n_commits + i)
             segment = mine.write_segment(moments, [shard], [50])
@@ -253,7 +257,7 @@ def test_racing_coordinators_lose_and_double_nothing(store, same):
     with ThreadPoolExecutor(n_coordinators) as pool:
         landed = sum(pool.map(coordinate, range(n_coordinators)))
     expected = n_commits * (1 if same else n_coordinators)
-    records = Store(store.path).records()
+    records = Store(store.place.local).records()
     assert landed == len(store.head().segments) == len(store.counted()) == len(records) - 1 == expected
     assert store.moments() == sum([moments] * expected, start=Moments.zeros(moments.frame, store.header.targets))
 
@@ -308,12 +312,12 @@ def test_damage_is_an_error_and_never_wrong_numbers(store, damage, pattern):
     """Whatever is truncated, altered or deleted, using the store ends in one StoreError that names the place."""
     for seed in range(3):
         add(store, seed=seed)
-    path = sorted(store.path.glob(pattern))[0]
+    path = sorted(store.place.local.glob(pattern))[0]
     before = path.read_bytes()
     damage(path)
     assert not path.exists() or path.read_bytes() != before
     with pytest.raises(StoreError) as caught:
-        use(store.path)
+        use(store.place.local)
     assert "\n" not in str(caught.value)
 
 
@@ -327,10 +331,10 @@ def use(path):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_flipped_byte_anywhere_changes_a_number(store, seed):
     """Any byte of any file: either a StoreError, or the same sums and ledger as before."""
-    add(store, tally={"counts": np.arange(5)})
-    _, counted, _, moments = use(store.path)
+    add(store, tally={"ids": (np.arange(5)[:, None], np.ones(5, np.int64))})
+    _, counted, _, moments = use(store.place.local)
     rng = np.random.default_rng(seed)
-    files = sorted(p for p in store.path.rglob("*") if p.is_file())
+    files = sorted(p for p in store.place.local.rglob("*") if p.is_file())
     for _ in range(300):
         path = files[rng.integers(len(files))]
         whole = path.read_bytes()
@@ -338,7 +342,7 @@ def test_no_flipped_byte_anywhere_changes_a_number(store, seed):
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         path.write_bytes(bytes(data))
         try:
-            _, counted_now, _, moments_now = use(store.path)
+            _, counted_now, _, moments_now = use(store.place.local)
         except StoreError:
             pass
         else:

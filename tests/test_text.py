@@ -71,7 +71,7 @@ def test_tallies_of_parts_add_to_the_tally_of_the_whole(first, second):
         return NgramCounts.from_rows(contexts[:, -2:], tokens, 7)
 
     assert tallied(first) + tallied(second) == tallied(first + second)
-    assert NgramTally(3, 7).arrays()["ngram_counts"].size == 0
+    assert NgramTally(3, 7).tables()["ngram"][1].size == 0
 
 
 def test_any_text_survives_the_tokenizer():

@@ -52,8 +52,8 @@ class Tally(ABC):
         """Count a block of rows."""
 
     @abstractmethod
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The sum as named arrays."""
+    def tables(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The sum as tables by name: integer keys of shape (n, width), distinct and sorted, and int64 counts."""
 
 
 class Source(ABC):
@@ -71,12 +71,37 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, shard: Shard) -> Iterator[Rows]:
-        """Decode and check a shard.
+        """Decode and check the rows of a shard: those it selects, without those it leaves out.
 
         Raises
         ------
         ShardError
             Naming shard and row, if a value cannot be used.
+        """
+
+    @abstractmethod
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        """Positions of the shard's rows (documents, for text) whose value in a column is one of some.
+
+        Parameters
+        ----------
+        shard : Shard
+        column : str
+        values : frozenset of str
+            As strings: `true`, `3`, `2026-11-23`.
+
+        Returns
+        -------
+        positions : tuple of int
+            As in `Shard.without`: counted from the start of the part, ascending; of the rows that the shard selects
+            and does not leave out already.
+
+        Raises
+        ------
+        ShardChangedError
+            If the content is no longer the shard's.
+        ShardError
+            If there is no such column.
         """
 
     def tally(self) -> Tally | None:
@@ -263,7 +288,7 @@ def _blocks(path: Path, start: int, stop: int, size: int = 2**22) -> Iterator[by
 
 
 def read_unchanged(shard: Shard) -> bytes:
-    """Bytes of a shard, checked against the content id that was planned.
+    """Bytes of the part that a shard is in, checked against the content id that was planned.
 
     Raises
     ------
@@ -276,9 +301,9 @@ def read_unchanged(shard: Shard) -> bytes:
         msg = f"{shard.key}: {error.got}"
         raise ShardChangedError(msg, "the file that was found when the run began", "run again") from error
     got = hashlib.sha256(data).hexdigest()
-    if got != shard.content_id:
+    if got != shard.bytes_id:
         msg = f"{shard.key}: content changed while the corpus was read (now {got[:12]})"
-        raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")
+        raise ShardChangedError(msg, f"content {shard.bytes_id[:12]}", "run again once nobody writes to it")
     return data
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range
-from streamfit.errors import ShardChangedError, ShardError
-from streamfit.frame import BLOCK_ROWS
+from streamfit.corpus.labels import NO_LABELS, Labels, combinations
+from streamfit.corpus.parquet_rows import batches_of, class_ids, matrix, weights_of
+from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
+from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.plan import Shard
 
 
@@ -34,6 +39,8 @@ class ParquetTable(Source):
     n_classes : int, optional
     label : str
         Source label of its shards.
+    labels : Labels
+        Other labels of its shards, and where they come from.
     """
 
     files: Files
@@ -42,6 +49,7 @@ class ParquetTable(Source):
     weight: str | None = None
     n_classes: int | None = None
     label: str = "table"
+    labels: Labels = NO_LABELS
 
     @property
     def columns(self) -> list[str]:
@@ -53,19 +61,31 @@ class ParquetTable(Source):
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
         schemas = {path: _schema_of(path) for path in {path for _, path, *_ in found}}
         ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
-        return [
-            Shard(
-                key=f"{name}#{group}" if group >= 0 else name,
-                uri=str(path),
-                start=group,
-                stop=group + 1,
-                size=stop - start,
-                planned_rows=rows,
-                content_id=content_id,
-                source=self.label,
+        parts = [
+            (
+                name,
+                Shard(
+                    key=f"{name}#{group}" if group >= 0 else name,
+                    uri=str(path),
+                    start=group,
+                    stop=group + 1,
+                    size=stop - start,
+                    planned_rows=rows,
+                    content_id=content_id,
+                    source=self.label,
+                ),
             )
             for (name, path, group, rows, start, stop), content_id in zip(found, ids, strict=True)
         ]
+        return [shard for name, group in groupby(parts, lambda p: p[0]) for shard in self._labelled(name, group)]
+
+    def _labelled(self, name: str, parts: Iterator[tuple[str, Shard]]) -> list[Shard]:
+        """The shards of one file with their labels."""
+        whole = [shard for _, shard in parts]
+        if not self.labels.keys or whole[0].start < 0:  # a file that cannot be read is refused whole
+            return [self.labels.label(shard, name) for shard in whole]
+        found = _combinations(self.labels.keys, *whole)
+        return [s for shard, sets in zip(whole, found, strict=True) for s in self.labels.cut(shard, name, sets)]
 
     def _groups(self, name: str, path: Path) -> list[tuple[int, int, int, int]]:
         """Number, rows, and byte range of each row group; a file without a footer is one shard, to be refused."""
@@ -81,24 +101,32 @@ class ParquetTable(Source):
         return groups
 
     def read(self, shard: Shard) -> Iterator[Rows]:
-        try:
-            with pq.ParquetFile(shard.uri) as file:
-                self._check_schema(shard, file.schema_arrow)
-                self._check_unchanged(shard, file)
-                first = 0
-                batches = file.iter_batches(BLOCK_ROWS, row_groups=[shard.start], columns=self.columns)
-                for batch in _reblocked(batches):
-                    yield self._rows(shard, batch, first)
-                    first += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            msg = f"{shard.key}: {_first_line(error)}"
-            raise ShardError(msg, "a whole Parquet file", "write the file again, or skip bad shards") from error
+        with _opened(shard) as file:
+            self._check_schema(shard, file.schema_arrow)
+            _check_unchanged(shard, file)
+            for batch in batches_of(shard, file, self.columns):
+                x = matrix(shard, batch, self.features)
+                if self.n_classes is None:
+                    y = matrix(shard, batch, self.target)
+                else:
+                    y = class_ids(shard, batch, self.target[0], self.n_classes)
+                yield Rows(x, y, None if self.weight is None else weights_of(shard, batch, self.weight))
+
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        with _opened(shard) as file:
+            _check_unchanged(shard, file)
+            _require(shard, file.schema_arrow, [column], "name a column of the table")
+            kind = file.schema_arrow.field(column).type
+            if not is_plain(kind):
+                msg = f"{shard.key}: column {column!r} has type {kind}"
+                raise ShardError(msg, "numbers, strings or dates")
+            table = file.read_row_group(shard.start, list({column, *(column_of(key)[0] for key, _ in shard.select)}))
+            mask = kept(table.num_rows, shard.without) & matching(table.column(column), values)
+            mask &= selected(table.num_rows, shard.select, table.column)
+        return tuple(np.flatnonzero(mask).tolist())
 
     def _check_schema(self, shard: Shard, schema: pa.Schema) -> None:
-        missing = [c for c in self.columns if c not in schema.names]
-        if missing:
-            msg = f"{shard.key}: no column {', '.join(map(repr, missing))} among {', '.join(schema.names)}"
-            raise ShardError(msg, "every configured column", "correct `features` and `target` in the config")
+        _require(shard, schema, self.columns, "correct `features` and `target` in the config")
         for column in self.columns:
             kind = schema.field(column).type
             element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
@@ -110,36 +138,50 @@ class ParquetTable(Source):
                 msg = f"{shard.key}: column {column!r} has type {kind}"
                 raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
 
-    @staticmethod
-    def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
-        if 0 <= shard.start < file.metadata.num_row_groups:
-            span = _byte_range(file.metadata.row_group(shard.start))
-            if _identity(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.content_id:
-                return
-        msg = f"{shard.key}: content changed while the corpus was read"
-        raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")
 
-    def _rows(self, shard: Shard, batch: pa.RecordBatch, first: int) -> Rows:
-        x = _matrix(shard, batch, self.features, first)
-        if self.n_classes is None:
-            y = _matrix(shard, batch, self.target, first)
-        else:
-            y = _column(shard, batch, self.target[0], first)[:, 0].astype(np.int64)
-            self._check_classes(shard, y, first)
-        weights = None
-        if self.weight is not None:
-            weights = _matrix(shard, batch, (self.weight,), first)[:, 0]
-            if (weights < 0).any():
-                msg = f"{shard.key}, row {first + int(np.argmax(weights < 0))}: negative weight"
-                raise ShardError(msg, f"{self.weight!r} >= 0")
-        return Rows(x, y, weights)
+@contextmanager
+def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(shard.uri) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{shard.key}: {_first_line(error)}"
+        raise ShardError(msg, "a whole Parquet file", "write the file again, or skip bad shards") from error
 
-    def _check_classes(self, shard: Shard, y: np.ndarray, first: int) -> None:
-        bad = (y < 0) | (y >= (self.n_classes or 0))
-        if bad.any():
-            row = int(np.argmax(bad))
-            msg = f"{shard.key}, row {first + row}: class id {y[row]}"
-            raise ShardError(msg, f"ids in [0, {self.n_classes})", "set `n_classes` in the config")
+
+def _require(shard: Shard, schema: pa.Schema, columns: list[str], remedy: str) -> None:
+    missing = [c for c in columns if c not in schema.names]
+    if missing:
+        msg = f"{shard.key}: no column {', '.join(map(repr, missing))} among {', '.join(schema.names)}"
+        raise ShardError(msg, "every configured column", remedy)
+
+
+def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
+    if 0 <= shard.start < file.metadata.num_row_groups:
+        span = _byte_range(file.metadata.row_group(shard.start))
+        if _identity(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.bytes_id:
+            _require(shard, file.schema_arrow, [column_of(key)[0] for key, _ in shard.select], "list the corpus again")
+            return
+    msg = f"{shard.key}: content changed while the corpus was read"
+    raise ShardChangedError(msg, f"content {shard.bytes_id[:12]}", "run again once nobody writes to it")
+
+
+@cache
+def _combinations(keys: tuple[str, ...], *parts: Shard) -> tuple[tuple[tuple[Select, int], ...], ...]:
+    """Sets of label values in each row group of a file; content ids tell when they must be read again."""
+    found = []
+    labelling = [(key, *column_of(key)) for key in keys]
+    with _opened(parts[0]) as file:
+        names = file.schema_arrow.names
+        for _, column, _ in labelling:
+            if column not in names:
+                msg = f"{parts[0].uri}: no label column {column!r} among {', '.join(names)}"
+                raise CorpusError(msg, "every column of [corpus.labels]")
+        for part in parts:
+            table = file.read_row_group(part.start, list({column for _, column, _ in labelling}))
+            columns = {key: strings_of(table.column(column), period) for key, column, period in labelling}
+            found.append(combinations(part.key, columns))
+    return tuple(found)
 
 
 def _schema_of(path: Path) -> str:
@@ -166,50 +208,6 @@ def _byte_range(span: Any) -> tuple[int, int]:
     ]
     ends = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
     return min(starts), max(ends)
-
-
-def _reblocked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches of exactly `BLOCK_ROWS` rows but for the last: where a block ends must depend on the shard alone."""
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += batch.num_rows
-        while rows >= BLOCK_ROWS:
-            table = pa.Table.from_batches(held).combine_chunks()
-            yield table.slice(0, BLOCK_ROWS).to_batches()[0]
-            held = table.slice(BLOCK_ROWS).to_batches()
-            rows -= BLOCK_ROWS
-    if rows:
-        yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
-
-
-def _column(shard: Shard, batch: pa.RecordBatch, name: str, first: int) -> np.ndarray:
-    column = batch.column(batch.schema.get_field_index(name))
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        msg = f"{shard.key}, row {first + row}: null in column {name!r}"
-        raise ShardError(msg, "a number in every row", "filter or fill the column, or skip bad shards")
-    if pa.types.is_fixed_size_list(column.type):
-        flat = column.flatten()
-        if flat.null_count:
-            row = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False))) // column.type.list_size
-            msg = f"{shard.key}, row {first + row}: null inside the list in column {name!r}"
-            raise ShardError(msg, "a number in every element")
-        return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
-    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(len(column), 1)
-
-
-def _matrix(shard: Shard, batch: pa.RecordBatch, names: tuple[str, ...], first: int) -> np.ndarray:
-    blocks = [_column(shard, batch, name, first) for name in names]
-    kind = np.float32 if all(b.dtype in (np.float16, np.float32) for b in blocks) else np.float64
-    for name, block in zip(names, blocks, strict=True):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            row = int(np.argmin(finite))
-            msg = f"{shard.key}, row {first + row}: {block[row][~np.isfinite(block[row])][0]} in column {name!r}"
-            raise ShardError(msg, "finite numbers", "filter or fill the column, or skip bad shards")
-    return np.concatenate([b.astype(kind, copy=False) for b in blocks], axis=1)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from streamfit.corpus.base import Files, Split, content_ids, read_unchanged, split_of
+from streamfit.corpus.labels import NO_LABELS, Labels, combinations
+from streamfit.corpus.values import Select, json_value
 from streamfit.errors import ConfigError, ShardError
 from streamfit.plan import Shard
 
@@ -37,7 +43,7 @@ class Documents(ABC):
 
     @abstractmethod
     def documents(self, shard: Shard) -> list[str]:
-        """Texts of a shard.
+        """Texts of a shard: those it selects, without those it leaves out.
 
         Raises
         ------
@@ -45,11 +51,22 @@ class Documents(ABC):
             If they cannot be decoded.
         """
 
+    @abstractmethod
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        """Positions of the shard's documents whose value in a column is one of some; see `Source.positions`.
+
+        Documents count from the start of the part, those of all splits.
+        """
+
+    @abstractmethod
+    def labelled(self, whole: Shard, name: str) -> list[Shard]:
+        """A part of the file of this relative path with its labels: several shards, where its documents differ."""
+
     def shards(self) -> list[Shard]:
         """All shards that have any bytes, in the order of their keys."""
         found = [(name, path, *part) for name, path in self.files.find() for part in self.parts(path)]
         ids = content_ids([(path, start, stop) for _, path, start, stop in found])
-        return [
+        parts = [
             Shard(
                 key=name if start == 0 and stop == path.stat().st_size else f"{name}#{start}-{stop}",
                 uri=str(path),
@@ -62,6 +79,7 @@ class Documents(ABC):
             )
             for (name, path, start, stop), content_id in zip(found, ids, strict=True)
         ]
+        return [s for part, (name, *_) in zip(parts, found, strict=True) for s in self.labelled(part, name)]
 
 
 @dataclass(frozen=True)
@@ -73,10 +91,13 @@ class TextFiles(Documents):
     encoding : str
     leave_out : frozenset of str
         Content ids of shards that are not listed.
+    labels : Labels
+        By path and by hand alone.
     """
 
     encoding: str = "utf-8"
     leave_out: frozenset[str] = frozenset()
+    labels: Labels = NO_LABELS
 
     def shards(self) -> list[Shard]:
         return [shard for shard in super().shards() if shard.content_id not in self.leave_out]
@@ -87,13 +108,34 @@ class TextFiles(Documents):
         except LookupError as error:
             msg = f"encoding {self.encoding!r}"
             raise ConfigError(msg, "a name that Python knows, such as 'utf-8'") from error
+        if self.labels.keys:
+            msg = "labels by columns or time for text files, which have only paths"
+            raise ConfigError(msg, "labels by path or fixed ones")
 
     def parts(self, path: Path) -> list[tuple[int, int]]:
         size = path.stat().st_size
         return [(0, size)] if size else []
 
     def documents(self, shard: Shard) -> list[str]:
-        return [_decode(shard, read_unchanged(shard), self.encoding)]
+        data = self._data(shard)
+        return [] if shard.without else [_decode(shard, data, self.encoding)]
+
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        self._data(shard)
+        if column not in _FILE_COLUMNS:
+            msg = f"{shard.key}: no column {column!r} in a text file"
+            raise ShardError(msg, " or ".join(map(repr, _FILE_COLUMNS)), "name a file by its path")
+        return (0,) if not shard.without and values & {shard.key, shard.uri} else ()
+
+    def labelled(self, whole: Shard, name: str) -> list[Shard]:
+        return [self.labels.label(whole, name)]
+
+    @staticmethod
+    def _data(shard: Shard) -> bytes:
+        if shard.select:
+            msg = f"{shard.key}: a selection by {', '.join(key for key, _ in shard.select)} from a text file"
+            raise ShardError(msg, "a whole file", "read it the way it was counted")
+        return read_unchanged(shard)
 
 
 @dataclass(frozen=True)
@@ -110,12 +152,15 @@ class JsonLines(Documents):
     fractions : tuple of float
         Shares of train, validation and test.
     shard_bytes : int
+    labels : Labels
+        Its columns are fields of the lines.
     """
 
     field: str = "text"
     split: Split | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     shard_bytes: int = 2**20
+    labels: Labels = NO_LABELS
 
     def parts(self, path: Path) -> list[tuple[int, int]]:
         size = path.stat().st_size
@@ -128,34 +173,90 @@ class JsonLines(Documents):
         return list(itertools.pairwise(cuts))
 
     def documents(self, shard: Shard) -> list[str]:
-        texts = []
-        for number, line in enumerate(_decode(shard, read_unchanged(shard), "utf-8").split("\n"), start=1):
-            if line.strip():
-                texts.append(self._text(shard, number, line))
+        texts = [self._text(shard, line, record) for line, record in _selected(shard)]
         return [text for text in texts if self.split in (None, split_of(text, self.fractions))]
 
-    def _text(self, shard: Shard, number: int, line: str) -> str:
-        try:
-            record: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            msg = f"{shard.key}, line {number} of the shard: not JSON ({error})"
-            raise ShardError(msg, "one JSON object a line") from error
-        text = record.get(self.field) if isinstance(record, dict) else None
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        """Positions of the documents with one of some values in a field; a line without the field has none of them."""
+        return tuple(line.position for line, record in _selected(shard) if json_value(record, column) in values)
+
+    def labelled(self, whole: Shard, name: str) -> list[Shard]:
+        if self.labels.keys:
+            try:
+                return self.labels.cut(whole, name, _combinations(whole, self.labels.keys))
+            except ShardError:
+                pass  # a part that cannot be read is listed whole, and refused or skipped when it is read
+        return [self.labels.label(whole, name)]
+
+    def _text(self, shard: Shard, line: _Line, record: dict[str, Any]) -> str:
+        text = record.get(self.field)
         if not isinstance(text, str):
-            found = f"fields {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
-            msg = f"{shard.key}, line {number} of the shard: {found}"
+            msg = f"{shard.key}, line {line.number} of the shard: fields {sorted(record)}"
             raise ShardError(msg, f"a string under {self.field!r}", "set `field` in the config's [corpus]")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer takes
-            msg = f"{shard.key}, line {number} of the shard: {text[error.start]!r} is half a surrogate pair"
+            msg = f"{shard.key}, line {line.number} of the shard: {text[error.start]!r} is half a surrogate pair"
             raise ShardError(msg, "Unicode text", "leave the line out, or skip bad shards") from error
         return text
 
 
-def _decode(shard: Shard, data: bytes, encoding: str) -> str:
+_FILE_COLUMNS = ("doc_id", "path")
+
+
+class _Line(NamedTuple):
+    """A line that is not blank: its document's position, its number and offset in the part, and its bytes."""
+
+    position: int
+    number: int
+    offset: int
+    data: bytes
+
+
+def _lines(data: bytes) -> Iterator[_Line]:
+    position = offset = 0
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        # A line that is not UTF-8 is not blank: it has a position, by which it can be left out.
+        if line.startswith(b"{") or line.decode("utf-8", "replace").strip():
+            yield _Line(position, number, offset, line)
+            position += 1
+        offset += len(line) + 1
+
+
+def _selected(shard: Shard) -> Iterator[tuple[_Line, dict[str, Any]]]:
+    """Lines of a shard and their records: nothing is asked of a line that is left out."""
+    without = frozenset(shard.without)
+    for line in _lines(read_unchanged(shard)):
+        if line.position not in without:
+            record = _record(shard, line)
+            if all(json_value(record, key) == value for key, value in shard.select):
+                yield line, record
+
+
+def _record(shard: Shard, line: _Line) -> dict[str, Any]:
+    text = _decode(shard, line.data, "utf-8", line.offset)
+    try:
+        record: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{shard.key}, line {line.number} of the shard: not JSON ({error})"
+        raise ShardError(msg, "one JSON object a line") from error
+    if not isinstance(record, dict):
+        msg = f"{shard.key}, line {line.number} of the shard: a {type(record).__name__}"
+        raise ShardError(msg, "one JSON object a line")
+    return record
+
+
+@cache
+def _combinations(whole: Shard, keys: tuple[str, ...]) -> tuple[tuple[Select, int], ...]:
+    """Sets of label values in the lines of a part; its content id tells when they must be read again."""
+    records = [record for _, record in _selected(whole)]
+    return combinations(whole.key, {key: pa.array([json_value(r, key) for r in records], pa.string()) for key in keys})
+
+
+def _decode(shard: Shard, data: bytes, encoding: str, offset: int = 0) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        msg = f"{shard.key}: byte {data[error.start]:#04x} at offset {shard.start + error.start} is not {encoding}"
+        place = shard.start + offset + error.start
+        msg = f"{shard.key}: byte {data[error.start]:#04x} at offset {place} is not {encoding}"
         raise ShardError(msg, f"{encoding} text", "set `encoding`, leave the file out, or skip bad shards") from error

@@ -1,8 +1,23 @@
-"""Running the plan: one group's work, the cluster it runs on, and the loop that commits."""
+"""Running the plan: one group's work, the cluster it runs on, and the loops that commit."""
 
 from streamfit.engine.cluster import Machine, connect
 from streamfit.engine.progress import say
+from streamfit.engine.recount import recount
+from streamfit.engine.rewrite import Rewritten, find_rows, rewrite
 from streamfit.engine.run import RunSummary, accumulate, plan_for
 from streamfit.engine.work import WorkOptions, work_group
 
-__all__ = ["Machine", "RunSummary", "WorkOptions", "accumulate", "connect", "plan_for", "say", "work_group"]
+__all__ = [
+    "Machine",
+    "Rewritten",
+    "RunSummary",
+    "WorkOptions",
+    "accumulate",
+    "connect",
+    "find_rows",
+    "plan_for",
+    "recount",
+    "rewrite",
+    "say",
+    "work_group",
+]

@@ -1,6 +1,6 @@
-"""The run loop: plan, hand groups to workers, commit each as it is finished.
+"""The run loop: plan, hand groups to workers, commit each as it is finished, and keep the store small meanwhile.
 
-Floor 5. This process is the one coordinator: workers write segments, only it appends to the log.
+Floor 5. This process coordinates: workers write segments, only it appends to the log.
 """
 
 from __future__ import annotations
@@ -8,26 +8,25 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import psutil
-from distributed import Client, as_completed, get_worker
-from distributed.scheduler import KilledWorker
+from distributed import Client
 from rich.console import Console
 
 from streamfit.corpus import Source
-from streamfit.engine.progress import Meter, metered, say
-from streamfit.engine.work import GroupResult, WorkOptions, work_group
-from streamfit.errors import CorpusError, PlanError, ShardChangedError, StreamfitError
-from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
-from streamfit.store import Refusal, Store
+from streamfit.engine.crew import crew, n_workers
+from streamfit.engine.progress import metered, say
+from streamfit.engine.rewrite import Rewritten, rewrite
+from streamfit.engine.tasks import Count, Merge
+from streamfit.engine.upkeep import Upkeep
+from streamfit.engine.work import WorkOptions
+from streamfit.errors import CorpusError, ShardChangedError
+from streamfit.plan import Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.store import CountedTwiceError, Refusal, Store
 
 log = logging.getLogger("streamfit")
-_TOPIC = "streamfit-blocks"
-_REPORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class RunSummary:
     seconds : float
     gflops : float
         Products of all workers together, GFLOP a second.
+    kept_out : tuple of Shard
+        Not counted, for the store was made to forget them.
+    replaced : Rewritten, optional
+        Files that were swapped for their new content.
     """
 
     plan: Plan
@@ -58,6 +61,8 @@ class RunSummary:
     refused: tuple[Refusal, ...]
     seconds: float
     gflops: float
+    kept_out: tuple[Shard, ...] = ()
+    replaced: Rewritten | None = None
 
 
 def accumulate(
@@ -69,11 +74,14 @@ def accumulate(
     group_rows: int | None = None,
     worker_memory: int | None = None,
     console: Console | None = None,
+    replace_changed: bool = False,
+    recount: bool = False,
 ) -> RunSummary:
     """Count every shard of a corpus that the store has not counted yet.
 
     Safe to stop at any moment and to run again: what was committed is not read a second time, and what was not
-    is counted as if for the first time.
+    is counted as if for the first time. Two runs may count into one store at the same time: what one of them has
+    committed, the other leaves out.
 
     Parameters
     ----------
@@ -88,6 +96,10 @@ def accumulate(
         Bytes that each worker has; the plan is refused if it needs more.
     console : rich Console, optional
         Shows the plan and a progress bar.
+    replace_changed : bool
+        Swap files whose content has changed since it was counted, old for new, in one commit.
+    recount : bool
+        Count shards again that were forgotten.
 
     Returns
     -------
@@ -97,6 +109,8 @@ def accumulate(
     ------
     CorpusError
         If the corpus is empty, or a shard cannot be counted (`ShardError`, naming it) and is not skipped.
+    ShardChangedError
+        If a file has changed since it was counted, and is not to be replaced.
     PlanError
         If the plan does not fit into memory.
     StoreError
@@ -109,41 +123,121 @@ def accumulate(
         msg = "a corpus without any rows"
         raise CorpusError(msg, "at least one shard with rows", "check the paths and patterns of [corpus]")
     counted = store.counted()
-    head = store.head()
-    _refuse_changed(found, counted)
-    refused_before = {r.content_id for r in head.refused} if options.skip_bad_shards else set()
+    changed = changed_files(found, counted)
+    if changed and not replace_changed:
+        raise _changed_error(*changed[0])
+    forgotten = {} if recount else store.forgotten()
     unique, repeats = counted_twice(found)
     already = tuple(s for s in unique if s.content_id in counted)
-    todo = [s for s in unique if s.content_id not in counted and s.content_id not in refused_before]
-    plan = plan_for(store, todo, n_workers=_n_workers(client), group_rows=group_rows)
+    kept_out = tuple(s for s in unique if s.content_id in forgotten)
+    job = _Job(store, source, client, options, group_rows, recount, console)
+    plan = job.plan(unique)
     free = psutil.virtual_memory().available
     if client is not None and client.cluster is not None:
         free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
     plan.check(worker_memory, free, store.header.n_folds)
-    if console is not None:
-        for line in plan.lines(store.header.n_folds):
-            say(console, line, "dim")
-        if already:
-            say(console, f"{len(already):,} shards are counted already and will not be read", "dim")
-        if client is not None and todo:
-            say(console, f"Dask dashboard: {client.dashboard_link}", "dim")
+    _announce(plan, store, client, console, already, kept_out)
+    replaced = _swap(job, unique, {old.uri for _, old in changed}) if changed else None
+    while job.count(unique):
+        log.info("event=race: another run counted shards of this one; planning the rest anew")
+    n_rows = job.n_rows + (replaced.added_rows if replaced else 0)
+    n_shards = job.n_shards + (replaced.added_shards if replaced else 0)
+    seconds = time.perf_counter() - started
+    gflops = n_rows * plan.flops_per_row / seconds / 1e9
+    refused = tuple(job.refused)
+    return RunSummary(plan, n_rows, n_shards, already, tuple(repeats), refused, seconds, gflops, kept_out, replaced)
+
+
+@dataclass
+class _Job:
+    """One accumulation: what it was given, and what has come of it so far."""
+
+    store: Store
+    source: Source
+    client: Client | None
+    options: WorkOptions
+    group_rows: int | None
+    recount: bool
+    console: Console | None
+    n_rows: int = 0
+    n_shards: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+
+    def plan(self, shards: Sequence[Shard]) -> Plan:
+        """Groups of what is not counted, nor to be left out."""
+        out = set(self.store.counted())
+        if not self.recount:
+            out |= set(self.store.forgotten())
+        if self.options.skip_bad_shards:
+            out |= {r.content_id for r in self.store.head().refused}
+        todo = [s for s in shards if s.content_id not in out]
+        return plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+
+    def count(self, shards: Sequence[Shard]) -> bool:
+        """Count what is not counted; whether another run was faster, so that the rest must be planned anew."""
+        plan, lost = self.plan(shards), False
+        with (
+            metered(plan, self.console) as meter,
+            crew(self.store, self.source, self.client, self.options, meter.block) as workers,
+        ):
+            for group in plan.groups:
+                workers.add(Count(group))
+            upkeep = Upkeep(self.store, workers)
+            for task, result in workers.results():
+                if isinstance(task, Merge):
+                    upkeep.merged(task, result)
+                    continue
+                try:
+                    if result.segment is not None or result.refused:
+                        segments = [result.segment] if result.segment else []
+                        upkeep.commit(segments, result.refused, recount=self.recount)
+                except CountedTwiceError:
+                    lost = True
+                    continue
+                self.refused += result.refused
+                self.n_rows += result.n_rows
+                self.n_shards += len(task.group.shards) - len(result.refused)
+                meter.group(task.group.planned_rows, result.n_rows)
+        return lost
+
+
+def _swap(job: _Job, found: Sequence[Shard], files: set[str]) -> Rewritten:
+    """Put the present content of files in the place of what was counted of them."""
+    counted, present = job.store.counted(), {s.content_id for s in found}
+    return rewrite(
+        job.store,
+        job.source,
+        {s.content_id: None for s in counted.values() if s.uri in files and s.content_id not in present},
+        adding=[s for s in found if s.uri in files and s.content_id not in counted],
+        kind="replaced",
+        why="the file has changed",
+        client=job.client,
+        options=job.options,
+        group_rows=job.group_rows,
+    )
+
+
+def _announce(
+    plan: Plan,
+    store: Store,
+    client: Client | None,
+    console: Console | None,
+    already: Sequence[Shard],
+    kept_out: Sequence[Shard],
+) -> None:
     log.info(
         "event=plan shards=%d groups=%d rows=%d already=%d", plan.n_shards, len(plan.groups), plan.n_rows, len(already)
     )
-    refused: list[Refusal] = []
-    n_rows = n_shards = 0
-    with metered(plan, console) as meter:
-        for group, result in _results(store, source, plan.groups, client, options, meter):
-            if result.segment is not None or result.refused:
-                segments = [result.segment] if result.segment else []
-                store.commit(segments, result.refused)
-            refused += result.refused
-            n_rows += result.n_rows
-            n_shards += len(group.shards) - len(result.refused)
-            meter.group(group.planned_rows, result.n_rows)
-    seconds = time.perf_counter() - started
-    gflops = n_rows * plan.flops_per_row / seconds / 1e9
-    return RunSummary(plan, n_rows, n_shards, already, tuple(repeats), tuple(refused), seconds, gflops)
+    if console is None:
+        return
+    for line in plan.lines(store.header.n_folds):
+        say(console, line, "dim")
+    if already:
+        say(console, f"{len(already):,} shards are counted already and will not be read", "dim")
+    if kept_out:
+        say(console, f"{len(kept_out):,} shards were forgotten and are left out, such as {kept_out[0].key}", "dim")
+    if client is not None and plan.groups:
+        say(console, f"Dask dashboard: {client.dashboard_link}", "dim")
 
 
 def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_rows: int | None = None) -> Plan:
@@ -163,109 +257,23 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
     )
 
 
-def _refuse_changed(found: Sequence[Shard], counted: dict[str, Shard]) -> None:
+def changed_files(found: Sequence[Shard], counted: dict[str, Shard]) -> list[tuple[Shard, Shard]]:
+    """Shards of files that were counted with another content, each with a counted shard that it overlaps."""
     by_file: dict[str, list[Shard]] = {}
     for shard in sorted(counted.values(), key=lambda s: s.start):
         by_file.setdefault(shard.uri, []).append(shard)
+    changed = []
     for shard in found:
         # A file that grew or shrank is cut elsewhere: any overlap with what was counted of it would count rows twice.
         there = by_file.get(shard.uri, [])
         place = bisect_left(there, shard.stop, key=lambda s: s.start)
         before = there[place - 1] if place else None
-        if before is not None and before.stop > shard.start and before.content_id != shard.content_id:
-            msg = f"{shard.key} has changed since it was counted: now {shard.content_id[:12]}"
-            remedy = "restore the file, or fit into a new store; nothing was counted by this run"
-            raise ShardChangedError(msg, f"content {before.content_id[:12]}", remedy)
+        if before is not None and before.stop > shard.start and before.bytes_id != shard.bytes_id:
+            changed.append((shard, before))
+    return changed
 
 
-def _n_workers(client: Client | None) -> int:
-    return 1 if client is None else max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-
-
-def _results(
-    store: Store,
-    source: Source,
-    groups: Sequence[Group],
-    client: Client | None,
-    options: WorkOptions,
-    meter: Meter,
-) -> Iterator[tuple[Group, GroupResult]]:
-    if client is None:
-        for group in groups:
-            yield group, work_group(store, source, group, options, meter.block)
-        return
-    with _live_blocks(client, meter):
-        path, header = str(store.path.resolve()), store.head().header
-        # A group is retried by Dask when its worker dies; it then writes a second segment, and the log names
-        # whichever is finished first. `pure=False`: two runs must never share a result.
-        run = time.time_ns()
-        # A task, not scattered data: if the one worker that holds it dies, the scheduler can make it again.
-        remote_source = client.submit(_same, source, key=f"source-{run}", pure=False) if groups else None
-        futures = {}
-        for i, group in enumerate(groups):
-            arguments = (path, header, remote_source, group, options)
-            futures[client.submit(_remote, *arguments, key=f"group-{run}-{i}", pure=False)] = group
-        try:
-            for future in as_completed(futures):
-                yield futures[future], _outcome(future)
-        finally:
-            client.cancel(list(futures), force=True)
-
-
-def _same(source: Source) -> Source:
-    return source
-
-
-def _outcome(future: Any) -> GroupResult:
-    try:
-        result: GroupResult | StreamfitError = future.result()
-    except KilledWorker as error:
-        raise PlanError(
-            "workers that kept dying while they worked on one group: " + str(error).splitlines()[0],
-            "workers that live",
-            "look for the system's out-of-memory killer; use fewer workers or features; then run again",
-        ) from error
-    if isinstance(result, StreamfitError):
-        raise result
-    return result
-
-
-def _remote(path: str, header: str, source: Source, group: Group, options: WorkOptions) -> GroupResult | StreamfitError:
-    pending, last = 0, 0.0
-    worker = get_worker()
-
-    def report(n_rows: int) -> None:
-        nonlocal pending, last
-        pending += n_rows
-        if time.monotonic() - last > _REPORT_SECONDS:
-            worker.log_event(_TOPIC, pending)
-            pending, last = 0, time.monotonic()
-
-    try:
-        return work_group(_open(path, header), source, group, options, report)
-    except StreamfitError as error:
-        # A result, not a failure of the task: the fault is in the data, and Dask need not print its traceback.
-        return error
-
-
-_STORES: dict[tuple[str, str], Store] = {}
-
-
-def _open(path: str, header: str) -> Store:
-    # One header read a worker, not one a group: it may hold millions of centers. A worker may outlive the store
-    # that it knew at this path, so the header's hash is part of the key.
-    if (path, header) not in _STORES:
-        _STORES[path, header] = Store(path)
-    return _STORES[path, header]
-
-
-@contextmanager
-def _live_blocks(client: Client, meter: Meter) -> Iterator[None]:
-    def handle(event: tuple[float, int]) -> None:
-        meter.block(event[1])
-
-    client.subscribe_topic(_TOPIC, handle)
-    try:
-        yield
-    finally:
-        client.unsubscribe_topic(_TOPIC)
+def _changed_error(now: Shard, before: Shard) -> ShardChangedError:
+    msg = f"{now.key} has changed since it was counted: now {now.bytes_id[:12]}"
+    remedy = "restore the file, or swap it with --replace; nothing was counted by this run"
+    return ShardChangedError(msg, f"content {before.bytes_id[:12]}", remedy)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
 from streamfit.corpus import Rows, Source
+from streamfit.counts import Tables
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardError
-from streamfit.moments import MomentsAccumulator
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import Group, Shard
 from streamfit.store import Refusal, Segment, Store
 
@@ -64,6 +65,25 @@ class GroupResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What was summed over some shards.
+
+    Parameters
+    ----------
+    moments : Moments
+    tables : mapping of str to (keys, counts)
+    n_rows : dict of Shard to int
+        Rows of each shard, in the order in which they were read.
+    refused : tuple of Refusal
+    """
+
+    moments: Moments
+    tables: Tables
+    n_rows: dict[Shard, int]
+    refused: tuple[Refusal, ...] = ()
+
+
 def work_group(
     store: Store,
     source: Source,
@@ -90,6 +110,21 @@ def work_group(
         If the segment cannot be written.
     """
     started = time.perf_counter()
+    sums = sum_shards(store, source, group.shards, options, report)
+    segment = None
+    if sums.n_rows:
+        segment = store.write_segment(sums.moments, list(sums.n_rows), list(sums.n_rows.values()), sums.tables)
+    return GroupResult(segment, sums.refused, sum(sums.n_rows.values()), time.perf_counter() - started)
+
+
+def sum_shards(
+    store: Store,
+    source: Source,
+    shards: Sequence[Shard],
+    options: WorkOptions,
+    report: Callable[[int], None] = lambda _: None,
+) -> Sums:
+    """Read shards and sum their rows, in memory."""
     header = store.header
     like = device_array(header.frame.origin, options.backend)
     features = header.features.like(like)
@@ -100,7 +135,7 @@ def work_group(
         sums = MomentsAccumulator(
             header.frame, header.targets, header.precision, like=like, n_threads=options.n_threads
         )
-        for shard, item in _prefetched(source, group, options.skip_bad_shards):
+        for shard, item in _prefetched(source, shards, options.skip_bad_shards):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
@@ -119,37 +154,20 @@ def work_group(
                     raise bad from error
                 # Only the products tell that a finite number is too large, and only the features that a list has
                 # another width; the group is begun again without the shard.
-                return _without(store, source, group, options, report, (shard, bad))
+                refusal = Refusal(shard.key, shard.content_id, str(bad))
+                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report)
+                return replace(rest, refused=(refusal, *rest.refused))
             if tally is not None:
                 tally.add(item)
             n_rows[shard] += len(item.x)
             report(len(item.x))
         moments = sums.moments()
-    segment = None
-    if n_rows:
-        extra = tally.arrays() if tally is not None else {}
-        segment = store.write_segment(moments, list(n_rows), list(n_rows.values()), extra)
-    return GroupResult(segment, tuple(refused), sum(n_rows.values()), time.perf_counter() - started)
+    return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 
 
-def _without(
-    store: Store,
-    source: Source,
-    group: Group,
-    options: WorkOptions,
-    report: Callable[[int], None],
-    bad: tuple[Shard, ShardError],
-) -> GroupResult:
-    shard, error = bad
-    refusal = Refusal(shard.key, shard.content_id, str(error))
-    rest = replace(group, shards=tuple(s for s in group.shards if s != shard))
-    if not rest.shards:
-        return GroupResult(None, (refusal,), 0, 0.0)
-    result = work_group(store, source, rest, options, report)
-    return replace(result, refused=(refusal, *result.refused))
-
-
-def _prefetched(source: Source, group: Group, skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+def _prefetched(
+    source: Source, shards: Sequence[Shard], skip: bool
+) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
     """Blocks of each shard, decoded by a thread ahead of the products.
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
@@ -167,7 +185,7 @@ def _prefetched(source: Source, group: Group, skip: bool) -> Iterator[tuple[Shar
 
     def read() -> None:
         try:
-            for shard in group.shards:
+            for shard in shards:
                 if skip and (error := _fault(source, shard)):
                     put((shard, error))
                     continue

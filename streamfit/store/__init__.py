@@ -1,7 +1,54 @@
 """Sums at rest: a plain Zarr store with a commit log."""
 
+from streamfit.store.exchange import absorb, export_dense, export_segments, import_dense, import_segments, merge
 from streamfit.store.header import Header
-from streamfit.store.log import Record, Refusal, Segment
-from streamfit.store.store import Store
+from streamfit.store.ledger import CountedTwiceError, Departure
+from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, Segment
+from streamfit.store.mix import Mix
+from streamfit.store.place import Place
+from streamfit.store.store import FullError, Store
+from streamfit.store.upkeep import (
+    GRACE,
+    Collected,
+    collect,
+    commit_merged,
+    compact,
+    make_room,
+    merge_segments,
+    mergeable,
+)
+from streamfit.store.verify import Verification, digest_of, verify
 
-__all__ = ["Header", "Record", "Refusal", "Segment", "Store"]
+__all__ = [
+    "GRACE",
+    "KEEP",
+    "MAX_LIVE",
+    "Collected",
+    "CountedTwiceError",
+    "Departure",
+    "FullError",
+    "Header",
+    "Mix",
+    "Pin",
+    "Place",
+    "Record",
+    "Refusal",
+    "Removal",
+    "Segment",
+    "Store",
+    "Verification",
+    "absorb",
+    "collect",
+    "commit_merged",
+    "compact",
+    "digest_of",
+    "export_dense",
+    "export_segments",
+    "import_dense",
+    "import_segments",
+    "make_room",
+    "merge",
+    "merge_segments",
+    "mergeable",
+    "verify",
+]

@@ -1,11 +1,9 @@
-"""Arrays to and from Zarr v3 groups: codecs, checksums, chunk presence, fsync. Floor 4."""
+"""Arrays to and from Zarr v3 groups: codecs, checksums, chunk presence. Floor 4."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import ObjectStore as ZarrObjects
 
 from streamfit.errors import StoreError
+from streamfit.store.place import first_line
 
 _TILE_BYTES = 2**25
 
@@ -49,7 +48,7 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
             )
             target[...] = array
     except (OSError, obstore.exceptions.BaseError) as error:
-        msg = f"cannot write {path}: {str(error).splitlines()[0]}"
+        msg = f"cannot write {path}: {first_line(error)}"
         raise StoreError(msg, "a writable store", "check disk space and permissions") from error
 
 
@@ -85,10 +84,8 @@ def read_group(
     except StoreError:
         raise
     except Exception as error:  # codecs raise whatever their C library made of the damage
-        msg = (
-            f"cannot read {path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-        )
-        raise StoreError(msg, "what was written there", "run `streamfit status`; restore it from a backup") from error
+        msg = f"cannot read {path}: {first_line(error)}"
+        raise StoreError(msg, "what was written there", "run `streamfit verify`; restore it from a backup") from error
     return attributes, arrays
 
 
@@ -100,26 +97,3 @@ def _check_chunks(path: str, array: zarr.Array[Any], present: set[str]) -> None:
         if chunk not in present:
             msg = f"chunk {chunk} is missing"
             raise StoreError(msg, "every chunk of a committed segment", "restore it from a backup")
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below a local folder, and its parents' entries, to disk."""
-    for root, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _sync(Path(root) / name)
-        _sync(Path(root))
-    _sync(folder.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Flush one file and its folder's entry to disk."""
-    _sync(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,19 +10,25 @@ import hashlib
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import ObjectStore
+from obstore.exceptions import AlreadyExistsError, BaseError
 
 from streamfit.errors import StoreError
+from streamfit.store.place import Place, first_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MAX_LIVE = 64
+"""Live segments that a store holds at most, unless it has more kinds of them."""
+KEEP = 16
+"""Commits before the newest whose segments are kept, so that one can go back to them."""
+_ATTEMPTS = 5
+Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Segment:
     n_rows, n_shards : int
     ledger : str
         SHA-256 of its ledger file.
+    labels : tuple of (str, str)
+        Besides the source: `time`, and any other, sorted by name. All its shards carry them.
     """
 
     id: str
@@ -46,6 +54,16 @@ class Segment:
     n_rows: int
     n_shards: int
     ledger: str
+    labels: Labels = ()
+
+    @property
+    def kind(self) -> tuple[int, str, Labels]:
+        """What segments must have in common to be merged: fold, source and labels."""
+        return self.fold, self.source, self.labels
+
+    def label(self, name: str) -> str | None:
+        """Value of a label; the source is one as well."""
+        return self.source if name == "source" else dict(self.labels).get(name)
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,46 @@ class Refusal:
     key: str
     content_id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What one commit took out: shards, or rows of them.
+
+    Parameters
+    ----------
+    id : str
+        Name of its file under `removals/`, which lists shards and positions of rows, but no row.
+    digest : str
+        SHA-256 of that file.
+    kind : {'forgotten', 'replaced'}
+        A forgotten shard is not counted again unless that is asked for.
+    sequence : int
+        The commit.
+    why : str
+        The reason that was given.
+    n_shards, n_rows : int
+        Shards that are gone or smaller, and rows that left.
+    segments : tuple of str
+        Segments that held them; they are no longer live.
+    """
+
+    id: str
+    digest: str
+    kind: Literal["forgotten", "replaced"]
+    sequence: int
+    why: str
+    n_shards: int
+    n_rows: int
+    segments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A commit that collection must leave readable, under a name."""
+
+    name: str
+    sequence: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +131,15 @@ class Record:
         Live after this commit.
     refused : tuple of Refusal
         Shards skipped so far, each once.
+    removed : tuple of Removal
+        Everything that was ever taken out.
+    pins : tuple of Pin
+    max_live : int
+        Bound on live segments; see `bound`.
+    keep : int
+        Commits before the newest that can be gone back to.
+    horizon : int
+        No commit before this one can be gone back to, however many are kept.
     action, who, when, commit : str
         What was done, by which user and process, at which time (UTC), and a random name that tells this
         commit from any other.
@@ -83,6 +150,11 @@ class Record:
     header_at: str
     segments: tuple[Segment, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    removed: tuple[Removal, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    max_live: int = MAX_LIVE
+    keep: int = KEEP
+    horizon: int = 0
     action: str = "create"
     who: str = ""
     when: str = ""
@@ -92,6 +164,21 @@ class Record:
     def n_rows(self) -> int:
         """Rows counted in all live segments."""
         return sum(segment.n_rows for segment in self.segments)
+
+    @property
+    def bound(self) -> int:
+        """Live segments never number more: `max_live`, or twice the kinds of them where those are more."""
+        return max(self.max_live, 2 * len({segment.kind for segment in self.segments}))
+
+    @property
+    def oldest(self) -> int:
+        """First commit that can be gone back to without a pin."""
+        return max(self.horizon, self.sequence - self.keep)
+
+    def readable(self, sequence: int) -> bool:
+        """Whether the segments of a commit are kept."""
+        pinned = any(pin.sequence == sequence for pin in self.pins)
+        return pinned or self.oldest <= sequence <= self.sequence
 
     def to_bytes(self) -> bytes:
         """JSON with the schema version and a digest of its own body."""
@@ -119,8 +206,12 @@ class Record:
         if body.pop("version") != SCHEMA_VERSION:
             msg = f"log record {where} of another format version"
             raise StoreError(msg, f"version {SCHEMA_VERSION}", "use the streamfit release that wrote it")
-        body["segments"] = tuple(Segment(**s) for s in body["segments"])
+        body["segments"] = tuple(
+            Segment(**{**s, "labels": tuple((n, v) for n, v in s["labels"])}) for s in body["segments"]
+        )
         body["refused"] = tuple(Refusal(**r) for r in body["refused"])
+        body["removed"] = tuple(Removal(**{**r, "segments": tuple(r["segments"])}) for r in body["removed"])
+        body["pins"] = tuple(Pin(**p) for p in body["pins"])
         return cls(**body)
 
 
@@ -133,25 +224,38 @@ class Log:
 
     Parameters
     ----------
-    objects : obstore store
-    settle : callable
-        Called with the key of a record that was just put, to make it durable.
+    place : Place
     """
 
-    def __init__(self, objects: ObjectStore, settle: Callable[[str], None]) -> None:
-        self._objects, self._settle = objects, settle
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._newest: Record | None = None
 
     def head(self) -> Record | None:
-        """The newest record, or None where there is no log."""
-        names = [m["path"] for batch in obstore.list(self._objects, "_log/") for m in batch]
-        numbers = sorted(int(stem) for n in names if (stem := n.removeprefix("_log/")[:-5]).isdigit())
-        if not numbers:
+        """The newest record, or None where there is no log.
+
+        Raises
+        ------
+        StoreError
+            If records are missing or damaged.
+        """
+        known = self._newest.sequence if self._newest else 0
+        # From the newest that is known: a log of years is listed whole once a process, not once a commit.
+        after = record_key(known - 1) if known else None
+        numbers = self._numbers(after)
+        if not numbers and not known:
             return None
-        if numbers != list(range(len(numbers))):
-            missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+        if numbers != list(range(known, known + len(numbers))) or not numbers:
+            missing = sorted(set(range(known, max(numbers, default=known) + 1)) - set(numbers))
             msg = f"log records {missing[:5]} are missing"
             raise StoreError(msg, "an unbroken log", "restore them from a backup")
-        return self.read(numbers[-1])
+        if self._newest is None or numbers[-1] != known:
+            self._newest = self.read(numbers[-1])
+        return self._newest
+
+    def _numbers(self, after: str | None) -> list[int]:
+        names = [name.removeprefix("_log/") for name, _, _ in self._place.list("_log/", after)]
+        return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
     def read(self, sequence: int) -> Record:
         """One record.
@@ -162,11 +266,10 @@ class Log:
             If it is missing or damaged.
         """
         key = record_key(sequence)
-        try:
-            data = bytes(obstore.get(self._objects, key).bytes())
-        except (NotFoundError, FileNotFoundError) as error:
+        data = self._place.get(key)
+        if data is None:
             msg = f"log record {key} is missing"
-            raise StoreError(msg, "an unbroken log", "restore it from a backup") from error
+            raise StoreError(msg, "an unbroken log", "restore it from a backup")
         record = Record.from_bytes(data, key)
         if record.sequence != sequence:
             msg = f"log record {key} says that it is number {record.sequence}"
@@ -177,36 +280,48 @@ class Log:
         """Commit what `build` makes of the newest record; None from it commits nothing.
 
         If another writer takes the number first, `build` is asked again with that writer's record; it must
-        then check again whatever it checked. A put that failed but landed is recognised by its name.
+        look at everything anew. A put that failed is tried again with the same bytes, for it may yet land.
 
         Raises
         ------
         StoreError
-            If the store cannot be written.
+            If the record cannot be written.
         """
         while True:
-            record = build(self.head())
+            head = self.head()
+            record = build(head)
             if record is None:
                 return None
             record = replace(record, who=_who(), when=datetime.now(UTC).isoformat(timespec="seconds"))
-            key = record_key(record.sequence)
+            if self._put(record):
+                self._newest = record
+                return record
+
+    def _put(self, record: Record) -> bool:
+        """Whether the record landed; False if another has its number."""
+        key, data = record_key(record.sequence), record.to_bytes()
+        for attempt in range(_ATTEMPTS):
             try:
-                obstore.put(self._objects, key, record.to_bytes(), mode="create")
+                self._place.put_new(key, data)
             except AlreadyExistsError:
                 pass
             except (BaseError, OSError) as error:
-                if not self._landed(record):
-                    msg = f"cannot write log record {key}: {str(error).splitlines()[0]}"
+                there = self._commit_at(record.sequence)
+                if there is None:
+                    transient = self._place.local is None and attempt + 1 < _ATTEMPTS
+                    if transient:  # S3 answers 409 to creates that race
+                        time.sleep(0.1 * 2**attempt)
+                        continue
+                    msg = f"cannot write log record {key}: {first_line(error)}"
                     raise StoreError(msg, "a writable store", "check disk space and permissions") from error
-            if self._landed(record):
-                self._settle(key)
-                return record
+                return there == record.commit
+            return self._commit_at(record.sequence) == record.commit
+        return False
 
-    def _landed(self, record: Record) -> bool:
-        try:
-            return self.read(record.sequence).commit == record.commit
-        except StoreError:
-            return False
+    def _commit_at(self, sequence: int) -> str | None:
+        if not self._place.exists(record_key(sequence)):
+            return None
+        return self.read(sequence).commit
 
 
 def record_key(sequence: int) -> str:

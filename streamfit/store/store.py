@@ -1,49 +1,38 @@
 """A store of sums: a header, immutable segments, and a log that says which of them count.
 
-Floor 4: imports moments, plan, and this folder. Workers write segments; only the coordinator commits.
+Floor 4: imports moments, plan, and this folder. Workers write segments; only a coordinator commits. What keeps a store
+small is in `upkeep`, what proves it whole in `verify`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import obstore
-import pyarrow as pa
-import pyarrow.parquet as pq
-from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import LocalStore
+from obstore.exceptions import BaseError
 
-from streamfit.errors import MismatchError, StoreError
-from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
-from streamfit.frame import n_tiles, tile_size
+from streamfit.counts import Tables
+from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.moments import Moments
-from streamfit.plan import Shard, counted_twice
-from streamfit.store.arrays_io import read_group, sync_file, sync_tree, write_group
+from streamfit.plan import Shard
+from streamfit.store.arrays_io import read_group, write_group
 from streamfit.store.header import Header
-from streamfit.store.log import Log, Record, Refusal, Segment, record_key
+from streamfit.store.ledger import Departure, Ledgers
+from streamfit.store.log import KEEP, MAX_LIVE, Log, Pin, Record, Refusal, Removal, Segment, record_key
+from streamfit.store.mix import Mix
+from streamfit.store.place import Place, first_line
+from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of
 
-_SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
-_SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
-_LEDGER = pa.schema(
-    [
-        ("content_id", pa.binary(32)),
-        ("key", pa.string()),
-        ("uri", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("size", pa.int64()),
-        ("n_rows", pa.int64()),
-        ("source", pa.string()),
-    ]
-)
-_TALLY = "tally_"
-_COPIED = ("key", "uri", "start", "stop", "size", "source")
+_MADE_FIRST = {"header", "_log", "zarr.json"}
+
+
+class FullError(StoreError):
+    """A commit that would leave more live segments than the store's bound; compact first."""
 
 
 class Store:
@@ -51,85 +40,90 @@ class Store:
 
     Parameters
     ----------
-    path : str or Path
-        A local folder.
+    where : str or Path
+        A local folder, or an address such as `s3://bucket/prefix`; see `Place`.
+    at : int or str, optional
+        A commit, or the name of a pin: the store as it was then, to be read only.
 
     Raises
     ------
     StoreError
-        If there is no store, or it is damaged. `Store.create` makes one.
+        If there is no store, it is damaged, or the commit cannot be gone back to. `Store.create` makes one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / "_log").is_dir():
-            there = "a folder without a log" if self.path.is_dir() else "no folder"
-            msg = f"{self.path} is not a store: {there}"
-            raise StoreError(msg, "a folder that `streamfit fit` made", "check the path")
-        self._open()
-        if self._log.head() is None:
-            msg = f"{self.path} is not a store: its log is empty"
-            raise StoreError(msg, "a folder that `streamfit fit` made", "remove it and fit again")
+    def __init__(self, where: str | Path | Place, at: int | str | None = None) -> None:
+        self.place = where if isinstance(where, Place) else Place(where)
+        self._log, self._ledgers = Log(self.place), Ledgers(self.place)
+        self._at: Record | None = None
+        newest = None if self.place.local and not self.place.local.is_dir() else self._log.head()
+        if newest is None:
+            msg = f"{self.place} is not a store: {_what_is_there(self.place)}"
+            raise StoreError(msg, "a store that `streamfit fit` made", "check the path")
+        if at is not None:
+            self._at = self._log.read(_sequence_of(newest, at))
 
-    def _open(self) -> None:
-        self._objects = LocalStore(self.path)
-        self._log = Log(self._objects, lambda key: sync_file(self.path / key))
-        self._ledgers: dict[str, list[Shard]] = {}
+    @property
+    def url(self) -> str:
+        """Where it lies; another process opens it by this."""
+        return self.place.url
 
     @staticmethod
-    def exists(path: str | Path) -> bool:
-        """Whether a folder holds a store that was made whole: its log has a first record."""
-        return (Path(path) / record_key(0)).is_file()
+    def exists(where: str | Path) -> bool:
+        """Whether a place holds a store that was made whole: its log has a first record."""
+        place = Place(where)
+        return (place.local is None or place.local.is_dir()) and place.exists(record_key(0))
 
     @classmethod
-    def create(cls, path: str | Path, header: Header) -> Store:
+    def create(cls, where: str | Path, header: Header, *, max_live: int = MAX_LIVE, keep: int = KEEP) -> Store:
         """Make a store, or open the one that is there if it has the same header.
+
+        Parameters
+        ----------
+        where : str or Path
+        header : Header
+        max_live : int
+            Bound on live segments (at least 2); small ones of a kind are merged to keep it.
+        keep : int
+            Commits before the newest that one can go back to.
 
         Raises
         ------
         MismatchError
             If the store there was made with other features, targets, frame, folds or reader.
         StoreError
-            If the folder holds something else.
+            If the place holds something else, or cannot be written.
+        ConfigError
+            If a bound is too small.
         """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            msg = f"{path} is a file"
-            raise StoreError(msg, "a folder, or nothing there yet", "choose another path")
-        if path.is_dir() and any(path.iterdir()) and not (path / "_log").is_dir():
-            names = sorted(p.name for p in path.iterdir())
-            if not set(names) <= {"header", "zarr.json"}:
-                msg = f"{path} is not a store, but holds {', '.join(names[:3])}"
-                raise StoreError(msg, "a store or an empty folder", "choose another path")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"cannot make {path}: {error.strerror}"
-            raise StoreError(msg, "a writable folder", "check permissions") from error
-        store = cls.__new__(cls)
-        store.path = path
-        store._open()
-        head = store._log.head()
-        if head is None:
-            folder = store._write_header(header)
+        place = Place(where)
+        check_policy(max_live, keep)
+        _refuse_foreign(place)
+        place.make()
+        log = Log(place)
+        if log.head() is None:
+            folder = _write_header(place, header)
 
             def first(newest: Record | None) -> Record | None:
-                return Record(0, header.content_hash, folder) if newest is None else None
+                if newest is not None:
+                    return None
+                return Record(0, header.content_hash, folder, max_live=max_live, keep=keep)
 
-            store._log.append(first)
-        store = cls(path)
-        if store.header.content_hash != header.content_hash:
-            msg = f"{path} was made with other {store.header.difference(header)}"
-            raise MismatchError(msg, "the same header", "use another store, or the config that made this one")
+            log.append(first)
+        store = cls(place)
+        store.refuse_other(header, str(place))
         return store
 
-    def _write_header(self, header: Header) -> str:
-        spec, arrays = header.to_spec()
-        # A fresh name: what a crash left half-written is never taken for whole, for no record names it.
-        folder = f"header/{uuid.uuid4().hex}"
-        write_group(self._objects, folder, spec, arrays)
-        sync_tree(self.path / folder)
-        return folder
+    def refuse_other(self, header: Header, whose: str) -> None:
+        """Check that a header is this store's own.
+
+        Raises
+        ------
+        MismatchError
+            Naming what differs.
+        """
+        if self.header.content_hash != header.content_hash:
+            msg = f"{whose} was made with other {self.header.difference(header)}"
+            raise MismatchError(msg, "the same header", "use another store, or the config that made this one")
 
     @cached_property
     def _first(self) -> Record:
@@ -144,7 +138,7 @@ class Store:
         StoreError
             If it is damaged.
         """
-        spec, arrays = read_group(self._objects, self._first.header_at)
+        spec, arrays = read_group(self.place.objects, self._first.header_at)
         fault: Exception | None = None
         try:
             header = Header.from_spec(spec, arrays)
@@ -154,29 +148,29 @@ class Store:
             raise
         except Exception as error:  # an altered description fails in as many ways as it has fields
             fault = error
-        msg = f"the header of {self.path} was altered"
+        msg = f"the header of {self.place} was altered"
         raise StoreError(msg, f"content {self._first.header[:12]}", "restore it from a backup") from fault
 
     def head(self) -> Record:
-        """The newest record."""
-        head = self._log.head()
+        """The newest record, or the one that the store was opened at."""
+        head = self._at or self._log.head()
         if head is None:
-            msg = f"{self.path} is not a store: its log is empty"
-            raise StoreError(msg, "at least one record")
+            msg = f"{self.place} lost its log"
+            raise StoreError(msg, "at least one record", "restore it from a backup")
         return head
 
     def records(self) -> list[Record]:
-        """All records, oldest first."""
+        """All records up to the head, oldest first."""
         return [self._log.read(n) for n in range(self.head().sequence + 1)]
+
+    def record(self, sequence: int) -> Record:
+        """One record."""
+        return self._log.read(sequence)
 
     # Writing
 
     def write_segment(
-        self,
-        moments: Moments,
-        shards: Sequence[Shard],
-        n_rows: Sequence[int],
-        tally: Mapping[str, np.ndarray] | None = None,
+        self, moments: Moments, shards: Sequence[Shard], n_rows: Sequence[int], tables: Tables | None = None
     ) -> Segment:
         """Write moments and their ledger under a fresh name, durably. Nothing counts until it is committed.
 
@@ -184,84 +178,159 @@ class Store:
         ----------
         moments : Moments
         shards : sequence of Shard
-            What was summed, all of one fold and source.
+            What was summed, all of one fold, source and labels.
         n_rows : sequence of int
             Rows read from each.
-        tally : mapping of str to array, optional
-            Other sums over the same rows.
+        tables : mapping of str to (keys, counts), optional
+            Counts over the same rows.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
         """
         name = uuid.uuid4().hex
-        arrays = {_TALLY + key: np.asarray(value) for key, value in (tally or {}).items()}
-        for sums in _SUMS:
-            total: GridSum = getattr(moments.to_host(), sums)
-            for i, limb in enumerate(total.limbs):
-                exponent = total.top - DIGIT_BITS * i
-                # Digits times their step, an exact product, so that any tool reads plain numbers.
-                array = limb * 2.0**exponent
-                arrays[sums + _SUFFIX[exponent]] = array.reshape(1) if array.ndim == 0 else array
-        ledger = _ledger_bytes(shards, n_rows)
         attributes = {"n_rows": moments.n_rows, "header": self._first.header}
-        write_group(self._objects, f"segments/{name}", attributes, arrays)
+        write_group(self.place.objects, f"segments/{name}", attributes, arrays_of(moments, tables))
         try:
-            obstore.put(self._objects, _ledger_key(name), ledger)
-            sync_tree(self.path / "segments" / name)
-            sync_file(self.path / _ledger_key(name))
+            digest = self._ledgers.write(name, shards, n_rows)
+            self.place.settle(f"segments/{name}")
         except (OSError, BaseError) as error:
-            msg = f"cannot write segment {name}: {str(error).splitlines()[0]}"
+            msg = f"cannot write segment {name}: {first_line(error)}"
             raise StoreError(msg, "a writable store", "check disk space and permissions") from error
-        return Segment(
-            id=name,
-            fold=shards[0].fold(self.header.n_folds),
-            source=shards[0].source,
-            n_rows=moments.n_rows,
-            n_shards=len(shards),
-            ledger=hashlib.sha256(ledger).hexdigest(),
-        )
+        first = shards[0]
+        fold = first.fold(self.header.n_folds)
+        return Segment(name, fold, first.source, moments.n_rows, len(shards), digest, first.labels)
+
+    def write_removal(self, departures: Sequence[Departure]) -> tuple[str, str]:
+        """Write the list of what a commit takes out; returns its name and digest."""
+        try:
+            return self._ledgers.write_removal(departures)
+        except (OSError, BaseError) as error:
+            msg = f"cannot write a removal: {first_line(error)}"
+            raise StoreError(msg, "a writable store", "check disk space and permissions") from error
 
     def commit(
         self,
         segments: Iterable[Segment] = (),
         refused: Iterable[Refusal] = (),
-        action: str = "accumulate",
+        action: str = "add",
+        *,
+        drop: Iterable[str] = (),
+        removals: Sequence[Removal] = (),
+        recount: bool = False,
     ) -> Record:
-        """Make segments count: one put-if-absent of the next log record.
+        """Make segments count, and others cease to: one put-if-absent of the next log record.
+
+        Parameters
+        ----------
+        segments : iterable of Segment
+            To count from now on.
+        refused : iterable of Refusal
+        action : str
+        drop : iterable of str
+            Ids of live segments that count no longer.
+        removals : sequence of Removal
+            What leaves with them; the number of the commit is set here.
+        recount : bool
+            Allow shards that were forgotten.
 
         Raises
         ------
-        MismatchError
+        CountedTwiceError
             If a segment holds a shard that is counted already.
+        MismatchError
+            If a segment to drop is no longer live, or a shard was forgotten.
+        FullError
+            If there would be too many live segments.
         StoreError
             If the store cannot be written.
         """
-        new, skipped = list(segments), list(refused)
+        new, skipped, leaving = list(segments), list(refused), set(drop)
 
-        def build(head: Record | None) -> Record:
-            if head is None:
-                msg = f"{self.path} lost its log"
-                raise StoreError(msg, "a store")
-            self._refuse_repeats(head, new)
+        def build(head: Record) -> Record:
+            live = {segment.id for segment in head.segments}
+            if not leaving <= live:
+                msg = f"segments {', '.join(sorted(leaving - live))[:80]} are no longer live"
+                raise MismatchError(msg, "a store that nobody else changed meanwhile", "run again")
+            self._ledgers.refuse_repeats(head, leaving, new)
+            if not recount:
+                self._refuse_forgotten(head, new)
             known = {r.content_id for r in head.refused}
-            return Record(
-                sequence=head.sequence + 1,
-                header=head.header,
-                header_at=head.header_at,
-                segments=(*head.segments, *new),
+            record = replace(
+                head,
+                segments=(*(s for s in head.segments if s.id not in leaving), *new),
                 refused=(*head.refused, *(r for r in skipped if r.content_id not in known)),
-                action=action,
+                removed=(*head.removed, *(replace(r, sequence=head.sequence + 1) for r in removals)),
             )
+            if len(record.segments) > max(record.bound, len(head.segments)):
+                msg = f"{len(record.segments)} live segments"
+                raise FullError(msg, f"at most {record.bound}", "run `streamfit compact`")
+            return record
 
-        record = self._log.append(build)
+        return self._append(build, action)
+
+    def _refuse_forgotten(self, head: Record, new: Sequence[Segment]) -> None:
+        gone = self._ledgers.forgotten(head)
+        for shard in (shard for segment in new for shard in self.ledger(segment)) if gone else ():
+            if shard.content_id in gone:
+                msg = f"{shard.key} was forgotten by commit {gone[shard.content_id].sequence}"
+                raise MismatchError(msg, "shards that may be counted", "run again; it will be left out")
+
+    def amend(self, action: str, change: Callable[[Record], dict[str, Any]]) -> Record:
+        """Commit a change of pins or policy: `change` gives the new values of the newest record's fields."""
+        return self._append(lambda head: replace(head, **change(head)), action)
+
+    def pin(self, name: str, sequence: int | None = None) -> Record:
+        """Keep a commit readable under a name until it is unpinned.
+
+        Raises
+        ------
+        StoreError
+            If the commit cannot be gone back to any more, or the name is taken.
+        """
+
+        def change(head: Record) -> dict[str, Any]:
+            if any(pin.name == name for pin in head.pins) or name.isdigit() or not name:
+                msg = f"pin {name!r}"
+                raise StoreError(msg, "a new name that is not a number", "unpin the old one, or choose another")
+            target = head.sequence if sequence is None else _sequence_of(head, sequence)
+            return {"pins": (*head.pins, Pin(name, target))}
+
+        return self.amend(f"pin {name}", change)
+
+    def unpin(self, name: str) -> Record:
+        """Let collection take a commit's segments again.
+
+        Raises
+        ------
+        StoreError
+            If there is no such pin.
+        """
+
+        def change(head: Record) -> dict[str, Any]:
+            left = tuple(pin for pin in head.pins if pin.name != name)
+            if len(left) == len(head.pins):
+                msg = f"no pin {name!r}"
+                raise StoreError(msg, f"one of {', '.join(p.name for p in head.pins) or 'none, for there are none'}")
+            return {"pins": left}
+
+        return self.amend(f"unpin {name}", change)
+
+    def _append(self, build: Callable[[Record], Record], action: str) -> Record:
+        if self._at is not None:
+            msg = f"{self.place} as of commit {self._at.sequence}"
+            raise StoreError(msg, "the store as it is now", "open it without a commit to write")
+
+        def following(head: Record | None) -> Record:
+            if head is None:
+                msg = f"{self.place} lost its log"
+                raise StoreError(msg, "a store")
+            return replace(build(head), sequence=head.sequence + 1, action=action, commit=uuid.uuid4().hex)
+
+        record = self._log.append(following)
         assert record is not None
         return record
-
-    def _refuse_repeats(self, head: Record, new: Sequence[Segment]) -> None:
-        counted = [shard for segment in head.segments for shard in self.ledger(segment)]
-        adding = [shard for segment in new for shard in self.ledger(segment)]
-        _, repeats = counted_twice([*counted, *adding])
-        if repeats:
-            again, first = repeats[0]
-            msg = f"{again.key} is counted already, as {first.key} ({len(repeats)} such shards)"
-            raise MismatchError(msg, "each content once", "another run may be adding the same data: run again")
 
     # Reading
 
@@ -273,22 +342,25 @@ class Store:
         StoreError
             If the ledger is missing or altered.
         """
-        if segment.id not in self._ledgers:
-            key = _ledger_key(segment.id)
-            try:
-                data = bytes(obstore.get(self._objects, key).bytes())
-            except (NotFoundError, FileNotFoundError) as error:
-                msg = f"{key} is missing"
-                raise StoreError(msg, "the ledger of a committed segment", "restore it from a backup") from error
-            if hashlib.sha256(data).hexdigest() != segment.ledger:
-                msg = f"{key} was altered: its digest does not match the log"
-                raise StoreError(msg, "the bytes that were committed", "restore it from a backup")
-            self._ledgers[segment.id] = _ledger_shards(data)
-        return self._ledgers[segment.id]
+        return self._ledgers.of(segment)
 
     def counted(self) -> dict[str, Shard]:
         """Every counted shard by its content id."""
-        return {s.content_id: s for segment in self.head().segments for s in self.ledger(segment)}
+        return {content: shard for content, (shard, _) in self._ledgers.counted(self.head()).items()}
+
+    def holder(self, content_id: str) -> Segment | None:
+        """The live segment that a shard is counted in."""
+        head = self.head()
+        found = self._ledgers.counted(head).get(content_id)
+        return next((s for s in head.segments if found and s.id == found[1]), None)
+
+    def forgotten(self) -> Mapping[str, Removal]:
+        """Content ids of shards that were forgotten and are not to be counted again."""
+        return self._ledgers.forgotten(self.head())
+
+    def departures(self, removal: Removal) -> list[Departure]:
+        """What one commit took out."""
+        return self._ledgers.departures(removal)
 
     def read(self, segment: Segment) -> Moments:
         """Moments of one segment.
@@ -298,74 +370,112 @@ class Store:
         StoreError
             If a chunk is missing or its checksum fails, or the segment belongs to another header.
         """
-        attributes, arrays = read_group(self._objects, f"segments/{segment.id}", lambda name: not _is_tally(name))
+        return self._moments(segment, self._arrays(segment, lambda name: not is_count(name)))
+
+    def read_all(self, segment: Segment) -> tuple[Moments, Tables]:
+        """Moments of one segment and its tables of counts."""
+        arrays = self._arrays(segment, lambda _: True)
+        return self._moments(segment, arrays), tables_of(arrays)
+
+    def _arrays(self, segment: Segment, keep: Callable[[str], bool]) -> dict[str, np.ndarray]:
+        attributes, arrays = read_group(self.place.objects, f"segments/{segment.id}", keep)
         if attributes.get("header") != self._first.header or attributes.get("n_rows") != segment.n_rows:
             msg = f"segment {segment.id} does not belong to this store's log"
             raise StoreError(msg, f"{segment.n_rows} rows under this header", "restore it from a backup")
-        d, k, b = self.header.frame.n_features, self.header.frame.n_targets, tile_size(self.header.frame.n_features)
-        shapes = {"weight": (1,), "sum_x": (d,), "gram": (n_tiles(d), b, b), "cross": (k, d)}
-        sums = {}
-        for name in _SUMS:
-            there = [(exponent, name + suffix) for exponent, suffix in _SUFFIX.items() if name + suffix in arrays]
-            # Chunks carry checksums, the JSON beside them does not.
-            if not there or any(arrays[key].shape != shapes.get(name, (k,)) for _, key in there):
-                msg = f"{name} of segment {segment.id} was altered"
-                raise StoreError(msg, f"shape {shapes.get(name, (k,))}", "restore it from a backup")
-            limbs = tuple(arrays[key] * 2.0**-exponent for exponent, key in there)
-            sums[name] = GridSum(tuple(limb[0] for limb in limbs) if name == "weight" else limbs, there[0][0])
-        return Moments(self.header.frame, self.header.targets.one_hot, segment.n_rows, **sums)
+        return arrays
 
-    def tallies(self) -> Iterator[dict[str, np.ndarray]]:
-        """Tally arrays of each live segment."""
-        for segment in self.head().segments:
-            _, arrays = read_group(self._objects, f"segments/{segment.id}", _is_tally)
-            yield {name.removeprefix(_TALLY): array for name, array in arrays.items()}
+    def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Moments:
+        one_hot = self.header.targets.one_hot
+        return moments_of(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
 
-    def moments(self, keep: Callable[[Segment], bool] = lambda _: True) -> Moments:
-        """Sum of all live segments, or of those that `keep` accepts, one in memory at a time."""
-        total = Moments.zeros(self.header.frame, self.header.targets, self.header.precision)
+    def tables(self) -> Iterator[Tables]:
+        """Tables of counts of each live segment."""
         for segment in self.head().segments:
-            if keep(segment):
-                total = total + self.read(segment)
+            yield tables_of(self._arrays(segment, is_count))
+
+    def moments(self, keep: Callable[[Segment], bool] = lambda _: True, mix: Mix | None = None) -> Moments:
+        """Sum of all live segments, or of those that `keep` accepts, one in memory at a time.
+
+        Parameters
+        ----------
+        keep : callable
+        mix : Mix, optional
+            Weights of segments. Those of equal weight are summed exactly before they are weighted, so the result does
+            not depend on how rows were cut into segments.
+        """
+        total = self.zeros()
+        for factor, segments in (mix or Mix()).spread(self.head().segments):
+            part = self.zeros()
+            for segment in filter(keep, segments):
+                part = part + self.read(segment)
+            total = total + (part if factor == 1.0 else part * factor)
         return total
 
-    def fold_moments(self) -> dict[int, Moments]:
+    def zeros(self) -> Moments:
+        """Moments of no rows."""
+        return Moments.zeros(self.header.frame, self.header.targets, self.header.precision)
+
+    def fold_moments(self, mix: Mix | None = None) -> dict[int, Moments]:
         """Moments of each fold that has rows."""
         folds = sorted({segment.fold for segment in self.head().segments})
-        return {fold: self.moments(lambda s, fold=fold: s.fold == fold) for fold in folds}  # type: ignore[misc]
+        return {fold: self.moments(lambda s, fold=fold: s.fold == fold, mix) for fold in folds}  # type: ignore[misc]
 
 
-def _is_tally(name: str) -> bool:
-    return name.startswith(_TALLY)
+def check_policy(max_live: int, keep: int) -> None:
+    """Refuse bounds that no store can hold.
+
+    Raises
+    ------
+    ConfigError
+        If `max_live` is below 2, or `keep` is negative.
+    """
+    if max_live < 2 or keep < 0:
+        msg = f"max_live {max_live}, keep {keep}"
+        raise ConfigError(msg, "max_live of at least 2 and keep of at least 0")
 
 
-def _ledger_key(segment_id: str) -> str:
-    # Beside the segments, not inside: Zarr tools take a stray file in a group for damage.
-    return f"ledgers/{segment_id}.parquet"
+def _sequence_of(newest: Record, at: int | str) -> int:
+    """The commit that is meant, where its segments are kept."""
+    pins = {pin.name: pin.sequence for pin in newest.pins}
+    text = str(at)
+    if text in pins:
+        return pins[text]
+    if not text.isdigit() or int(text) > newest.sequence:
+        names = f", or a pin ({', '.join(pins)})" if pins else ""
+        msg = f"commit {at!r}"
+        raise StoreError(msg, f"one of {newest.oldest} to {newest.sequence}{names}", "`streamfit log` lists them")
+    if not newest.readable(int(text)):
+        msg = f"commit {text}, whose segments are no longer kept"
+        raise StoreError(msg, f"{newest.oldest} to {newest.sequence}, or a pin", "pin commits to go back to them")
+    return int(text)
 
 
-def _ledger_bytes(shards: Sequence[Shard], n_rows: Sequence[int]) -> bytes:
-    rows = [
-        {
-            "content_id": bytes.fromhex(s.content_id),
-            "key": s.key,
-            "uri": s.uri,
-            "start": s.start,
-            "stop": s.stop,
-            "size": s.size,
-            "n_rows": n,
-            "source": s.source,
-        }
-        for s, n in zip(shards, n_rows, strict=True)
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_LEDGER), sink, compression="zstd")
-    return sink.getvalue()
+def _what_is_there(place: Place) -> str:
+    if place.local is None:
+        return "nothing there"
+    if not place.local.is_dir():
+        return "no folder"
+    return "its log is empty" if (place.local / "_log").is_dir() else "a folder without a log"
 
 
-def _ledger_shards(data: bytes) -> list[Shard]:
-    table = pq.read_table(io.BytesIO(data), schema=_LEDGER)
-    return [
-        Shard(content_id=row["content_id"].hex(), planned_rows=row.pop("n_rows"), **{k: row[k] for k in _COPIED})
-        for row in table.to_pylist()
-    ]
+def _refuse_foreign(place: Place) -> None:
+    path = place.local
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        msg = f"{path} is a file"
+        raise StoreError(msg, "a folder, or nothing there yet", "choose another path")
+    if path.is_dir() and not (path / "_log").is_dir():
+        names = sorted(p.name for p in path.iterdir())
+        if not set(names) <= _MADE_FIRST:
+            msg = f"{path} is not a store, but holds {', '.join(names[:3])}"
+            raise StoreError(msg, "a store or an empty folder", "choose another path")
+
+
+def _write_header(place: Place, header: Header) -> str:
+    spec, arrays = header.to_spec()
+    # A fresh name: what a crash left half-written is never taken for whole, for no record names it.
+    folder = f"header/{uuid.uuid4().hex}"
+    write_group(place.objects, folder, spec, arrays)
+    place.settle(folder)
+    return folder

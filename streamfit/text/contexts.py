@@ -9,6 +9,7 @@ import numpy as np
 
 from streamfit.corpus import Documents, Rows, Source
 from streamfit.corpus.base import Tally, blocks_of
+from streamfit.counts import Tables
 from streamfit.plan import Shard
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.tokenizer import Tokenizer
@@ -74,6 +75,9 @@ class TokenSource(Source):
         ids = self.tokenizer.encode(self.documents.documents(shard))
         yield from blocks_of(*context_rows(ids, self.n_context))
 
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        return self.documents.positions(shard, column, values)
+
     def tally(self) -> NgramTally:
         return NgramTally(self.ngram_order, self.tokenizer.vocab_size)
 
@@ -98,11 +102,11 @@ class NgramTally(Tally):
             self._counts = self._counts + NgramCounts.from_rows(contexts, tokens, self._counts.vocab_size)
             self._contexts, self._tokens = [], []
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def tables(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         self._flush()
-        return {"ngram_grams": self._counts.grams, "ngram_counts": self._counts.counts}
+        return {"ngram": (self._counts.grams, self._counts.counts)}
 
 
-def counts_of(arrays: dict[str, np.ndarray], order: int, vocab_size: int) -> NgramCounts:
-    """N-gram counts from the arrays of a tally."""
-    return NgramCounts(order, vocab_size, arrays["ngram_grams"], arrays["ngram_counts"])
+def counts_of(tables: Tables, order: int, vocab_size: int) -> NgramCounts:
+    """N-gram counts from the tables of a segment."""
+    return NgramCounts(order, vocab_size, *tables["ngram"])

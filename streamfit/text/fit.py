@@ -178,8 +178,8 @@ def assemble(store: Store, solution: Solution, validation: Documents, *, n_rows:
     header = store.header
     source = token_source(header, validation)
     counts = NgramCounts.zeros(source.ngram_order, source.tokenizer.vocab_size)
-    for arrays in store.tallies():
-        counts = counts + counts_of(arrays, source.ngram_order, source.tokenizer.vocab_size)
+    for tables in store.tables():
+        counts = counts + counts_of(tables, source.ngram_order, source.tokenizer.vocab_size)
     model = LanguageModel(
         tokenizer=source.tokenizer,
         n_context=source.n_context,

@@ -11,19 +11,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from streamfit.counts import Ids, Int64, row_keys, run_firsts
 from streamfit.errors import ConfigError
-from streamfit.text.ngram import (
-    Bool,
-    Float64,
-    Grams,
-    Ids,
-    Int64,
-    NgramCounts,
-    check_ids,
-    check_rows,
-    row_keys,
-    run_firsts,
-)
+from streamfit.text.ngram import Bool, Float64, Grams, NgramCounts, check_ids, check_rows
 
 _SCATTER_ENTRIES = 1 << 18  # entries added at a time: their index arrays stay in cache
 

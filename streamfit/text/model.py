@@ -15,7 +15,7 @@ import numpy as np
 
 from streamfit.errors import ConfigError, StoreError
 from streamfit.models import LinearModel, read_model, write_model
-from streamfit.text.contexts import context_rows, counts_of
+from streamfit.text.contexts import context_rows
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
 from streamfit.text.ngram import NgramCounts
@@ -252,12 +252,11 @@ class LanguageModel:
             raise StoreError(msg, "all three files of a language model") from error
         prefix = "network."
         network = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        tally = {"ngram_grams": arrays["grams"], "ngram_counts": arrays["counts"]}
         return cls(
             tokenizer=Tokenizer(serialized),
             n_context=spec["n_context"],
             network=LinearModel.from_parts(spec["network"], network),
-            counts=counts_of(tally, spec["order"], spec["vocab_size"]),
+            counts=NgramCounts(spec["order"], spec["vocab_size"], arrays["grams"], arrays["counts"]),
             projection=Projection(**spec["projection"]),
             mixture=arrays["mixture"],
         )

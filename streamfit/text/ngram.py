@@ -5,22 +5,19 @@ Floor 6: imports numpy and errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from streamfit.counts import Ids, Int64, add_counts
 from streamfit.errors import ConfigError, MismatchError
 
 Grams = npt.NDArray[np.int32]
-Ids = npt.NDArray[np.integer[Any]]
-Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
-_KEY_LIMIT = 2**63 - 1  # keys are int64
 _VOCAB_LIMIT = 2**31  # ids are int32; a dense row number times the vocabulary then fits a key
 
 
@@ -112,7 +109,7 @@ class NgramCounts:
         check_ids("tokens", tokens, vocab_size)
         rows = np.empty((tokens.size, order), np.int32)
         rows[:, :-1], rows[:, -1] = contexts, tokens
-        return cls(order, vocab_size, *_aggregate(rows, np.ones(tokens.size, np.int64), vocab_size))
+        return cls(order, vocab_size, *add_counts(rows, np.ones(tokens.size, np.int64)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NgramCounts):
@@ -135,7 +132,7 @@ class NgramCounts:
             msg = f"n-gram order {order}"
             raise ConfigError(msg, f"1 to {self.order}, the order that was counted")
         rows = self.grams[:, self.order - order :]
-        return NgramCounts(order, self.vocab_size, *_aggregate(rows, self.counts, self.vocab_size))
+        return NgramCounts(order, self.vocab_size, *add_counts(rows, self.counts))
 
     def _combine(self, other: NgramCounts, weights: Int64) -> NgramCounts:
         mine, theirs = (self.order, self.vocab_size), (other.order, other.vocab_size)
@@ -144,41 +141,7 @@ class NgramCounts:
             raise MismatchError(msg, str(mine),
                                 "count both with the same configuration")  # fmt: skip
         rows = np.concatenate([self.grams, other.grams])
-        grams, counts = _aggregate(rows, np.concatenate([self.counts, weights]), self.vocab_size)
-        if np.any(counts < 0):
-            worst = int(np.argmin(counts))
-            msg = f"a count of {counts[worst]} for n-gram {grams[worst].tolist()}"
-            raise MismatchError(msg, "0 or more",
-                                "subtract only counts that were added before")  # fmt: skip
-        kept = counts > 0
-        return NgramCounts(self.order, self.vocab_size, grams[kept], counts[kept])
-
-
-def row_keys(columns: Iterable[Ids], vocab_size: int) -> Int64:
-    """Return one int64 for each row that sorts as the row does, for any number of columns."""
-    keys, bound = np.zeros((), np.int64), 1
-    for column in columns:
-        if bound > _KEY_LIMIT // vocab_size:
-            distinct, keys = np.unique(keys, return_inverse=True)
-            bound = distinct.size
-        keys = keys * vocab_size + column
-        bound *= vocab_size
-    return keys
-
-
-def _aggregate(rows: Grams, weights: Int64, vocab_size: int) -> tuple[Grams, Int64]:
-    """Sum the weights of equal rows; return distinct rows in lexicographic order and their sums."""
-    keys = row_keys(rows.T, vocab_size)
-    order = np.argsort(keys, kind="stable")  # stable merges tables that are sorted already in linear time
-    starts = np.flatnonzero(run_firsts(keys[order]))
-    return rows[order[starts]], np.add.reduceat(weights[order], starts)
-
-
-def run_firsts(ordered: Ids) -> Bool:
-    """Mark where a new value begins in a sorted array."""
-    first = np.ones(ordered.size, np.bool_)
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return first
+        return NgramCounts(self.order, self.vocab_size, *add_counts(rows, np.concatenate([self.counts, weights])))
 
 
 def _strictly_increasing(rows: Ids) -> bool:

@@ -1,0 +1,245 @@
+"""Taking shards, or rows of them, out of a store, and putting others in their place, in one commit. Floor 5.
+
+The segments that held them are counted anew without them (or, `fast`, by subtracting what is read of the leaving shards
+alone); until the one commit the store is as it was, and after it as if they had never been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from distributed import Client
+
+from streamfit.corpus import Source
+from streamfit.engine.crew import crew, n_workers
+from streamfit.engine.tasks import Count, Find, Subtract
+from streamfit.engine.work import GroupResult, WorkOptions
+from streamfit.errors import MismatchError, ShardChangedError, ShardError
+from streamfit.plan import Shard, default_group_rows, make_groups
+from streamfit.store import Departure, Record, Removal, Segment, Store, make_room, merge_segments
+
+Leaving = Mapping[str, tuple[int, ...] | None]
+"""Content ids of shards that leave: whole for None, or the positions of the rows or documents that do."""
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a rewrite did.
+
+    Parameters
+    ----------
+    record : Record
+        The commit.
+    departures : tuple of Departure
+    segments : tuple of Segment
+        Live segments that took the place of others.
+    read_rows : int
+        Rows that were read for it.
+    added_rows, added_shards : int
+        Of the shards that came.
+    """
+
+    record: Record
+    departures: tuple[Departure, ...]
+    segments: tuple[Segment, ...]
+    read_rows: int
+    added_rows: int
+    added_shards: int
+
+
+def rewrite(
+    store: Store,
+    source: Source,
+    leaving: Leaving,
+    *,
+    adding: Sequence[Shard] = (),
+    kind: Literal["forgotten", "replaced"] = "forgotten",
+    why: str = "",
+    fast: bool = False,
+    where: Mapping[str, Shard] | None = None,
+    client: Client | None = None,
+    options: WorkOptions | None = None,
+    group_rows: int | None = None,
+) -> Rewritten:
+    """Take shards or rows out, and others in, in one commit.
+
+    Parameters
+    ----------
+    store : Store
+    source : Source
+        Reads shards by what the ledger says of them; its own files do not matter.
+    leaving : mapping of str to tuple of int or None
+        Content ids, with positions of rows or None for all.
+    adding : sequence of Shard
+        Counted in the same commit.
+    kind, why : str
+        For the record of what left.
+    fast : bool
+        Read the shards that rows leave, and subtract, instead of counting the rest of their segments anew. The bits are
+        the same.
+    where : mapping of str to Shard, optional
+        Where to read shards now, by the SHA-256 of their bytes, if not where the ledger says.
+    client, options, group_rows
+        As in `accumulate`.
+
+    Returns
+    -------
+    Rewritten
+
+    Raises
+    ------
+    MismatchError
+        If a shard is not counted, or other writers kept changing the store.
+    ShardError
+        If a shard that must be read is gone or has changed; the store is as it was.
+    """
+    options = replace(options or WorkOptions(), skip_bad_shards=False)
+    for attempt in range(_ATTEMPTS):
+        missing = [content for content in leaving if content not in store.counted()]
+        if missing:
+            msg = f"{len(missing)} shards that are not counted, such as {missing[0][:12]}"
+            raise MismatchError(msg, "counted shards", "`streamfit status --shards` lists them")
+        make_room(store, 1 + len({(s.fold(store.header.n_folds), s.source, s.labels) for s in adding}))
+        work = _Work(store, leaving, adding, fast, where or {})
+        try:
+            results = work.run(source, client, options, group_rows)
+            return work.commit(results, kind, why)
+        except MismatchError:
+            # A compaction or another run changed a segment meanwhile: what was counted is counted again.
+            if attempt + 1 == _ATTEMPTS or work.still_stands():
+                raise
+    raise AssertionError
+
+
+class _Work:
+    """One attempt: which segments are touched, and what shall be in their place."""
+
+    def __init__(
+        self, store: Store, leaving: Leaving, adding: Sequence[Shard], fast: bool, where: Mapping[str, Shard]
+    ) -> None:
+        self._store, self._adding, self._fast, self._where = store, adding, fast, where
+        self._counted = store.counted()
+        holders = {content: store.holder(content) for content in leaving}
+        self._touched = {s.id: s for s in holders.values() if s is not None}
+        self._leaving = leaving
+        self._rest = {s.id: tuple(self._kept(store.ledger(s))) for s in self._touched.values()}
+
+    def _kept(self, shards: Iterable[Shard]) -> Iterable[Shard]:
+        for shard in map(self._placed, shards):
+            if shard.content_id not in self._leaving:
+                yield shard
+            elif positions := self._leaving[shard.content_id]:
+                yield replace(shard, without=tuple(sorted({*shard.without, *positions})))
+
+    def _placed(self, shard: Shard) -> Shard:
+        there = self._where.get(shard.bytes_id)
+        return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
+
+    def still_stands(self) -> bool:
+        """Whether every touched segment is still live, so that trying again would meet the same error."""
+        return set(self._touched) <= {segment.id for segment in self._store.head().segments}
+
+    def run(
+        self, source: Source, client: Client | None, options: WorkOptions, group_rows: int | None
+    ) -> list[GroupResult]:
+        header = self._store.header
+        rows = group_rows or default_group_rows(header.frame.n_features, header.frame.n_targets)
+        counting = list(self._adding)
+        if not self._fast:
+            counting += [shard for rest in self._rest.values() for shard in rest]
+        results = []
+        with crew(self._store, source, client, options) as workers:
+            if self._fast:
+                for segment_id, rest in self._rest.items():
+                    workers.add(Subtract(self._touched[segment_id], rest))
+            for group in make_groups(counting, header.n_folds, rows):
+                workers.add(Count(group))
+            try:
+                results += [result for _, result in workers.results()]
+            except ShardChangedError as error:
+                raise ShardError(
+                    error.got,
+                    "the content that was counted, to take it out or to count its neighbours anew",
+                    "restore the file, or say with --corpus where its content lies now; nothing was changed",
+                ) from error
+        return results
+
+    def commit(self, results: Sequence[GroupResult], kind: Literal["forgotten", "replaced"], why: str) -> Rewritten:
+        store = self._store
+        fresh: dict[object, list[Segment]] = {}
+        for segment in (r.segment for r in results if r.segment is not None):
+            fresh.setdefault(segment.kind, []).append(segment)
+        # One segment a kind, so that a rewrite never fills a store.
+        new = [parts[0] if len(parts) == 1 else merge_segments(store, parts, store) for parts in fresh.values()]
+        left_rows = {s.content_id: s.planned_rows for segment in new for s in store.ledger(segment)}
+        departures = tuple(self._departure(content, left_rows) for content in self._leaving)
+        name, digest = store.write_removal(departures)
+        removal = Removal(
+            name,
+            digest,
+            kind,
+            0,
+            why,
+            len(departures),
+            sum(d.n_rows for d in departures),
+            tuple(self._touched),
+        )
+        record = store.commit(
+            new,
+            action=f"{'forget' if kind == 'forgotten' else 'replace'} {removal.n_shards} shards",
+            drop=self._touched,
+            removals=[removal],
+            recount=True,
+        )
+        added = {s.content_id for s in self._adding}
+        return Rewritten(
+            record,
+            departures,
+            tuple(new),
+            sum(r.n_rows for r in results),
+            sum(n for content, n in left_rows.items() if content in added),
+            len(added),
+        )
+
+    def _departure(self, content: str, left_rows: Mapping[str, int]) -> Departure:
+        shard, positions = self._counted[content], self._leaving[content]
+        gone = shard.planned_rows - left_rows.get(content, 0)
+        by = " ".join(s.content_id for s in self._adding if s.uri == shard.uri)
+        return Departure(content, shard.key, gone, positions is None, positions or (), by)
+
+
+def find_rows(
+    store: Store,
+    source: Source,
+    column: str,
+    values: Iterable[str],
+    *,
+    where: Mapping[str, Shard] | None = None,
+    client: Client | None = None,
+    options: WorkOptions | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Counted rows (documents, for text) whose column has one of some values: positions by content id of the shard.
+
+    Every counted shard is looked through, its key column alone where the format allows it.
+
+    Raises
+    ------
+    ShardError
+        If a shard cannot be read, has changed, or has no such column.
+    """
+    there = where or {}
+    shards = [
+        replace(s, uri=w.uri, start=w.start, stop=w.stop) if (w := there.get(s.bytes_id)) else s
+        for s in sorted(store.counted().values(), key=lambda s: s.key)
+    ]
+    size = max(1, len(shards) // (8 * n_workers(client)))
+    found: dict[str, tuple[int, ...]] = {}
+    with crew(store, source, client, options or WorkOptions()) as workers:
+        for lo in range(0, len(shards), size):
+            workers.add(Find(tuple(shards[lo : lo + size]), column, frozenset(values)))
+        for _, positions in workers.results():
+            found |= positions
+    return found

@@ -1,0 +1,124 @@
+"""The kinds of work that a worker is given, as small frozen descriptions that travel. Floor 5: no Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from streamfit.corpus import Source
+from streamfit.counts import add_tables
+from streamfit.engine.work import GroupResult, WorkOptions, sum_shards, work_group
+from streamfit.errors import StoreError
+from streamfit.plan import Group, Shard
+from streamfit.store import Segment, Store, merge_segments
+
+Report = Callable[[int], None]
+
+
+class Task(Protocol):
+    """Something that a worker does with a store and a source, writing at most an uncommitted segment."""
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Any:
+        """Do it; the result travels back."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Sum a group of shards into a segment."""
+
+    group: Group
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> GroupResult:
+        return work_group(store, source, self.group, options, report)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Sum segments of one kind into one."""
+
+    segments: tuple[Segment, ...]
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment:
+        return merge_segments(store, self.segments, store)
+
+
+@dataclass(frozen=True)
+class Subtract:
+    """A segment without some of its shards, or without rows of them, by reading those shards alone.
+
+    Exact, and the same bits as counting the rest anew: sums on a grid have one form for each total.
+
+    Parameters
+    ----------
+    segment : Segment
+    rest : tuple of Shard
+        What is to remain; empty to write no segment.
+    """
+
+    segment: Segment
+    rest: tuple[Shard, ...]
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> GroupResult:
+        if not self.rest:
+            return GroupResult(None, (), 0, 0.0)
+        remaining = {shard.content_id: shard for shard in self.rest}
+        counted = store.ledger(self.segment)
+        old = [s for s in counted if _changed(s, remaining)]
+        new = [remaining[s.content_id] for s in old if s.content_id in remaining]
+        moments, tables = store.read_all(self.segment)
+        before = sum_shards(store, source, old, options, report)
+        n_rows = {shard.content_id: shard.planned_rows for shard in counted}
+        if any(before.n_rows[shard] != shard.planned_rows for shard in old):
+            msg = f"shards of segment {self.segment.id} that give another number of rows than were counted"
+            raise StoreError(msg, "the rows that were counted", "count the rest anew, without --fast")
+        after = sum_shards(store, source, new, options, report)
+        n_rows |= {shard.content_id: n for shard, n in after.n_rows.items()}
+        left = sum(n_rows[shard.content_id] for shard in self.rest)
+        moments = moments - before.moments + after.moments
+        segment = store.write_segment(
+            moments,
+            self.rest,
+            [n_rows[shard.content_id] for shard in self.rest],
+            add_tables([tables, before.tables, after.tables], [1, -1, 1]),
+        )
+        return GroupResult(segment, (), left, 0.0)
+
+
+def _changed(shard: Shard, remaining: dict[str, Shard]) -> bool:
+    there = remaining.get(shard.content_id)
+    return there is None or there.without != shard.without
+
+
+@dataclass(frozen=True)
+class Find:
+    """Positions of rows whose column has one of some values, in each of some shards that have any."""
+
+    shards: tuple[Shard, ...]
+    column: str
+    values: frozenset[str]
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> dict[str, tuple[int, ...]]:
+        found = {s.content_id: source.positions(s, self.column, self.values) for s in self.shards}
+        return {content: positions for content, positions in found.items() if positions}
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Whether a segment is, bit for bit, what its shards sum to when they are read again.
+
+    Parameters
+    ----------
+    segment : Segment
+    shards : tuple of Shard
+        Where to read them now.
+    """
+
+    segment: Segment
+    shards: tuple[Shard, ...]
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> bool:
+        moments, tables = store.read_all(self.segment)
+        again = sum_shards(store, source, self.shards, replace(options, skip_bad_shards=False), report)
+        same = add_tables([tables, again.tables], [1, -1])  # what is left of a count, or an error if it is negative
+        return again.moments == moments and not any(len(counts) for _, counts in same.values())

@@ -1,0 +1,116 @@
+"""Certificates of removal: what left a store, when and why, and what proves that it did. Floor 7."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from streamfit.errors import MismatchError
+from streamfit.plan import Shard
+from streamfit.store import Removal, Store, digest_of
+
+
+@dataclass(frozen=True)
+class RemovalCertificate:
+    """What left a store, and that it did.
+
+    Parameters
+    ----------
+    store : str
+    removal : Removal
+    who, when, commit : str
+    shards : tuple of dict
+        Content id, key, rows that left, whether whole, and positions.
+    still_counted : tuple of str
+        Content ids that are counted now although they left whole: they were added again since.
+    still_held : tuple of str
+        Segments with the rows in them whose bytes are still there.
+    held_by : tuple of str
+        Pins that keep them.
+    digest : str
+        SHA-256 of the store's sums now: a store that never saw the rows has the same.
+    """
+
+    store: str
+    removal: Removal
+    who: str
+    when: str
+    commit: str
+    shards: tuple[dict[str, Any], ...]
+    still_counted: tuple[str, ...]
+    still_held: tuple[str, ...]
+    held_by: tuple[str, ...]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def lines(self) -> list[str]:
+        """As text."""
+        r = self.removal
+        lines = [
+            f"commit {r.sequence} of {self.store}, {self.when}, by {self.who} ({self.commit})",
+            f"{r.kind}: {r.n_rows:,} rows of {r.n_shards:,} shards" + (f"; reason: {r.why}" if r.why else ""),
+        ]
+        for shard in self.shards:
+            part = "whole" if shard["whole"] else f"positions {_few(shard['positions'])}"
+            by = f", replaced by {shard['replaced_by'][:12]}" if shard["replaced_by"] else ""
+            lines.append(f"  {shard['content_id'][:16]}  {shard['key']}: {shard['n_rows']:,} rows, {part}{by}")
+        if self.still_counted:
+            lines.append(f"counted again since: {', '.join(c[:16] for c in self.still_counted)}")
+        if self.still_held:
+            why = f"pinned by {', '.join(self.held_by)}" if self.held_by else "run `streamfit collect STORE --expire`"
+            lines.append(f"{len(self.still_held)} old segments with these rows are still on disk: {why}")
+        else:
+            lines.append("no segment with these rows is left on disk")
+        lines += [
+            f"sums of the store now: SHA-256 {self.digest}",
+            "the sums are those of a store that never saw the rows; features that were chosen from a sample before"
+            " (centers, tokenizer, units) are not changed by a removal",
+        ]
+        return lines
+
+
+def _few(positions: Sequence[int]) -> str:
+    shown = ", ".join(map(str, positions[:8]))
+    return shown + (f" and {len(positions) - 8} more" if len(positions) > 8 else "")
+
+
+def certificates(store: Store, sequence: int | None = None) -> list[RemovalCertificate]:
+    """Certificates of all removals, or of one commit.
+
+    Raises
+    ------
+    MismatchError
+        If nothing was ever removed, or not by that commit.
+    """
+    head = store.head()
+    removals = [r for r in head.removed if sequence is None or r.sequence == sequence]
+    if not removals:
+        known = ", ".join(str(r.sequence) for r in head.removed)
+        msg = "no removal" if sequence is None else f"no removal by commit {sequence}"
+        raise MismatchError(msg, f"one of commits {known}" if known else "a store that has forgotten something")
+    counted, digest = store.counted(), digest_of(store.moments())
+    return [_certificate(store, removal, counted, digest) for removal in removals]
+
+
+def _certificate(store: Store, removal: Removal, counted: Mapping[str, Shard], digest: str) -> RemovalCertificate:
+    record = store.record(removal.sequence)
+    left = store.departures(removal)
+    held = tuple(s for s in removal.segments if store.place.exists(f"segments/{s}/zarr.json"))
+    pins = [pin.name for pin in store.head().pins if {s.id for s in store.record(pin.sequence).segments} & {*held}]
+    return RemovalCertificate(
+        store.url,
+        removal,
+        record.who,
+        record.when,
+        record.commit,
+        tuple({**asdict(d), "positions": list(d.positions)} for d in left),
+        tuple(d.content_id for d in left if d.whole and d.content_id in counted),
+        held,
+        tuple(pins),
+        digest,
+    )

@@ -1,0 +1,366 @@
+"""Sums that leave a store and come into one: dense arrays for other tools, and whole segments in one file. Floor 4."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from streamfit.centered import unpack_tiles
+from streamfit.errors import ConfigError, MismatchError, StoreError
+from streamfit.exact import GridAccumulator, GridSum
+from streamfit.frame import n_tiles, tile_pairs, tile_size
+from streamfit.moments import Moments
+from streamfit.plan import Shard
+from streamfit.store.ledger import Departure
+from streamfit.store.log import Labels, Record, Segment
+from streamfit.store.mix import Mix
+from streamfit.store.place import first_line
+from streamfit.store.store import Store
+from streamfit.store.upkeep import make_room, merge_segments
+
+_DENSE = ("n_rows", "weight", "origin", "y_origin", "sum_x", "sum_y", "sum_yy", "gram", "cross")
+_ABOUT = ("origin", "y_origin")
+
+
+def dense(moments: Moments) -> dict[str, np.ndarray]:
+    """Sums as plain float64 arrays in natural units, about the origin that they were taken with.
+
+    With d = φ - origin and e = y - y_origin: `weight` = Σw, `sum_x` = Σw d, `sum_y` = Σw e, `gram` = Σw d d' of shape
+    (n_features, n_features), `cross` = Σw d e' of shape (n_features, n_targets), `sum_yy` = Σw e∘e. Each number is the
+    exact sum rounded once to float64. Class ids stand for indicators, with `y_origin` 0.
+    """
+    frame, host = moments.frame, moments.to_host()
+    units, y_units = np.ldexp(1.0, frame.exponents), np.ldexp(1.0, frame.y_exponents)
+    return {
+        "n_rows": np.array(moments.n_rows),
+        "weight": np.array(float(host.weight.value())),
+        "origin": frame.origin,
+        "y_origin": frame.y_origin,
+        "sum_x": host.sum_x.value() * units,
+        "sum_y": host.sum_y.value() * y_units,
+        "sum_yy": host.sum_yy.value() * y_units**2,
+        "gram": unpack_tiles(host.gram.value(), frame.n_features) * units * units[:, None],
+        "cross": host.cross.value().T * y_units * units[:, None],
+    }
+
+
+def export_dense(store: Store, path: Path, mix: Mix | None = None) -> None:
+    """Write the sum of all segments as `.npz` or as a Zarr group, with feature names and header hash.
+
+    Raises
+    ------
+    ConfigError
+        If the suffix is neither, or something is there.
+    StoreError
+        If it cannot be written.
+    """
+    if path.suffix not in (".npz", ".zarr") or path.exists():
+        msg = f"{path}" + (" is there already" if path.exists() else "")
+        raise ConfigError(msg, "a new .npz or .zarr", "choose another name")
+    arrays = dense(store.moments(mix=mix))
+    arrays["features"] = np.array(store.header.features.names(), dtype=np.str_)
+    try:
+        if path.suffix == ".npz":
+            np.savez(path, header=np.array(store.header.content_hash), **arrays)  # type: ignore[arg-type]
+            return
+        group = zarr.open_group(str(path), mode="w-", attributes={"header": store.header.content_hash})
+        for name, array in arrays.items():
+            group.create_array(name, data=array)
+    except OSError as error:
+        msg = f"cannot write {path}: {first_line(error)}"
+        raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
+
+
+def read_dense(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a `.npz` or Zarr group, those that `dense` describes.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or an array is missing. Origins may be left out, and are 0 then.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files if name in _DENSE}
+        else:
+            group: Any = zarr.open_group(str(path), mode="r")
+            arrays = {name: np.asarray(group[name][...]) for name in _DENSE if name in group}
+    except Exception as error:  # a damaged file fails in as many ways as it has layers
+        msg = f"cannot read {path}: {first_line(error)}"
+        raise ConfigError(msg, "a .npz file or a Zarr group of sums") from error
+    missing = [name for name in _DENSE if name not in arrays and name not in _ABOUT]
+    if missing:
+        msg = f"{path} without {', '.join(missing)}"
+        raise ConfigError(msg, f"arrays {', '.join(_DENSE)}", "see docs/store-format.md")
+    return arrays
+
+
+def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> Segment:
+    """Make a segment of sums that were computed elsewhere with this store's features; not committed.
+
+    They are shifted to the store's origin in float64 and rounded to its grid: exact sums of its own are more precise.
+
+    Parameters
+    ----------
+    store : Store
+    path : Path
+        `.npz` or Zarr, as `dense` describes. Its bytes are its identity: it is counted once.
+    source : str
+        Label of the segment.
+    labels : tuple of (str, str)
+
+    Raises
+    ------
+    ConfigError
+        If arrays are missing, not finite, or no sums of rows can be so.
+    MismatchError
+        If shapes do not fit the store, or the store counts n-grams as well, which sums do not hold.
+    """
+    header = store.header
+    if header.reader.get("kind") == "tokens":
+        msg = "sums without counts of n-grams, for a store of token contexts"
+        raise MismatchError(msg, "a file of segments", "`streamfit export STORE FILE.zip` at the other site")
+    arrays = read_dense(path)
+    d, k = header.frame.n_features, header.frame.n_targets
+    shapes = {"sum_x": (d,), "sum_y": (k,), "sum_yy": (k,), "gram": (d, d), "cross": (d, k)}
+    shapes |= {"origin": (d,), "y_origin": (k,), "weight": (), "n_rows": ()}
+    arrays = {"origin": np.zeros(d), "y_origin": np.zeros(k)} | arrays
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            msg = f"{path}: {name} of shape {arrays[name].shape}"
+            raise MismatchError(msg, f"{shape}, as in the store", "sums must be taken with the same features")
+        if arrays[name].dtype.kind not in "iuf" or not np.isfinite(arrays[name]).all():
+            msg = f"{path}: {name} is not made of finite numbers"
+            raise ConfigError(msg, "finite float64")
+    _refuse_impossible(arrays, path)
+    moments = _to_frame(store, {name: np.asarray(a, np.float64) for name, a in arrays.items()})
+    data = hashlib.sha256()
+    for name in sorted(arrays):
+        data.update(name.encode() + np.ascontiguousarray(arrays[name], np.float64).tobytes())
+    where = str(path.absolute())
+    size = sum(a.nbytes for a in arrays.values())
+    labels = tuple(sorted({**dict(labels), "imported": path.name}.items()))
+    shard = Shard(path.name, where, 0, 1, size, moments.n_rows, data.hexdigest(), source, labels)
+    return store.write_segment(moments, [shard], [moments.n_rows])
+
+
+def _refuse_impossible(arrays: dict[str, np.ndarray], path: Path) -> None:
+    gram, weight = arrays["gram"], float(arrays["weight"])
+    n_rows = float(arrays["n_rows"])
+    if n_rows < 1 or not n_rows.is_integer() or weight <= 0:
+        msg = f"{path}: {n_rows:g} rows of weight {weight:g}"
+        raise ConfigError(msg, "a whole number of rows and a positive weight")
+    size = float(np.abs(gram).max(initial=0.0))
+    if not np.allclose(gram, gram.T, rtol=0, atol=1e-6 * size):
+        msg = f"{path}: a Gram matrix that is not symmetric"
+        raise ConfigError(msg, "the full matrix, both triangles")
+    bordered = np.block([[np.array([[weight]]), arrays["sum_x"][None, :]], [arrays["sum_x"][:, None], gram]])
+    scale = np.sqrt(np.maximum(np.diag(bordered), 1e-300))
+    lowest = float(np.linalg.eigvalsh(bordered / scale / scale[:, None])[0])
+    if lowest < -1e-5 * len(bordered):
+        msg = f"{path}: sums that no rows can have (an eigenvalue of {lowest:.3g} of the correlation matrix)"
+        raise ConfigError(msg, "weight, sum_x and gram of the same rows", "do not centre the Gram matrix")
+
+
+def _to_frame(store: Store, a: dict[str, np.ndarray]) -> Moments:
+    frame, header = store.header.frame, store.header
+    dx, dy = a["origin"] - frame.origin, a["y_origin"] - frame.y_origin
+    w = float(a["weight"])
+    sum_x, sum_y = a["sum_x"] + w * dx, a["sum_y"] + w * dy
+    gram = a["gram"] + np.outer(a["sum_x"], dx) + np.outer(dx, sum_x)
+    cross = a["cross"] + np.outer(a["sum_x"], dy) + np.outer(dx, sum_y)
+    sum_yy = a["sum_yy"] + dy * (a["sum_y"] + sum_y)
+    units, y_units = np.ldexp(1.0, -frame.exponents), np.ldexp(1.0, -frame.y_exponents)
+    gram = (gram + gram.T) / 2 * units * units[:, None]
+    d, b = frame.n_features, tile_size(frame.n_features)
+    tiles = np.zeros((n_tiles(d), b, b))
+    for index, r, c in tile_pairs(d):
+        tiles[index, : r.stop - r.start, : c.stop - c.start] = gram[r, c]
+    big = 1 if header.precision == "float32" else 2
+    return Moments(
+        frame,
+        header.targets.one_hot,
+        int(a["n_rows"]),
+        weight=_grid(np.asarray(w), 2),
+        sum_x=_grid(sum_x * units, 2),
+        sum_y=_grid(sum_y * y_units, 2),
+        sum_yy=_grid(np.maximum(sum_yy, 0.0) * y_units**2, 2),
+        gram=_grid(tiles, big),
+        cross=_grid((cross * y_units * units[:, None]).T, big),
+    )
+
+
+def _grid(values: np.ndarray, n_limbs: int) -> GridSum:
+    accumulator = GridAccumulator(values.shape, n_limbs, like=np.empty(0))
+    accumulator.add(np.array(values), peak=float(np.abs(values).max(initial=0.0)))
+    return accumulator.total()
+
+
+# Whole segments
+
+
+def absorb(target: Store, source: Store, action: str, rename: Callable[[Shard], Shard] = lambda shard: shard) -> Record:
+    """Take all that another store counted, and all that it was made to forget, in one commit.
+
+    Parameters
+    ----------
+    target, source : Store
+    action : str
+    rename : callable
+        What the ledgers call a shard from now on.
+
+    Raises
+    ------
+    MismatchError
+        If the headers differ, or some content is in both, or was forgotten in one and is counted in the other;
+        nothing is changed then.
+    """
+    target.refuse_other(source.header, str(source.place))
+    refuse_overlap(target, source)
+    kinds: dict[object, list[Segment]] = {}
+    for segment in source.head().segments:
+        kinds.setdefault(segment.kind, []).append(segment)
+    make_room(target, len(kinds))
+    merged = [merge_segments(source, group, target, rename) for group in kinds.values()]
+    removals = []
+    for removal in source.head().removed:
+        left = [_renamed(d, rename) for d in source.departures(removal)]
+        name, digest = target.write_removal(left)
+        removals.append(replace(removal, id=name, digest=digest))
+    return target.commit(merged, source.head().refused, action, removals=removals)
+
+
+def refuse_overlap(target: Store, source: Store) -> None:
+    """Check that no content is in both of two stores, nor counted in one and forgotten in the other.
+
+    Raises
+    ------
+    MismatchError
+        Naming the shards.
+    """
+    mine, theirs = target.counted(), source.counted()
+    shared = [(theirs[content], mine[content]) for content in theirs if content in mine]
+    if shared:
+        named = "; ".join(f"{a.key} is {b.key}" if a.key != b.key else a.key for a, b in shared[:5])
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+        msg = f"{len(shared)} shards that {source.place} and {target.place} both counted: {named}{more}"
+        raise MismatchError(msg, "each content in one of them", "forget them in one store first")
+    for counted, where in ((theirs, target), (mine, source)):
+        gone = where.forgotten()
+        for content, shard in counted.items() if gone else ():
+            if content in gone:
+                msg = f"{shard.key}, which {where.place} was made to forget"
+                raise MismatchError(msg, "stores that agree on what is forgotten", "forget it in the other store too")
+
+
+def export_segments(store: Store, path: Path, *, empty: bool = False, anonymous: bool = False) -> int:
+    """Write all that a store counted into one zip file, which is itself a store of one segment for each kind.
+
+    Parameters
+    ----------
+    store : Store
+    path : Path
+        A new `.zip`. Its members are the objects of a store, not compressed again, so Zarr reads it in place.
+    empty : bool
+        The header alone: what another site needs to count alike.
+    anonymous : bool
+        Leave out paths and keys of shards; content ids stay, for they tell what is in both.
+
+    Returns
+    -------
+    int
+        Rows in the file.
+
+    Raises
+    ------
+    ConfigError
+        If the name does not end in `.zip`, or is taken.
+    StoreError
+        If it cannot be written.
+    """
+    if path.suffix != ".zip" or path.exists():
+        msg = f"{path}" + (" is there already" if path.exists() else "")
+        raise ConfigError(msg, "a new .zip", "choose another name")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".streamfit-") as folder:
+            copy = Store.create(Path(folder) / "store", store.header)
+            if not empty:
+                absorb(copy, store, f"export of {store.head().commit}", _nameless if anonymous else lambda s: s)
+            partial = Path(folder) / "file.zip"
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
+                for item in sorted((Path(folder) / "store").rglob("*")):
+                    if item.is_file():
+                        file.write(item, item.relative_to(Path(folder) / "store").as_posix())
+            partial.rename(path)
+            return copy.head().n_rows
+    except OSError as error:
+        msg = f"cannot write {path}: {first_line(error)}"
+        raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
+
+
+def _nameless(shard: Shard) -> Shard:
+    return replace(shard, key=shard.content_id[:16], uri="")
+
+
+def import_segments(path: Path, where: str | Path) -> tuple[Store, Record]:
+    """Add the segments of a file that `export_segments` wrote; makes the store if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not such a file.
+    MismatchError
+        If the store there has another header, or some content already.
+    """
+    with tempfile.TemporaryDirectory(prefix="streamfit-") as folder:
+        try:
+            with zipfile.ZipFile(path) as file:
+                file.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            msg = f"{path}: {first_line(error)}"
+            raise ConfigError(msg, "a file that `streamfit export STORE FILE.zip` wrote") from error
+        source = Store(folder)
+        target = Store.create(where, source.header)
+        if source.head().segments or source.head().removed:
+            return target, absorb(target, source, f"import {path.name}")
+        return target, target.head()
+
+
+def merge(stores: Sequence[Store], where: str | Path) -> Store:
+    """Make a new store of all that several stores counted.
+
+    Raises
+    ------
+    MismatchError
+        If their headers differ, or some content is in two of them; no store is made then.
+    ConfigError
+        If there is a store at `where` already.
+    """
+    if Store.exists(where):
+        msg = f"a store at {where}"
+        raise ConfigError(msg, "nothing there yet", "choose another place, or `streamfit import` into it")
+    first = stores[0]
+    for i, a in enumerate(stores):
+        first.refuse_other(a.header, str(a.place))
+        for b in stores[i + 1 :]:
+            refuse_overlap(a, b)
+    policy = first.head()
+    target = Store.create(where, first.header, max_live=policy.max_live, keep=policy.keep)
+    for other in stores:
+        absorb(target, other, f"merge {other.place}")
+    return target
+
+
+def _renamed(departure: Departure, rename: Callable[[Shard], Shard]) -> Departure:
+    """A departure under the name that its shard would have."""
+    shard = Shard(departure.key, "", 0, 0, 0, departure.n_rows, departure.content_id, "")
+    return replace(departure, key=rename(shard).key)

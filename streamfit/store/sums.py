@@ -1,0 +1,68 @@
+"""Moments and counts as the named arrays of a segment, and back. Floor 4: imports moments, exact, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from streamfit.counts import Tables
+from streamfit.errors import StoreError
+from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
+from streamfit.frame import Frame, n_tiles, tile_size
+from streamfit.moments import Moments
+
+SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
+_SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
+_TALLY = "tally_"
+
+
+def is_count(name: str) -> bool:
+    """Whether an array of a segment belongs to a table of counts."""
+    return name.startswith(_TALLY)
+
+
+def arrays_of(moments: Moments, tables: Tables | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a segment.
+
+    A sum is one array for each limb: digits times their step, an exact product, so that any tool reads plain numbers.
+    """
+    arrays = {}
+    for name, (keys, counts) in (tables or {}).items():
+        arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"] = keys, counts
+    host = moments.to_host()
+    for sums in SUMS:
+        total: GridSum = getattr(host, sums)
+        for i, limb in enumerate(total.limbs):
+            exponent = total.top - DIGIT_BITS * i
+            array = limb * 2.0**exponent
+            arrays[sums + _SUFFIX[exponent]] = array.reshape(1) if array.ndim == 0 else array
+    return arrays
+
+
+def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str) -> Moments:
+    """Inverse of `arrays_of`.
+
+    Raises
+    ------
+    StoreError
+        If an array is missing, or of another shape than the frame demands.
+    """
+    d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
+    shapes = {"weight": (1,), "sum_x": (d,), "gram": (n_tiles(d), b, b), "cross": (k, d)}
+    sums = {}
+    for name in SUMS:
+        there = [(exponent, name + suffix) for exponent, suffix in _SUFFIX.items() if name + suffix in arrays]
+        # Chunks carry checksums, the JSON beside them does not.
+        if not there or any(arrays[key].shape != shapes.get(name, (k,)) for _, key in there):
+            msg = f"{name} of {where} was altered"
+            raise StoreError(msg, f"shape {shapes.get(name, (k,))}", "restore it from a backup")
+        limbs = tuple(arrays[key] * 2.0**-exponent for exponent, key in there)
+        sums[name] = GridSum(tuple(limb[0] for limb in limbs) if name == "weight" else limbs, there[0][0])
+    return Moments(frame, one_hot, n_rows, **sums)
+
+
+def tables_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tables of counts among the arrays of a segment."""
+    names = {name.removeprefix(_TALLY).rpartition("_")[0] for name in arrays if is_count(name)}
+    return {name: (arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"]) for name in sorted(names)}

@@ -1,0 +1,190 @@
+"""What keeps a store small: merging segments of a kind, and deleting what no commit needs. Floor 4.
+
+**Bounds.** After every commit there are at most `Record.bound` live segments: `max_live`, or twice the number of kinds
+(fold, source, labels) where that is more. A commit adds one segment, but for imports and rewrites, which add one a kind
+at most; so the commits that one can go back to name `bound + keep` segments together when runs made them. Collection
+leaves those, the pinned ones, and what was never committed and is younger than its grace.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from streamfit.counts import Tables, add_tables
+from streamfit.errors import MismatchError
+from streamfit.plan import Shard
+from streamfit.store.ledger import ledger_key, removal_key
+from streamfit.store.log import Record, Segment
+from streamfit.store.store import Store, check_policy
+
+GRACE = 86_400.0
+"""Seconds that an uncommitted segment is left alone: longer than a group takes from its first byte to its commit."""
+_STAGED = re.compile(r"\.partial$|#\d+$")
+
+
+def mergeable(head: Record) -> list[list[Segment]]:
+    """Live segments by kind, those kinds that have several, the most numerous first."""
+    kinds: dict[object, list[Segment]] = {}
+    for segment in head.segments:
+        kinds.setdefault(segment.kind, []).append(segment)
+    return sorted((group for group in kinds.values() if len(group) > 1), key=len, reverse=True)
+
+
+def merge_segments(
+    source: Store,
+    segments: Sequence[Segment],
+    target: Store,
+    rename: Callable[[Shard], Shard] = lambda shard: shard,
+) -> Segment:
+    """Write the sum of segments of one kind as one segment, not committed.
+
+    Two sums are in memory at a time. The bits are those that counting the same shards at once would give.
+
+    Parameters
+    ----------
+    source : Store
+        Holds the segments.
+    segments : sequence of Segment
+    target : Store
+        Gets the sum; it has the same header.
+    rename : callable
+        What the new ledger calls a shard.
+    """
+    total = source.zeros()
+    tables: Tables = {}
+    shards = []
+    for segment in segments:
+        moments, counts = source.read_all(segment)
+        total = total + moments
+        tables = add_tables([tables, counts], [1, 1])
+        shards += source.ledger(segment)
+    return target.write_segment(total, [*map(rename, shards)], [shard.planned_rows for shard in shards], tables)
+
+
+def commit_merged(store: Store, old: Sequence[Segment], new: Segment) -> bool:
+    """Put a merged segment in the place of its parts; False if another writer changed one of them meanwhile."""
+    try:
+        store.commit([new], action=f"compact {len(old)} segments", drop=[segment.id for segment in old], recount=True)
+    except MismatchError:
+        return False
+    return True
+
+
+def compact(store: Store, max_live: int | None = None) -> int:
+    """Merge all live segments of equal kind, one commit a kind.
+
+    Parameters
+    ----------
+    store : Store
+    max_live : int, optional
+        A new bound for the store, kept from now on.
+
+    Returns
+    -------
+    int
+        By how many there are fewer segments.
+    """
+    if max_live is not None:
+        check_policy(max_live, 0)
+    before = len(store.head().segments)
+    for group in mergeable(store.head()):
+        commit_merged(store, group, merge_segments(store, group, store))
+    if max_live is not None and store.head().max_live != max_live:
+        store.amend(f"max_live {max_live}", lambda _: {"max_live": max_live})
+    return before - len(store.head().segments)
+
+
+def make_room(store: Store, n_segments: int) -> None:
+    """Compact first if so many more segments would exceed the bound."""
+    head = store.head()
+    if len(head.segments) + n_segments > head.bound:
+        compact(store)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection deleted.
+
+    Parameters
+    ----------
+    segments, orphans : int
+        Segments that no kept commit names, and what was never committed.
+    n_bytes : int
+    """
+
+    segments: int
+    orphans: int
+    n_bytes: int
+
+
+def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> Collected:
+    """Delete segments that neither a pin nor a commit that one can go back to names.
+
+    Log records are never deleted, nor is what the newest commit needs.
+
+    Parameters
+    ----------
+    store : Store
+    keep : int, optional
+        A new number of commits to keep before the newest, from now on. Older ones cannot be gone back to.
+    grace : float
+        Seconds for which something that was never committed is left: a writer may be about to commit it.
+    """
+    if keep is not None:
+        check_policy(2, keep)
+        if store.head().keep != keep:
+            store.amend(f"keep {keep}", lambda _: {"keep": keep})
+    newest = store.head()
+    kept = [store.record(n) for n in range(newest.oldest, newest.sequence)]
+    kept += [newest, *(store.record(pin.sequence) for pin in newest.pins)]
+    named = {segment.id for record in kept for segment in record.segments}
+    since = datetime.now(UTC) - timedelta(seconds=grace)
+    expired = _named_since(store, newest.oldest, since) - named
+    removals = {removal.id for removal in newest.removed}
+    found: dict[str, list[tuple[str, int, datetime]]] = {}
+    for prefix in ("segments/", "ledgers/", "removals/", "header/"):
+        for item in store.place.list(prefix):
+            folder = "/".join(item[0].split("/")[:2])
+            found.setdefault(folder, []).append(item)
+    wanted = {f"segments/{name}" for name in named} | {ledger_key(name) for name in named}
+    wanted |= {removal_key(name) for name in removals} | {newest.header_at}
+    segments = orphans = n_bytes = 0
+    for folder, items in found.items():
+        name = folder.split("/")[1].removesuffix(".parquet")
+        if folder in wanted or (name not in expired and max(when for _, _, when in items) > since):
+            continue
+        if folder.endswith(".parquet"):
+            store.place.delete([folder])
+        else:
+            store.place.delete_tree(folder)
+        n_bytes += sum(size for _, size, _ in items)
+        if folder.startswith("segments/"):
+            segments, orphans = segments + (name in expired), orphans + (name not in expired)
+    _delete_staged(store, since)
+    return Collected(segments, orphans, n_bytes)
+
+
+def _named_since(store: Store, oldest: int, since: datetime) -> set[str]:
+    """Segments of commits that expired, as far back as an uncommitted segment might be young."""
+    found: set[str] = set()
+    for sequence in range(oldest - 1, -1, -1):
+        record = store.record(sequence)
+        found |= {segment.id for segment in record.segments}
+        if datetime.fromisoformat(record.when) < since:
+            break
+    return found
+
+
+def _delete_staged(store: Store, since: datetime) -> None:
+    """Half-written files that a kill left in a local folder; nothing ever reads them."""
+    if store.place.local is not None:
+        for path in store.place.local.rglob("*"):
+            try:
+                if _STAGED.search(path.name) and path.stat().st_mtime < min(since.timestamp(), time.time() - 60.0):
+                    path.unlink(missing_ok=True)
+            except OSError:
+                continue
