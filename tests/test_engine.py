@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 from sklearn.linear_model import Ridge
 
-from streamfit.counts import add_tables
 from streamfit.corpus import Documents, Files, JsonLines, ParquetTable, Source, Tally, TextFiles
 from streamfit.corpus.base import blocks_of
+from streamfit.counts import add_tables
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import CorpusError, PlanError, ShardChangedError, ShardError
 from streamfit.features import Linear
