@@ -17,7 +17,7 @@ from rich.console import Console
 
 from streamfit import report as rp
 from streamfit.config import LanguageProblem, load_problem
-from streamfit.engine import Machine, connect, say
+from streamfit.engine import Machine, WorkOptions, connect, rewrite, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import (
     Fitted,
@@ -50,6 +50,10 @@ class Refit:
         Counting the new rows, or all of them; and the solve, in each.
     equal : bool
         Whether the two sets of weights are the same to the last bit.
+    forget_seconds : float
+        Taking the new rows out of the fit from scratch again, and the solve.
+    forgotten_equal : bool
+        Whether that gives the weights of the first fit, which never saw them, to the last bit.
     before, after : dict of str to Score
         On the held-back package's own test files.
     """
@@ -58,6 +62,8 @@ class Refit:
     added_seconds: float
     scratch_seconds: float
     equal: bool
+    forget_seconds: float
+    forgotten_equal: bool
     before: dict[str, Score]
     after: dict[str, Score]
 
@@ -101,7 +107,7 @@ def run_demo(run: Path, machine: Machine, console: Console) -> Path:
         rp.print_scores(scores, console, "held-out")
         samples = {p: model.tokenizer.decode(list(model.generate(p, 60, temperature=0.8, top_p=0.9))) for p in PROMPTS}
         say(console, f"\n{PROMPTS[0]}{samples[PROMPTS[0]]}\n", "dim")
-        console.rule(f"refit: add {HELD_BACK}, and compare with a fit from scratch")
+        console.rule(f"refit: add {HELD_BACK}, compare with a fit from scratch, and forget it again")
         refit = _refit(whole, fitted, machine, client, console)
         target = _report(fitted, scores, samples, refit, {"evaluation": seconds}, run, started)
     say(console, f"\nreport: {target}   ({time.perf_counter() - started:.0f} s in all)")
@@ -137,6 +143,21 @@ def _refit(whole: LanguageProblem, fitted: Fitted, machine: Machine, client: Cli
     scratch_seconds = time.perf_counter() - clock
 
     equal = _same_weights(refitted, from_scratch)
+    clock = time.perf_counter()
+    rows = rewrite(
+        scratch,
+        source,
+        dict.fromkeys(shard.content_id for shard in package.corpus.documents("train").shards()),
+        why=f"the demonstration forgets {HELD_BACK}",
+        fast=True,
+        client=client,
+        options=WorkOptions(n_threads=machine.threads, backend=machine.backend),
+    )
+    say(console, f"forgot {sum(d.n_rows for d in rows.departures):,} rows of {len(rows.departures):,} shards")
+    without = solve_store(scratch, whole.solve, console)
+    forget_seconds = time.perf_counter() - clock
+    forgotten_equal = _same_weights(without, fitted.solved)
+
     model = build_model(whole, fitted.store, refitted)
     assert isinstance(model, LanguageModel)
     model.save(Path(whole.run) / "model")
@@ -147,7 +168,13 @@ def _refit(whole: LanguageProblem, fitted: Fitted, machine: Machine, client: Cli
         f" adding took {added_seconds:.1f} s, from scratch {scratch_seconds:.1f} s",
         "bold",
     )
-    return Refit(added.n_rows, added_seconds, scratch_seconds, equal, before, after)
+    say(
+        console,
+        f"with {HELD_BACK} forgotten again ({forget_seconds:.1f} s) the weights are"
+        f" {'those of the first fit, to the last bit' if forgotten_equal else 'NOT those of the first fit'}",
+        "bold",
+    )
+    return Refit(added.n_rows, added_seconds, scratch_seconds, equal, forget_seconds, forgotten_equal, before, after)
 
 
 def _same_weights(a: Solved, b: Solved) -> bool:
@@ -231,8 +258,15 @@ def _report(
         f"{refit.added_rows:,} tokens of {HELD_BACK}, held back before, were added and the sums solved again. The"
         f" weights are {equal} to those of a fit from scratch on everything with the same features."
     )
+    again = "equal to the last bit" if refit.forgotten_equal else "NOT equal"
+    out.text(
+        f"Forgotten again, by reading and subtracting {HELD_BACK} alone, the fit from scratch has weights {again} to"
+        " those of the first fit, which never saw it."
+    )
     times = {"add and solve": refit.added_seconds, "from scratch": refit.scratch_seconds}
-    out.data["refit"] = {"added_rows": refit.added_rows, "equal": refit.equal, **times}
+    times |= {"forget and solve": refit.forget_seconds}
+    equals = {"equal": refit.equal, "forgotten_equal": refit.forgotten_equal}
+    out.data["refit"] = {"added_rows": refit.added_rows, **equals, **times}
     out.figure("refit", rp.plot_times(times), "Seconds to the same weights.")
     held_back = []
     for when, part in (("before", refit.before), ("after", refit.after)):

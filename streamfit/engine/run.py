@@ -275,5 +275,5 @@ def changed_files(found: Sequence[Shard], counted: dict[str, Shard]) -> list[tup
 
 def _changed_error(now: Shard, before: Shard) -> ShardChangedError:
     msg = f"{now.key} has changed since it was counted: now {now.bytes_id[:12]}"
-    remedy = "restore the file, or swap it with --replace; nothing was counted by this run"
+    remedy = "restore the file, or swap it by `streamfit add STORE PATH --replace`; nothing was counted"
     return ShardChangedError(msg, f"content {before.bytes_id[:12]}", remedy)

@@ -68,21 +68,23 @@ class Subtract:
         new = [remaining[s.content_id] for s in old if s.content_id in remaining]
         moments, tables = store.read_all(self.segment)
         before = sum_shards(store, source, old, options, report)
-        n_rows = {shard.content_id: shard.planned_rows for shard in counted}
         if any(before.n_rows[shard] != shard.planned_rows for shard in old):
             msg = f"shards of segment {self.segment.id} that give another number of rows than were counted"
             raise StoreError(msg, "the rows that were counted", "count the rest anew, without --fast")
+        moments = moments - before.moments
+        tables = add_tables([tables, before.tables], [1, -1])
+        read = sum(before.n_rows.values())
+        del before
         after = sum_shards(store, source, new, options, report)
+        n_rows = {shard.content_id: shard.planned_rows for shard in counted}
         n_rows |= {shard.content_id: n for shard, n in after.n_rows.items()}
-        left = sum(n_rows[shard.content_id] for shard in self.rest)
-        moments = moments - before.moments + after.moments
         segment = store.write_segment(
-            moments,
+            moments + after.moments,
             self.rest,
             [n_rows[shard.content_id] for shard in self.rest],
-            add_tables([tables, before.tables, after.tables], [1, -1, 1]),
+            add_tables([tables, after.tables], [1, 1]),
         )
-        return GroupResult(segment, (), left, 0.0)
+        return GroupResult(segment, (), read + sum(after.n_rows.values()), 0.0)
 
 
 def _changed(shard: Shard, remaining: dict[str, Shard]) -> bool:

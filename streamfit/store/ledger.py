@@ -128,6 +128,7 @@ class Ledgers:
         if gone:
             index.shards = {c: (s, where) for c, (s, where) in index.shards.items() if where not in gone}
             index.bytes = {s.bytes_id: _columns(s) for s, _ in index.shards.values()}
+            index.ids -= gone
             for segment_id in gone:
                 self._read.pop(segment_id, None)
         for segment in head.segments:
@@ -135,7 +136,7 @@ class Ledgers:
                 for shard in self.of(segment):
                     index.shards[shard.content_id] = (shard, segment.id)
                     index.bytes[shard.bytes_id] = _columns(shard)
-        index.ids = live
+                index.ids.add(segment.id)
         return index
 
     def refuse_repeats(self, head: Record, dropped: Iterable[str], new: Sequence[Segment]) -> None:

@@ -103,9 +103,9 @@ class Place:
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
-        if self.local is not None:
-            return (self.local / key).is_file()
         with self._reading(key):
+            if self.local is not None:
+                return (self.local / key).is_file()
             try:
                 obstore.head(self.objects, key)
             except (NotFoundError, FileNotFoundError):
@@ -140,13 +140,28 @@ class Place:
             msg = f"cannot read {what} of {self.url}: {first_line(error)}"
             raise StoreError(msg, "a readable store", "check permissions, credentials and network") from error
 
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            msg = f"cannot write {what} of {self.url}: {first_line(error)}"
+            raise StoreError(msg, "a writable store", "check disk space, permissions and network") from error
+
     def put(self, key: str, data: bytes) -> None:
-        """Write an object under a fresh name, durably."""
-        obstore.put(self.objects, key, data)
-        if self.local is not None:
-            sync(self.local / key)
-            sync((self.local / key).parent)
-            sync(self.local)
+        """Write an object under a fresh name, durably.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        with self._writing(key):
+            obstore.put(self.objects, key, data)
+            if self.local is not None:
+                sync(self.local / key)
+                sync((self.local / key).parent)
+                sync(self.local)
 
     def put_new(self, key: str, data: bytes) -> None:
         """Write an object only if there is none of its name. It is whole and durable before anyone can see it.
@@ -155,6 +170,8 @@ class Place:
         ------
         AlreadyExistsError
             If there is one; nothing is changed then.
+        OSError, obstore's BaseError
+            If it is not known to be there; it may be.
         """
         if self.local is None:
             obstore.put(self.objects, key, data, mode="create")
@@ -180,31 +197,56 @@ class Place:
             sync(self.local)
 
     def settle(self, prefix: str) -> None:
-        """Flush every file and folder below a prefix, and their entries, to disk; object stores are durable as is."""
+        """Flush every file and folder below a prefix, and their entries, to disk; object stores are durable as is.
+
+        Raises
+        ------
+        StoreError
+            If that fails.
+        """
         if self.local is None:
             return
         folder = self.local / prefix
-        for root, _, names in os.walk(folder, topdown=False):
-            for name in names:
-                sync(Path(root) / name)
-            sync(Path(root))
-        sync(folder.parent)
-        sync(self.local)
+        with self._writing(prefix):
+            for root, _, names in os.walk(folder, topdown=False):
+                for name in names:
+                    sync(Path(root) / name)
+                sync(Path(root))
+            sync(folder.parent)
+            sync(self.local)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; those that are gone already do no harm."""
+        """Remove objects; those that are gone already do no harm.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be removed.
+        """
         for key in keys:
-            try:
-                obstore.delete(self.objects, key)
-            except (NotFoundError, FileNotFoundError):
-                continue
+            with self._writing(key):
+                try:
+                    obstore.delete(self.objects, key)
+                except (NotFoundError, FileNotFoundError):
+                    continue
 
     def delete_tree(self, prefix: str) -> None:
-        """Remove everything below a prefix, and the folder itself."""
-        if self.local is not None:
-            shutil.rmtree(self.local / prefix, ignore_errors=True)
+        """Remove everything below a prefix, and the folder itself.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be removed.
+        """
+        if self.local is None:
+            self.delete(name for name, _, _ in self.list(f"{prefix}/"))
             return
-        self.delete(name for name, _, _ in self.list(f"{prefix}/"))
+        with self._writing(prefix):
+            while (self.local / prefix).exists():
+                try:
+                    shutil.rmtree(self.local / prefix)
+                except FileNotFoundError:  # another collection is at it as well
+                    continue
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from obstore.exceptions import BaseError
@@ -28,6 +28,7 @@ from streamfit.store.mix import Mix
 from streamfit.store.place import Place, first_line
 from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of
 
+_T = TypeVar("_T")
 _MADE_FIRST = {"header", "_log", "zarr.json"}
 
 
@@ -242,7 +243,7 @@ class Store:
         MismatchError
             If a segment to drop is no longer live, or a shard was forgotten.
         FullError
-            If there would be too many live segments.
+            If there would be more live segments than the bound of what stays.
         StoreError
             If the store cannot be written.
         """
@@ -257,16 +258,13 @@ class Store:
             if not recount:
                 self._refuse_forgotten(head, new)
             known = {r.content_id for r in head.refused}
-            record = replace(
+            fresh = {r.content_id: r for r in skipped if r.content_id not in known}
+            return replace(
                 head,
                 segments=(*(s for s in head.segments if s.id not in leaving), *new),
-                refused=(*head.refused, *(r for r in skipped if r.content_id not in known)),
+                refused=(*head.refused, *fresh.values()),
                 removed=(*head.removed, *(replace(r, sequence=head.sequence + 1) for r in removals)),
             )
-            if len(record.segments) > max(record.bound, len(head.segments)):
-                msg = f"{len(record.segments)} live segments"
-                raise FullError(msg, f"at most {record.bound}", "run `streamfit compact`")
-            return record
 
         return self._append(build, action)
 
@@ -317,16 +315,30 @@ class Store:
 
         return self.amend(f"unpin {name}", change)
 
-    def _append(self, build: Callable[[Record], Record], action: str) -> Record:
+    def refuse_past(self) -> None:
+        """Check that the store was opened as it is now, and not at a commit.
+
+        Raises
+        ------
+        StoreError
+            If it was opened at a commit: nothing may be changed then.
+        """
         if self._at is not None:
             msg = f"{self.place} as of commit {self._at.sequence}"
             raise StoreError(msg, "the store as it is now", "open it without a commit to write")
+
+    def _append(self, build: Callable[[Record], Record], action: str) -> Record:
+        self.refuse_past()
 
         def following(head: Record | None) -> Record:
             if head is None:
                 msg = f"{self.place} lost its log"
                 raise StoreError(msg, "a store")
-            return replace(build(head), sequence=head.sequence + 1, action=action, commit=uuid.uuid4().hex)
+            record = replace(build(head), sequence=head.sequence + 1, action=action, commit=uuid.uuid4().hex)
+            if len(record.segments) > record.bound:
+                msg = f"{len(record.segments)} live segments"
+                raise FullError(msg, f"at most {record.bound}", "run `streamfit compact`")
+            return record
 
         record = self._log.append(following)
         assert record is not None
@@ -403,13 +415,27 @@ class Store:
             Weights of segments. Those of equal weight are summed exactly before they are weighted, so the result does
             not depend on how rows were cut into segments.
         """
+        return self._settled(lambda head: self._sum(head, keep, mix))
+
+    def _sum(self, head: Record, keep: Callable[[Segment], bool], mix: Mix | None) -> Moments:
         total = self.zeros()
-        for factor, segments in (mix or Mix()).spread(self.head().segments):
+        for factor, segments in (mix or Mix()).spread(head.segments):
             part = self.zeros()
             for segment in filter(keep, segments):
                 part = part + self.read(segment)
             total = total + (part if factor == 1.0 else part * factor)
         return total
+
+    def _settled(self, read: Callable[[Record], _T]) -> _T:
+        """What `read` makes of one commit, whatever is compacted and collected meanwhile."""
+        while True:
+            head = self.head()
+            try:
+                return read(head)
+            except StoreError:
+                if {s.id for s in head.segments} <= {s.id for s in self.head().segments}:
+                    raise
+                # A run went on long enough for segments of that commit to be collected: read the newest.
 
     def zeros(self) -> Moments:
         """Moments of no rows."""
@@ -417,8 +443,12 @@ class Store:
 
     def fold_moments(self, mix: Mix | None = None) -> dict[int, Moments]:
         """Moments of each fold that has rows."""
-        folds = sorted({segment.fold for segment in self.head().segments})
-        return {fold: self.moments(lambda s, fold=fold: s.fold == fold, mix) for fold in folds}  # type: ignore[misc]
+
+        def read(head: Record) -> dict[int, Moments]:
+            folds = sorted({segment.fold for segment in head.segments})
+            return {fold: self._sum(head, lambda s, fold=fold: s.fold == fold, mix) for fold in folds}  # type: ignore[misc]
+
+        return self._settled(read)
 
 
 def check_policy(max_live: int, keep: int) -> None:
@@ -440,7 +470,7 @@ def _sequence_of(newest: Record, at: int | str) -> int:
     text = str(at)
     if text in pins:
         return pins[text]
-    if not text.isdigit() or int(text) > newest.sequence:
+    if not text.isdecimal() or int(text) > newest.sequence:
         names = f", or a pin ({', '.join(pins)})" if pins else ""
         msg = f"commit {at!r}"
         raise StoreError(msg, f"one of {newest.oldest} to {newest.sequence}{names}", "`streamfit log` lists them")

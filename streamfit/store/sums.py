@@ -57,7 +57,8 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
         if not there or any(arrays[key].shape != shapes.get(name, (k,)) for _, key in there):
             msg = f"{name} of {where} was altered"
             raise StoreError(msg, f"shape {shapes.get(name, (k,))}", "restore it from a backup")
-        limbs = tuple(arrays[key] * 2.0**-exponent for exponent, key in there)
+        # In place, for these arrays may be half of the memory that there is.
+        limbs = tuple(np.multiply(a := arrays[key], 2.0**-exponent, out=a) for exponent, key in there)
         sums[name] = GridSum(tuple(limb[0] for limb in limbs) if name == "weight" else limbs, there[0][0])
     return Moments(frame, one_hot, n_rows, **sums)
 

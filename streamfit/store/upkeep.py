@@ -1,9 +1,10 @@
 """What keeps a store small: merging segments of a kind, and deleting what no commit needs. Floor 4.
 
 **Bounds.** After every commit there are at most `Record.bound` live segments: `max_live`, or twice the number of kinds
-(fold, source, labels) where that is more. A commit adds one segment, but for imports and rewrites, which add one a kind
-at most; so the commits that one can go back to name `bound + keep` segments together when runs made them. Collection
-leaves those, the pinned ones, and what was never committed and is younger than its grace.
+(fold, source, labels) where that is more; a commit that would leave more is refused. A commit adds one segment, but for
+imports and rewrites, which add one a kind at most; so the commits that one can go back to name `bound + keep` segments
+together when runs made them. Collection leaves those, the pinned ones, and what was never committed and is younger than
+its grace.
 """
 
 from __future__ import annotations
@@ -87,7 +88,13 @@ def compact(store: Store, max_live: int | None = None) -> int:
     -------
     int
         By how many there are fewer segments.
+
+    Raises
+    ------
+    FullError
+        If another writer adds so much meanwhile that the new bound would not hold.
     """
+    store.refuse_past()
     if max_live is not None:
         check_policy(max_live, 0)
     before = len(store.head().segments)
@@ -134,10 +141,14 @@ def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> C
     grace : float
         Seconds for which something that was never committed is left: a writer may be about to commit it.
     """
+    store.refuse_past()
     if keep is not None:
         check_policy(2, keep)
         if store.head().keep != keep:
-            store.amend(f"keep {keep}", lambda _: {"keep": keep})
+            # What expired under the old number may be deleted: a larger one does not bring it back.
+            store.amend(f"keep {keep}", lambda head: {"keep": keep, "horizon": head.oldest})
+    # Listed before the log is read: what is found here and committed meanwhile is named by then.
+    found = _listed(store)
     newest = store.head()
     kept = [store.record(n) for n in range(newest.oldest, newest.sequence)]
     kept += [newest, *(store.record(pin.sequence) for pin in newest.pins)]
@@ -145,11 +156,6 @@ def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> C
     since = datetime.now(UTC) - timedelta(seconds=grace)
     expired = _named_since(store, newest.oldest, since) - named
     removals = {removal.id for removal in newest.removed}
-    found: dict[str, list[tuple[str, int, datetime]]] = {}
-    for prefix in ("segments/", "ledgers/", "removals/", "header/"):
-        for item in store.place.list(prefix):
-            folder = "/".join(item[0].split("/")[:2])
-            found.setdefault(folder, []).append(item)
     wanted = {f"segments/{name}" for name in named} | {ledger_key(name) for name in named}
     wanted |= {removal_key(name) for name in removals} | {newest.header_at}
     segments = orphans = n_bytes = 0
@@ -166,6 +172,16 @@ def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> C
             segments, orphans = segments + (name in expired), orphans + (name not in expired)
     _delete_staged(store, since)
     return Collected(segments, orphans, n_bytes)
+
+
+def _listed(store: Store) -> dict[str, list[tuple[str, int, datetime]]]:
+    """All objects but the log, by what they are deleted with."""
+    found: dict[str, list[tuple[str, int, datetime]]] = {}
+    for prefix in ("segments/", "ledgers/", "removals/", "header/"):
+        for item in store.place.list(prefix):
+            if item[0] != f"{prefix}zarr.json":  # the group that Zarr makes of the folder
+                found.setdefault("/".join(item[0].split("/")[:2]), []).append(item)
+    return found
 
 
 def _named_since(store: Store, oldest: int, since: datetime) -> set[str]:
