@@ -17,12 +17,11 @@ from rich.console import Console
 
 from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
-from streamfit.corpus import Files
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import accumulate_into, linear_model, logged, solve_store
 from streamfit.store import Store
-from streamfit.tables import table_source
+from streamfit.stores import add, open_any
 
 
 def main(run: Path, new: list[str], *, check: bool = False) -> bool:
@@ -32,13 +31,12 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
     if not isinstance(problem, RidgeProblem):
         msg = f"{run} is a run of kind {problem.kind!r}"
         raise ConfigError(msg, "'ridge'", "`streamfit demo` shows the same for a language model")
-    store = Store(run / "store")
-    sources = [table_source(store.header.reader, Files(each), problem.corpus.label) for each in new]
+    store = open_any(run)
+    label, labels = problem.corpus.label, problem.corpus.labels.settings()
 
     with logged(run), connect(where) as client:
         clock = time.perf_counter()
-        for source in sources:
-            accumulate_into(store, source, where, client, console, group_rows=problem.group_rows)
+        add(store, new, where, client, console, label=label, labels=labels, group_rows=problem.group_rows)
         solved = solve_store(store, problem.solve, console)
         linear_model(store, solved).save(run / "model")
         say(console, f"refitted in {time.perf_counter() - clock:.1f} s")
@@ -48,8 +46,8 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
         with tempfile.TemporaryDirectory(dir=run) as folder:
             clock = time.perf_counter()
             scratch = Store.create(Path(folder) / "store", store.header)
-            for source in (problem.corpus.table(), *sources):
-                accumulate_into(scratch, source, where, client, console, group_rows=problem.group_rows)
+            accumulate_into(scratch, problem.corpus.table(), where, client, console, group_rows=problem.group_rows)
+            add(scratch, new, where, client, console, label=label, labels=labels, group_rows=problem.group_rows)
             again = solve_store(scratch, problem.solve, console)
             equal = np.array_equal(again.solution.weights, solved.solution.weights)
             say(console, f"from scratch in {time.perf_counter() - clock:.1f} s; weights equal to the last bit: {equal}")

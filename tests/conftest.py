@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +75,38 @@ def table(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
         columns = {f"x{j}": x[part, j] for j in range(8)} | {"y": y[part]}
         pq.write_table(pa.table(columns), folder / f"part-{i}.parquet", row_group_size=1000)
     return folder, x, y
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Gives fresh addresses in a bucket of an S3 server on this machine, which the environment points to.
+
+    moto looks whether there is an object and then puts it, in two steps that threads can come between (of 150 rounds
+    of four racing conditional creates, three had two winners when Python switched threads often). S3 itself is atomic,
+    so requests are served one at a time.
+    """
+    from moto.server import ThreadedMotoServer  # takes half a second, which few sessions need
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    assert server._server is not None
+    application: Any = server._server.app
+    alone = threading.Lock()
+
+    def one_at_a_time(environ: Any, start_response: Any) -> Iterable[bytes]:
+        with alone:
+            return application(environ, start_response)
+
+    server._server.app = one_at_a_time
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    numbers = count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+        yield lambda: f"s3://bucket/stores/{next(numbers)}"
+    server.stop()

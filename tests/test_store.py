@@ -1,56 +1,19 @@
 """The store: what is written is read back bit for bit, counts once and atomically, and damage is an error."""
 
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
+from store_helpers import D, K, add, header_of, moments_of, shard_of
 
 from streamfit.errors import MismatchError, StoreError
 from streamfit.exact import COARSE
-from streamfit.features import Linear
-from streamfit.frame import Frame
 from streamfit.moments import Moments
-from streamfit.plan import Shard
-from streamfit.store import Header, Refusal, Store
+from streamfit.store import Refusal, Store
 from streamfit.targets import Dense, OneHot
-
-D, K = 5, 3
-NUMBERS = count()
-
-
-def header_of(precision="float64", targets=None, n_features=D, **changes):
-    rng = np.random.default_rng(0)
-    targets = targets or Dense(K)
-    sample, classes = rng.normal(size=(100, n_features)) * 3.0 + 7, np.arange(100) % K
-    y = classes if targets.one_hot else rng.normal(size=(100, K))
-    frame = Frame.from_sample(sample, y, targets)
-    return Header(Linear(n_features), targets, frame, precision, **({"n_folds": 3} | changes))
-
-
-def shard_of(number, source="s"):
-    return Shard(f"k{number}", f"/data/{number}", 0, 10, 10, 20, f"{number + 1:015x}".ljust(64, "0"), source)
-
-
-def moments_of(header, seed=0, scale=1.0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(50, header.frame.n_features)) * scale
-    y = rng.integers(0, K, 50) if header.targets.one_hot else rng.normal(size=(50, K))
-    weights = rng.uniform(size=50)
-    return Moments.from_rows(x, y, header.frame, header.targets, weights=weights, precision=header.precision)
-
-
-def add(store, *, number=None, seed=0, tally=None):
-    """Write and commit a segment of one shard; gives its moments."""
-    number = next(NUMBERS) if number is None else number
-    moments = moments_of(store.header, seed)
-    store.commit([store.write_segment(moments, [shard_of(number)], [moments.n_rows], tally)])
-    return moments
 
 
 @pytest.fixture
@@ -174,41 +137,6 @@ def test_sums_of_folds_and_tallies_add_up(store):
             for there, written in zip(tables[name], table, strict=True):
                 np.testing.assert_array_equal(there, written)
                 assert there.dtype == written.dtype
-
-
-def plain_gram(path):
-    """Upper triangle of a store's Gram matrix in natural units, read without streamfit: this is the format."""
-    log = sorted(Path(path, "_log").glob("*.json"))
-    newest = json.loads(log[-1].read_text())["body"]
-    root = zarr.open_group(path, mode="r")
-    header = root[newest["header_at"]]
-    exponents = header["frame/exponents"][:]
-    d, b = len(exponents), header.attrs["tile"]
-    gram = np.zeros((d, d))
-    for segment in newest["segments"]:
-        arrays = root[f"segments/{segment['id']}"]
-        # One array a limb, of plain numbers: a coarse one only where the sums outgrew their first grid.
-        tiles = sum(arrays[name][:] for name in ("gram_coarse", "gram", "gram_fine") if name in arrays)
-        edges = [slice(lo, min(lo + b, d)) for lo in range(0, d, b)]
-        pairs = [(r, c) for i, r in enumerate(edges) for c in edges[i:]]
-        for tile, (r, c) in zip(tiles, pairs, strict=True):
-            gram[r, c] += tile[: r.stop - r.start, : c.stop - c.start]
-    return np.triu(gram) * 2.0 ** (exponents + exponents[:, None])
-
-
-@pytest.mark.parametrize("n_features", [D, 700], ids=["one tile", "three tiles"])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_any_zarr_reader_gets_the_same_gram(tmp_path, n_features, precision):
-    """The format needs nothing of streamfit: tiles times 2^exponents, summed over the segments that the log names."""
-    store = Store.create(tmp_path / "s", header_of(precision, n_features=n_features))
-    for seed in range(2):
-        add(store, seed=seed)
-    store.write_segment(moments_of(store.header), [shard_of(10**6)], [50])  # not committed: does not count
-    c = store.moments().centered()
-    shift = c.mean_x - store.header.frame.origin
-    expected = c.gram + c.weight * np.outer(shift, shift)
-    expected = np.tril(expected).T
-    np.testing.assert_allclose(plain_gram(store.place.local), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
 
 
 # Commits

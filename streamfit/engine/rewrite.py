@@ -6,7 +6,8 @@ alone); until the one commit the store is as it was, and after it as if they had
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -102,7 +103,7 @@ def rewrite(
         if missing:
             msg = f"{len(missing)} shards that are not counted, such as {missing[0][:12]}"
             raise MismatchError(msg, "counted shards", "`streamfit status --shards` lists them")
-        make_room(store, 1 + len({(s.fold(store.header.n_folds), s.source, s.labels) for s in adding}))
+        make_room(store, len({(s.fold(store.header.n_folds), s.source, s.labels) for s in adding}))
         work = _Work(store, leaving, adding, fast, where or {})
         try:
             results = work.run(source, client, options, group_rows)
@@ -120,23 +121,19 @@ class _Work:
     def __init__(
         self, store: Store, leaving: Leaving, adding: Sequence[Shard], fast: bool, where: Mapping[str, Shard]
     ) -> None:
-        self._store, self._adding, self._fast, self._where = store, adding, fast, where
+        self._store, self._adding, self._fast = store, adding, fast
         self._counted = store.counted()
         holders = {content: store.holder(content) for content in leaving}
         self._touched = {s.id: s for s in holders.values() if s is not None}
         self._leaving = leaving
-        self._rest = {s.id: tuple(self._kept(store.ledger(s))) for s in self._touched.values()}
+        self._before = {s.id: [_placed(shard, where) for shard in store.ledger(s)] for s in self._touched.values()}
+        self._rest = {segment_id: tuple(self._kept(shards)) for segment_id, shards in self._before.items()}
 
     def _kept(self, shards: Iterable[Shard]) -> Iterable[Shard]:
-        for shard in map(self._placed, shards):
-            if shard.content_id not in self._leaving:
-                yield shard
-            elif positions := self._leaving[shard.content_id]:
+        for shard in shards:
+            positions = self._leaving.get(shard.content_id, ())
+            if positions is not None:
                 yield replace(shard, without=tuple(sorted({*shard.without, *positions})))
-
-    def _placed(self, shard: Shard) -> Shard:
-        there = self._where.get(shard.bytes_id)
-        return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
 
     def still_stands(self) -> bool:
         """Whether every touched segment is still live, so that trying again would meet the same error."""
@@ -154,17 +151,12 @@ class _Work:
         with crew(self._store, source, client, options) as workers:
             if self._fast:
                 for segment_id, rest in self._rest.items():
-                    workers.add(Subtract(self._touched[segment_id], rest))
+                    changing = tuple(s for s in self._before[segment_id] if s.content_id in self._leaving)
+                    workers.add(Subtract(self._touched[segment_id], changing, rest))
             for group in make_groups(counting, header.n_folds, rows):
                 workers.add(Count(group))
-            try:
+            with _changed_since():
                 results += [result for _, result in workers.results()]
-            except ShardChangedError as error:
-                raise ShardError(
-                    error.got,
-                    "the content that was counted, to take it out or to count its neighbours anew",
-                    "restore the file, or say with --corpus where its content lies now; nothing was changed",
-                ) from error
         return results
 
     def commit(self, results: Sequence[GroupResult], kind: Literal["forgotten", "replaced"], why: str) -> Rewritten:
@@ -230,16 +222,31 @@ def find_rows(
     ShardError
         If a shard cannot be read, has changed, or has no such column.
     """
-    there = where or {}
-    shards = [
-        replace(s, uri=w.uri, start=w.start, stop=w.stop) if (w := there.get(s.bytes_id)) else s
-        for s in sorted(store.counted().values(), key=lambda s: s.key)
-    ]
+    wanted = frozenset(values)
+    shards = [_placed(shard, where or {}) for shard in sorted(store.counted().values(), key=lambda s: s.key)]
     size = max(1, len(shards) // (8 * n_workers(client)))
     found: dict[str, tuple[int, ...]] = {}
-    with crew(store, source, client, options or WorkOptions()) as workers:
+    with crew(store, source, client, options or WorkOptions()) as workers, _changed_since():
         for lo in range(0, len(shards), size):
-            workers.add(Find(tuple(shards[lo : lo + size]), column, frozenset(values)))
+            workers.add(Find(tuple(shards[lo : lo + size]), column, wanted))
         for _, positions in workers.results():
             found |= positions
     return found
+
+
+def _placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
+    there = where.get(shard.bytes_id)
+    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
+
+
+@contextmanager
+def _changed_since() -> Iterator[None]:
+    """Say what to do about a shard that is no longer what was counted."""
+    try:
+        yield
+    except ShardChangedError as error:
+        raise ShardError(
+            error.got,
+            "the content that was counted, to take it out or to count its neighbours anew",
+            "restore the file, or say with --corpus where its content lies now; nothing was changed",
+        ) from error

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import psutil
 from distributed import Client
@@ -22,9 +21,9 @@ from streamfit.engine.rewrite import Rewritten, rewrite
 from streamfit.engine.tasks import Count, Merge
 from streamfit.engine.upkeep import Upkeep
 from streamfit.engine.work import WorkOptions
-from streamfit.errors import CorpusError, ShardChangedError
+from streamfit.errors import CorpusError, MismatchError, ShardChangedError
 from streamfit.plan import Plan, Shard, counted_twice, default_group_rows, make_groups
-from streamfit.store import CountedTwiceError, Refusal, Store
+from streamfit.store import Refusal, Store
 
 log = logging.getLogger("streamfit")
 
@@ -123,11 +122,12 @@ def accumulate(
         msg = "a corpus without any rows"
         raise CorpusError(msg, "at least one shard with rows", "check the paths and patterns of [corpus]")
     counted = store.counted()
+    _refuse_other_cuts(found, counted)
     changed = changed_files(found, counted)
     if changed and not replace_changed:
         raise _changed_error(*changed[0])
     forgotten = {} if recount else store.forgotten()
-    unique, repeats = counted_twice(found)
+    unique, repeats = counted_twice(found if recount else _narrowed(store, found))
     already = tuple(s for s in unique if s.content_id in counted)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
     job = _Job(store, source, client, options, group_rows, recount, console)
@@ -139,7 +139,7 @@ def accumulate(
     _announce(plan, store, client, console, already, kept_out)
     replaced = _swap(job, unique, {old.uri for _, old in changed}) if changed else None
     while job.count(unique):
-        log.info("event=race: another run counted shards of this one; planning the rest anew")
+        log.info("event=race another run counted shards of this one; the rest is planned anew")
     n_rows = job.n_rows + (replaced.added_rows if replaced else 0)
     n_shards = job.n_shards + (replaced.added_shards if replaced else 0)
     seconds = time.perf_counter() - started
@@ -175,7 +175,7 @@ class _Job:
 
     def count(self, shards: Sequence[Shard]) -> bool:
         """Count what is not counted; whether another run was faster, so that the rest must be planned anew."""
-        plan, lost = self.plan(shards), False
+        plan, lost = self.plan(shards), None
         with (
             metered(plan, self.console) as meter,
             crew(self.store, self.source, self.client, self.options, meter.block) as workers,
@@ -191,24 +191,36 @@ class _Job:
                     if result.segment is not None or result.refused:
                         segments = [result.segment] if result.segment else []
                         upkeep.commit(segments, result.refused, recount=self.recount)
-                except CountedTwiceError:
-                    lost = True
+                except MismatchError as error:  # counted, or forgotten, by another run meanwhile
+                    lost = error
                     continue
                 self.refused += result.refused
                 self.n_rows += result.n_rows
                 self.n_shards += len(task.group.shards) - len(result.refused)
                 meter.group(task.group.planned_rows, result.n_rows)
-        return lost
+        if lost is not None and self.plan(shards).n_shards == plan.n_shards:
+            raise lost  # nothing of it was counted by anyone: asking again would not end
+        return lost is not None
+
+
+def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:
+    """Shards without the rows that were taken out when they were counted before."""
+    gone: dict[str, set[int]] = {}
+    for removal in store.head().removed:
+        for departure in store.departures(removal) if removal.kind == "forgotten" else ():
+            gone.setdefault(departure.content_id, set()).update(departure.positions)
+    return [replace(s, without=tuple(sorted(gone[s.content_id]))) if gone.get(s.content_id) else s for s in found]
 
 
 def _swap(job: _Job, found: Sequence[Shard], files: set[str]) -> Rewritten:
     """Put the present content of files in the place of what was counted of them."""
     counted, present = job.store.counted(), {s.content_id for s in found}
+    kept_out = {} if job.recount else job.store.forgotten()
     return rewrite(
         job.store,
         job.source,
         {s.content_id: None for s in counted.values() if s.uri in files and s.content_id not in present},
-        adding=[s for s in found if s.uri in files and s.content_id not in counted],
+        adding=[s for s in found if s.uri in files and s.content_id not in counted and s.content_id not in kept_out],
         kind="replaced",
         why="the file has changed",
         client=job.client,
@@ -257,23 +269,37 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
     )
 
 
-def changed_files(found: Sequence[Shard], counted: dict[str, Shard]) -> list[tuple[Shard, Shard]]:
-    """Shards of files that were counted with another content, each with a counted shard that it overlaps."""
+def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:
+    """Counted shards whose file is there, but their content is nowhere: each after one that its file has now.
+
+    Content that lies in another file by now is not lost, and a file that is gone altogether is not asked for.
+    """
     by_file: dict[str, list[Shard]] = {}
-    for shard in sorted(counted.values(), key=lambda s: s.start):
-        by_file.setdefault(shard.uri, []).append(shard)
-    changed = []
     for shard in found:
-        # A file that grew or shrank is cut elsewhere: any overlap with what was counted of it would count rows twice.
-        there = by_file.get(shard.uri, [])
-        place = bisect_left(there, shard.stop, key=lambda s: s.start)
-        before = there[place - 1] if place else None
-        if before is not None and before.stop > shard.start and before.bytes_id != shard.bytes_id:
-            changed.append((shard, before))
+        by_file.setdefault(shard.uri, []).append(shard)
+    present = {shard.content_id for shard in found}
+    changed = []
+    for before in sorted(counted.values(), key=lambda s: (s.uri, s.start, s.key)):
+        there = by_file.get(before.uri, [])
+        if there and before.content_id not in present:
+            overlapping = (s for s in there if s.start < before.stop and before.start < s.stop)
+            changed.append((next(overlapping, there[-1]), before))
     return changed
 
 
+def _refuse_other_cuts(found: Sequence[Shard], counted: Mapping[str, Shard]) -> None:
+    cuts = {s.bytes_id: s for s in counted.values()}
+    for shard in found:
+        before = cuts.get(shard.bytes_id)
+        if before is not None and [n for n, _ in before.select] != [n for n, _ in shard.select]:
+            was, now = (", ".join(n for n, _ in s.select) or "none" for s in (before, shard))
+            msg = f"{shard.key} is counted already, as {before.key}, cut by other label columns ({was}, now {now})"
+            raise MismatchError(
+                msg, "each row once", "use the label columns that it was counted with, or forget it first"
+            )
+
+
 def _changed_error(now: Shard, before: Shard) -> ShardChangedError:
-    msg = f"{now.key} has changed since it was counted: now {now.bytes_id[:12]}"
+    msg = f"{now.key} has changed since it was counted: now {now.content_id[:12]}"
     remedy = "restore the file, or swap it by `streamfit add STORE PATH --replace`; nothing was counted"
-    return ShardChangedError(msg, f"content {before.bytes_id[:12]}", remedy)
+    return ShardChangedError(msg, f"content {before.content_id[:12]} ({before.key})", remedy)

@@ -52,44 +52,38 @@ class Subtract:
     Parameters
     ----------
     segment : Segment
+    changing : tuple of Shard
+        Its shards that leave, or that rows leave, as they were counted.
     rest : tuple of Shard
         What is to remain; empty to write no segment.
     """
 
     segment: Segment
+    changing: tuple[Shard, ...]
     rest: tuple[Shard, ...]
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> GroupResult:
         if not self.rest:
             return GroupResult(None, (), 0, 0.0)
-        remaining = {shard.content_id: shard for shard in self.rest}
-        counted = store.ledger(self.segment)
-        old = [s for s in counted if _changed(s, remaining)]
-        new = [remaining[s.content_id] for s in old if s.content_id in remaining]
         moments, tables = store.read_all(self.segment)
-        before = sum_shards(store, source, old, options, report)
-        if any(before.n_rows[shard] != shard.planned_rows for shard in old):
+        before = sum_shards(store, source, self.changing, options, report)
+        if any(before.n_rows[shard] != shard.planned_rows for shard in self.changing):
             msg = f"shards of segment {self.segment.id} that give another number of rows than were counted"
             raise StoreError(msg, "the rows that were counted", "count the rest anew, without --fast")
         moments = moments - before.moments
         tables = add_tables([tables, before.tables], [1, -1])
         read = sum(before.n_rows.values())
         del before
-        after = sum_shards(store, source, new, options, report)
-        n_rows = {shard.content_id: shard.planned_rows for shard in counted}
-        n_rows |= {shard.content_id: n for shard, n in after.n_rows.items()}
+        leaving = {shard.content_id for shard in self.changing}
+        after = sum_shards(store, source, [s for s in self.rest if s.content_id in leaving], options, report)
+        n_rows = {shard: shard.planned_rows for shard in self.rest} | after.n_rows
         segment = store.write_segment(
             moments + after.moments,
             self.rest,
-            [n_rows[shard.content_id] for shard in self.rest],
+            [n_rows[shard] for shard in self.rest],
             add_tables([tables, after.tables], [1, 1]),
         )
         return GroupResult(segment, (), read + sum(after.n_rows.values()), 0.0)
-
-
-def _changed(shard: Shard, remaining: dict[str, Shard]) -> bool:
-    there = remaining.get(shard.content_id)
-    return there is None or there.without != shard.without
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,16 @@ from streamfit.frame import n_tiles, tile_pairs, tile_size
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.store.ledger import Departure
-from streamfit.store.log import Labels, Record, Segment
+from streamfit.store.log import Labels, Record, Refusal, Removal, Segment
 from streamfit.store.mix import Mix
 from streamfit.store.place import first_line
 from streamfit.store.store import Store
-from streamfit.store.upkeep import make_room, merge_segments
+from streamfit.store.upkeep import make_room, sum_segments
 
 _DENSE = ("n_rows", "weight", "origin", "y_origin", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _ABOUT = ("origin", "y_origin")
+_SLACK = 1.001
+"""What sums that were taken in float32 may miss an inequality by."""
 
 
 def dense(moments: Moments) -> dict[str, np.ndarray]:
@@ -65,15 +67,20 @@ def export_dense(store: Store, path: Path, mix: Mix | None = None) -> None:
     if path.suffix not in (".npz", ".zarr") or path.exists():
         msg = f"{path}" + (" is there already" if path.exists() else "")
         raise ConfigError(msg, "a new .npz or .zarr", "choose another name")
-    arrays = dense(store.moments(mix=mix))
-    arrays["features"] = np.array(store.header.features.names(), dtype=np.str_)
+    arrays, header = dense(store.moments(mix=mix)), store.header.content_hash
+    names = store.header.features.names()
     try:
-        if path.suffix == ".npz":
-            np.savez(path, header=np.array(store.header.content_hash), **arrays)  # type: ignore[arg-type]
-            return
-        group = zarr.open_group(str(path), mode="w-", attributes={"header": store.header.content_hash})
-        for name, array in arrays.items():
-            group.create_array(name, data=array)
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".streamfit-") as folder:
+            partial = Path(folder) / path.name
+            if path.suffix == ".npz":
+                about = {"features": np.array(names, dtype=np.str_), "header": np.array(header)}
+                np.savez(partial, **about, **arrays)  # type: ignore[arg-type]
+            else:
+                # Zarr has no settled type for text, so names are attributes there.
+                group = zarr.open_group(str(partial), mode="w-", attributes={"header": header, "features": [*names]})
+                for name, array in arrays.items():
+                    group.create_array(name, data=array)
+            partial.rename(path)
     except OSError as error:
         msg = f"cannot write {path}: {first_line(error)}"
         raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
@@ -89,7 +96,8 @@ def read_dense(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a file that it opened itself open when it is none of its own.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if name in _DENSE}
         else:
             group: Any = zarr.open_group(str(path), mode="r")
@@ -113,7 +121,7 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     ----------
     store : Store
     path : Path
-        `.npz` or Zarr, as `dense` describes. Its bytes are its identity: it is counted once.
+        `.npz` or Zarr, as `dense` describes. Its numbers are its identity: they are counted once.
     source : str
         Label of the segment.
     labels : tuple of (str, str)
@@ -169,6 +177,11 @@ def _refuse_impossible(arrays: dict[str, np.ndarray], path: Path) -> None:
     if lowest < -1e-5 * len(bordered):
         msg = f"{path}: sums that no rows can have (an eigenvalue of {lowest:.3g} of the correlation matrix)"
         raise ConfigError(msg, "weight, sum_x and gram of the same rows", "do not centre the Gram matrix")
+    norms = np.sqrt(np.maximum(arrays["sum_yy"], 0.0)) * _SLACK
+    possible = (arrays["sum_yy"] >= 0).all() and (np.abs(arrays["sum_y"]) <= np.sqrt(weight) * norms).all()
+    if not possible or (np.abs(arrays["cross"]) > np.outer(np.sqrt(np.diag(gram)), norms)).any():
+        msg = f"{path}: sums that no rows can have (sum_y or cross is too large for sum_yy)"
+        raise ConfigError(msg, "sum_yy, sum_y and cross of the same rows", "take squares of each target by itself")
 
 
 def _to_frame(store: Store, a: dict[str, np.ndarray]) -> Moments:
@@ -181,6 +194,7 @@ def _to_frame(store: Store, a: dict[str, np.ndarray]) -> Moments:
     sum_yy = a["sum_yy"] + dy * (a["sum_y"] + sum_y)
     units, y_units = np.ldexp(1.0, -frame.exponents), np.ldexp(1.0, -frame.y_exponents)
     gram = (gram + gram.T) / 2 * units * units[:, None]
+    np.fill_diagonal(gram, np.maximum(np.diag(gram), 0.0))  # the shift cancels, and may leave less than nothing
     d, b = frame.n_features, tile_size(frame.n_features)
     tiles = np.zeros((n_tiles(d), b, b))
     for index, r, c in tile_pairs(d):
@@ -208,15 +222,15 @@ def _grid(values: np.ndarray, n_limbs: int) -> GridSum:
 # Whole segments
 
 
-def absorb(target: Store, source: Store, action: str, rename: Callable[[Shard], Shard] = lambda shard: shard) -> Record:
+def absorb(target: Store, source: Store, action: str, *, anonymous: bool = False) -> Record:
     """Take all that another store counted, and all that it was made to forget, in one commit.
 
     Parameters
     ----------
     target, source : Store
     action : str
-    rename : callable
-        What the ledgers call a shard from now on.
+    anonymous : bool
+        Leave out names of shards, and reasons why some were refused or forgotten.
 
     Raises
     ------
@@ -226,17 +240,28 @@ def absorb(target: Store, source: Store, action: str, rename: Callable[[Shard], 
     """
     target.refuse_other(source.header, str(source.place))
     refuse_overlap(target, source)
-    kinds: dict[object, list[Segment]] = {}
-    for segment in source.head().segments:
-        kinds.setdefault(segment.kind, []).append(segment)
+    return _absorb(target, [source], action, anonymous)
+
+
+def _absorb(target: Store, sources: Sequence[Store], action: str, anonymous: bool = False) -> Record:
+    rename: Callable[[Shard], Shard] = _nameless if anonymous else lambda shard: shard
+    kinds: dict[object, list[tuple[Store, Segment]]] = {}
+    for source in sources:
+        for segment in source.head().segments:
+            kinds.setdefault(segment.kind, []).append((source, segment))
     make_room(target, len(kinds))
-    merged = [merge_segments(source, group, target, rename) for group in kinds.values()]
-    removals = []
-    for removal in source.head().removed:
-        left = [_renamed(d, rename) for d in source.departures(removal)]
-        name, digest = target.write_removal(left)
-        removals.append(replace(removal, id=name, digest=digest))
-    return target.commit(merged, source.head().refused, action, removals=removals)
+    merged = [sum_segments(parts, target, rename) for parts in kinds.values()]
+    removals: list[Removal] = []
+    refused: list[Refusal] = []
+    for source in sources:
+        for removal in source.head().removed:
+            name, digest = target.write_removal([_renamed(d, rename) for d in source.departures(removal)])
+            why = "" if anonymous else removal.why
+            removals.append(replace(removal, id=name, digest=digest, why=why))
+        refused += source.head().refused
+    if anonymous:
+        refused = [replace(refusal, key=refusal.content_id[:16], reason="") for refusal in refused]
+    return target.commit(merged, refused, action, removals=removals)
 
 
 def refuse_overlap(target: Store, source: Store) -> None:
@@ -245,7 +270,7 @@ def refuse_overlap(target: Store, source: Store) -> None:
     Raises
     ------
     MismatchError
-        Naming the shards.
+        Naming the shards. Also if both divided the same bytes by different label columns.
     """
     mine, theirs = target.counted(), source.counted()
     shared = [(theirs[content], mine[content]) for content in theirs if content in mine]
@@ -254,6 +279,12 @@ def refuse_overlap(target: Store, source: Store) -> None:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         msg = f"{len(shared)} shards that {source.place} and {target.place} both counted: {named}{more}"
         raise MismatchError(msg, "each content in one of them", "forget them in one store first")
+    cuts = {shard.bytes_id: shard for shard in mine.values()}
+    for shard in theirs.values():
+        other = cuts.get(shard.bytes_id)
+        if other is not None and [name for name, _ in other.select] != [name for name, _ in shard.select]:
+            msg = f"{shard.key} of {source.place} and {other.key} of {target.place}: the same bytes, divided otherwise"
+            raise MismatchError(msg, "each row in one of them", "count both with the same label columns")
     for counted, where in ((theirs, target), (mine, source)):
         gone = where.forgotten()
         for content, shard in counted.items() if gone else ():
@@ -273,7 +304,7 @@ def export_segments(store: Store, path: Path, *, empty: bool = False, anonymous:
     empty : bool
         The header alone: what another site needs to count alike.
     anonymous : bool
-        Leave out paths and keys of shards; content ids stay, for they tell what is in both.
+        Leave out paths and keys of shards, and reasons; content ids stay, for they tell what is in both, and labels.
 
     Returns
     -------
@@ -294,7 +325,7 @@ def export_segments(store: Store, path: Path, *, empty: bool = False, anonymous:
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".streamfit-") as folder:
             copy = Store.create(Path(folder) / "store", store.header)
             if not empty:
-                absorb(copy, store, f"export of {store.head().commit}", _nameless if anonymous else lambda s: s)
+                absorb(copy, store, f"export of {store.head().commit}", anonymous=anonymous)
             partial = Path(folder) / "file.zip"
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
                 for item in sorted((Path(folder) / "store").rglob("*")):
@@ -325,11 +356,13 @@ def import_segments(path: Path, where: str | Path) -> tuple[Store, Record]:
         try:
             with zipfile.ZipFile(path) as file:
                 file.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            msg = f"{path}: {first_line(error)}"
+            source = Store(folder)
+            header = source.header
+        except Exception as error:  # a damaged file fails in as many ways as it has layers
+            fault = "no store in it" if isinstance(error, StoreError) else first_line(error)
+            msg = f"{path}: {fault}"
             raise ConfigError(msg, "a file that `streamfit export STORE FILE.zip` wrote") from error
-        source = Store(folder)
-        target = Store.create(where, source.header)
+        target = Store.create(where, header)
         if source.head().segments or source.head().removed:
             return target, absorb(target, source, f"import {path.name}")
         return target, target.head()
@@ -343,9 +376,9 @@ def merge(stores: Sequence[Store], where: str | Path) -> Store:
     MismatchError
         If their headers differ, or some content is in two of them; no store is made then.
     ConfigError
-        If there is a store at `where` already.
+        If there is a store at `where` already, other than an empty one that a merge may have left unfinished.
     """
-    if Store.exists(where):
+    if Store.exists(where) and Store(where).head().sequence:
         msg = f"a store at {where}"
         raise ConfigError(msg, "nothing there yet", "choose another place, or `streamfit import` into it")
     first = stores[0]
@@ -355,8 +388,7 @@ def merge(stores: Sequence[Store], where: str | Path) -> Store:
             refuse_overlap(a, b)
     policy = first.head()
     target = Store.create(where, first.header, max_live=policy.max_live, keep=policy.keep)
-    for other in stores:
-        absorb(target, other, f"merge {other.place}")
+    _absorb(target, stores, f"merge {', '.join(str(other.place) for other in stores)}")
     return target
 
 

@@ -153,6 +153,8 @@ class Ledgers:
         ------
         CountedTwiceError
             Naming the shard.
+        MismatchError
+            If bytes would be counted under two divisions into labelled parts, which may share rows.
         """
         index, leaving = self._in_step(head), set(dropped)
         coming: dict[str, Shard] = {}
@@ -174,7 +176,7 @@ class Ledgers:
             if cut != _columns(shard):
                 by = " and ".join(", ".join(c) or "nothing" for c in (cut, _columns(shard)))
                 msg = f"{shard.key} is counted already, divided by other columns ({by})"
-                raise CountedTwiceError(msg, "each row once", "use the label columns that it was first counted with")
+                raise MismatchError(msg, "each row once", "use the label columns that it was first counted with")
             coming[shard.content_id] = shard
 
     def write_removal(self, departures: Sequence[Departure]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,7 @@ class Store:
         self.place = where if isinstance(where, Place) else Place(where)
         self._log, self._ledgers = Log(self.place), Ledgers(self.place)
         self._at: Record | None = None
+        self._named: dict[int, tuple[frozenset[str], datetime]] = {}
         newest = None if self.place.local and not self.place.local.is_dir() else self._log.head()
         if newest is None:
             msg = f"{self.place} is not a store: {_what_is_there(self.place)}"
@@ -168,6 +170,13 @@ class Store:
         """One record."""
         return self._log.read(sequence)
 
+    def named(self, sequence: int) -> tuple[frozenset[str], datetime]:
+        """Ids of the segments of a commit, and its time; read once, for a commit never changes."""
+        if sequence not in self._named:
+            record = self._log.read(sequence)
+            self._named[sequence] = frozenset(s.id for s in record.segments), datetime.fromisoformat(record.when)
+        return self._named[sequence]
+
     # Writing
 
     def write_segment(
@@ -274,6 +283,9 @@ class Store:
             if shard.content_id in gone:
                 msg = f"{shard.key} was forgotten by commit {gone[shard.content_id].sequence}"
                 raise MismatchError(msg, "shards that may be counted", "run again; it will be left out")
+            if shard.bytes_id in gone:
+                msg = f"{shard.key} is a part of what commit {gone[shard.bytes_id].sequence} forgot"
+                raise MismatchError(msg, "shards that may be counted", "leave its file out")
 
     def amend(self, action: str, change: Callable[[Record], dict[str, Any]]) -> Record:
         """Commit a change of pins or policy: `change` gives the new values of the newest record's fields."""

@@ -35,12 +35,7 @@ def mergeable(head: Record) -> list[list[Segment]]:
     return sorted((group for group in kinds.values() if len(group) > 1), key=len, reverse=True)
 
 
-def merge_segments(
-    source: Store,
-    segments: Sequence[Segment],
-    target: Store,
-    rename: Callable[[Shard], Shard] = lambda shard: shard,
-) -> Segment:
+def merge_segments(source: Store, segments: Sequence[Segment], target: Store) -> Segment:
     """Write the sum of segments of one kind as one segment, not committed.
 
     Two sums are in memory at a time. The bits are those that counting the same shards at once would give.
@@ -52,13 +47,18 @@ def merge_segments(
     segments : sequence of Segment
     target : Store
         Gets the sum; it has the same header.
-    rename : callable
-        What the new ledger calls a shard.
     """
-    total = source.zeros()
+    return sum_segments([(source, segment) for segment in segments], target)
+
+
+def sum_segments(
+    parts: Sequence[tuple[Store, Segment]], target: Store, rename: Callable[[Shard], Shard] = lambda shard: shard
+) -> Segment:
+    """As `merge_segments`, of segments that several stores hold; `rename` gives what the new ledger calls a shard."""
+    total = target.zeros()
     tables: Tables = {}
     shards = []
-    for segment in segments:
+    for source, segment in parts:
         moments, counts = source.read_all(segment)
         total = total + moments
         tables = add_tables([tables, counts], [1, 1])
@@ -119,7 +119,7 @@ class Collected:
     Parameters
     ----------
     segments, orphans : int
-        Segments that no kept commit names, and what was never committed.
+        Segments that commits within the grace gave up, and those that no commit has named for that long, or ever.
     n_bytes : int
     """
 
@@ -188,9 +188,9 @@ def _named_since(store: Store, oldest: int, since: datetime) -> set[str]:
     """Segments of commits that expired, as far back as an uncommitted segment might be young."""
     found: set[str] = set()
     for sequence in range(oldest - 1, -1, -1):
-        record = store.record(sequence)
-        found |= {segment.id for segment in record.segments}
-        if datetime.fromisoformat(record.when) < since:
+        names, when = store.named(sequence)
+        found |= names
+        if when < since:
             break
     return found
 

@@ -1,0 +1,107 @@
+"""The nightly job of a store: count what is new, tidy up, check, pin, solve.
+
+    python pipelines/keep_store.py runs/flights data/incoming [--label source=eu] [--corpus data] [-o models/flights]
+
+    # crontab: at 02:30, and mail if it fails (exit codes other than 0)
+    30 2 * * *  cd /srv/flights && .venv/bin/python pipelines/keep_store.py runs/flights data --corpus data
+
+Files that were counted before are not read, so the folder of new data may be the whole corpus as it grows. With
+--corpus, the place where all of it lies, a random sample of what was ever counted is read again and compared; each
+night draws another. The pin named after this month, such as 2026-11, is moved to the newest commit, and so ends on the
+month's last: `streamfit solve runs/flights --at 2026-11`. Nothing is pinned while `verify` finds a fault.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from streamfit.cli import script
+from streamfit.config import SolveSection, load_machine
+from streamfit.engine import connect, say
+from streamfit.errors import MismatchError
+from streamfit.jobs import Solved, linear_model, solve_store
+from streamfit.store import Pin, Store, collect, compact
+from streamfit.stores import add, labels_of, open_any, verify_store
+
+
+def main(
+    store: str,
+    new: list[str],
+    *,
+    label: list[str] | None = None,
+    alpha: float = 1.0,
+    corpus: str | None = None,
+    sample: float = 0.02,
+    machine: Path | None = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+) -> dict[str, Any]:
+    """Do the night's work; returns what changed, and fails if the store has faults."""
+    console, opened, where = Console(), open_any(store), load_machine(machine)
+    before = opened.head()
+    old = solved(opened, alpha, Console(quiet=True))
+    source, labels = labels_of(label or [])
+    with connect(where) as client:
+        add(opened, new, where, client, console, label=source, labels=labels)
+        now = solved(opened, alpha, console)
+        fewer = compact(opened)
+        collected = collect(opened)
+        checked = opened.head().sequence
+        found = verify_store(opened, where, client, against=corpus, sample=sample, seed=checked)
+    for fault in found.faults:
+        say(console, f"fault: {fault}", "red")
+    if found.faults:
+        msg = f"{opened.place} has {len(found.faults)} fault(s)"
+        raise MismatchError(msg, "none", "see the lines above; the month's pin stays on the last sound commit")
+    month = datetime.now(UTC).strftime("%Y-%m")
+    move_pin(opened, month, checked)
+    if output is not None and now is not None:
+        linear_model(opened, now).save(output)
+
+    after = opened.head()
+    pinned = next(pin.sequence for pin in after.pins if pin.name == month)
+    moved = None
+    if old is not None and now is not None:
+        moved = float(np.abs(now.solution.weights - old.solution.weights).max())
+    changed = {
+        "commits": f"{before.sequence} to {after.sequence}",
+        "rows": f"{before.n_rows:,} to {after.n_rows:,}",
+        "segments": f"{len(before.segments)} to {len(after.segments)}, {fewer} merged away",
+        "deleted": f"{collected.segments} segments and {collected.orphans} orphans, {collected.n_bytes:,} bytes",
+        "read again": f"{found.checked.get('rows read again', 0):,} rows",
+        "weights": "nothing to compare with" if moved is None else f"moved by up to {moved:.3g}",
+        "pin": f"{month} on commit {pinned}",
+        "digest of the sums": found.digest,
+    }
+    for name, text in changed.items():
+        say(console, f"{name}: {text}")
+    return changed
+
+
+def solved(store: Store, alpha: float, console: Console) -> Solved | None:
+    """Solve everything that a store holds, if it holds anything."""
+    section = SolveSection.model_construct(alphas=(alpha,), folds=2, fit_intercept=True)
+    return solve_store(store, section, console) if store.head().n_rows else None
+
+
+def move_pin(store: Store, name: str, sequence: int) -> None:
+    """Move a pin to a commit, unless it is on one with the same segments."""
+
+    def state(number: int) -> set[str]:
+        return {segment.id for segment in store.record(number).segments}
+
+    there = next((pin for pin in store.head().pins if pin.name == name), None)
+    if there is None or state(there.sequence) != state(sequence):
+        store.amend(
+            f"pin {name}",
+            lambda head: {"pins": (*(pin for pin in head.pins if pin.name != name), Pin(name, sequence))},
+        )
+
+
+if __name__ == "__main__":
+    script(main)
