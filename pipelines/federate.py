@@ -9,7 +9,7 @@ then compared with those of one store that counted all files: they must be equal
 chose features of its own is refused, for its sums do not add up with the others'.
 
 Without --corpus some rows are made up. What the hub learns: the sums of each site; content ids (SHA-256), sizes and
-labels of its shards; who exported, as user@host; and whatever the header holds (centers of an RBF network are rows).
+labels of its shards; and whatever the header holds (centers of an RBF network are rows).
 """
 
 from __future__ import annotations

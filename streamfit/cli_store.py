@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from distributed import Client
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from streamfit import store as st
@@ -52,7 +53,7 @@ def show(facts: dict[str, Any]) -> None:
     """Print facts as a table of two columns."""
     table = Table(show_header=False)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(str(value)))
     Console().print(table)
 
 
@@ -69,7 +70,7 @@ def add(
     replace: Annotated[
         bool, typer.Option("--replace", help="Swap files that changed since they were counted, in one commit.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Count shards again that were forgotten.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Count shards again that were forgotten whole.")] = False,
     skip_bad_shards: Annotated[
         bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
     ] = False,
@@ -196,7 +197,7 @@ def influence(
     for each in found.influence:
         name = each.source
         table.add_row(
-            name,
+            escape(name),
             f"{each.n_rows:,}",
             f"{each.loss_without:.6g}",
             f"{each.relative:+.3%}",
@@ -254,7 +255,7 @@ def log(store: StoreArgument, as_json: JsonOption = False) -> None:
         kept = ", ".join(row["pins"]) or ("yes" if row["readable"] else "no")
         segments = f"+{row['segments_added']} -{row['segments_dropped']}"
         cells = (str(row["commit"]), row["when"], row["who"], row["action"], segments, f"{row['rows']:,}")
-        table.add_row(*cells, f"{change:+,}", kept)
+        table.add_row(*map(escape, cells), f"{change:+,}", escape(kept))
     Console().print(table)
 
 

@@ -5,8 +5,11 @@ Each is a few calls of the floors below, and is what a command of the same name 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from glob import has_magic
+from itertools import takewhile
 from pathlib import Path
 
 from distributed import Client
@@ -14,9 +17,10 @@ from rich.console import Console
 
 from streamfit.config import LabelsSection, TextSection, load_problem
 from streamfit.corpus import Files, Labels, Source
+from streamfit.corpus.values import column_of
 from streamfit.engine import Machine, Rewritten, RunSummary, WorkOptions, find_rows, recount, rewrite
 from streamfit.errors import ConfigError, MismatchError
-from streamfit.jobs import accumulate_into, store_of
+from streamfit.jobs import accumulate_into
 from streamfit.plan import Shard
 from streamfit.store import Collected, Header, Store, Verification, collect, verify
 from streamfit.tables import table_source
@@ -31,11 +35,13 @@ def open_any(where: str | Path, at: str | int | None = None) -> Store:
     StoreError
         If there is none, or the commit cannot be gone back to.
     """
+    if "://" in str(where):
+        return Store(where, at)
     run = Path(where)
-    if "://" not in str(where) and (run / "problem.json").is_file():
-        return Store(store_of(load_problem(run / "problem.json")), at)
-    inner = run / "store"
-    return Store(inner if "://" not in str(where) and Store.exists(inner) else where, at)
+    if (run / "problem.json").is_file():
+        # Of the run itself only what lies elsewhere: a run that was copied or moved has its own store.
+        return Store(load_problem(run / "problem.json").store.at or run / "store", at)
+    return Store(run / "store" if Store.exists(run / "store") else run, at)
 
 
 def source_of(
@@ -49,12 +55,13 @@ def source_of(
     root : str
         A directory, a glob or a file.
     label : str
-        Source label; the name of the root without it.
+        Source label; without it the name of the file or directory, that above a pattern for a glob.
     labels : Labels, optional
     split : bool
         Whether to leave out validation and test files.
     """
-    label, labels = label or Path(root).stem or "corpus", labels or Labels()
+    plain = Path(root) if Path(root).exists() else Path(*takewhile(lambda part: not has_magic(part), Path(root).parts))
+    label, labels = label or plain.stem or "corpus", labels or Labels()
     if header.reader.get("kind") != "tokens":
         return replace(table_source(header.reader, Files(root), label), labels=labels)
     settings = header.reader.get("settings", {})
@@ -152,12 +159,13 @@ def forget(
         msg = "neither --shard nor --where"
         raise ConfigError(msg, "what to forget", "for instance --where doc_id=17")
     options = WorkOptions(n_threads=machine.threads, backend=machine.backend)
-    counted = store.counted()
-    leaving: dict[str, tuple[int, ...] | None] = {}
-    for name in shards:
-        leaving |= dict.fromkeys(_named(name, counted.values()))
     source = _reader(store, corpus)
     there = locate(store, corpus) if corpus else {}
+    counted = store.counted()
+    placed = [replace(s, uri=there[s.bytes_id].uri) if s.bytes_id in there else s for s in counted.values()]
+    leaving: dict[str, tuple[int, ...] | None] = {}
+    for name in shards:
+        leaving |= dict.fromkeys(_named(name, placed))
     for column, values in _conditions(where).items():
         found = find_rows(store, source, column, values, where=there, client=client, options=options)
         for content, positions in found.items():
@@ -188,12 +196,11 @@ def _is_all(store: Store, shard: Shard, positions: tuple[int, ...]) -> bool:
     return bool(store.header.reader.get("settings", {}).get("files", "text") == "text")  # a file is one document
 
 
-def _named(name: str, counted: Iterable[Shard]) -> list[str]:
-    counted = list(counted)
+def _named(name: str, counted: Sequence[Shard]) -> list[str]:
     hexadecimal = len(name) >= 8 and set(name) <= set("0123456789abcdef")
     found = [s for s in counted if hexadecimal and s.content_id.startswith(name)]
     found = found or [s for s in counted if s.key == name]
-    found = found or [s for s in counted if name in (s.key.rpartition("#")[0], s.uri)]
+    found = found or [s for s in counted if name in _wider_names(s)]
     files = sorted({s.uri for s in found})
     if not found:
         msg = f"no counted shard {name!r}"
@@ -202,6 +209,13 @@ def _named(name: str, counted: Iterable[Shard]) -> list[str]:
         msg = f"{name!r} is the name of shards of {len(files)} files: {', '.join(files[:3])}"
         raise MismatchError(msg, "one of them", "give the full path, or content ids")
     return [s.content_id for s in found]
+
+
+def _wider_names(shard: Shard) -> set[str]:
+    """Names of what a shard is a part of: of the part of a file that it selects rows of, and of the file."""
+    chosen = ",".join(f"{column_of(key)[0]}={value}" for key, value in shard.select)
+    part = shard.key.removesuffix(f"[{chosen}]") if shard.select else shard.key
+    return {part, re.sub(r"#\d+(-\d+)?$", "", part), shard.uri}
 
 
 def _conditions(where: Sequence[str]) -> dict[str, set[str]]:
@@ -214,9 +228,9 @@ def _conditions(where: Sequence[str]) -> dict[str, set[str]]:
         values = {value}
         if value.startswith("@"):
             try:
-                values = set(Path(value[1:]).read_text(encoding="utf-8").splitlines()) - {""}
-            except OSError as error:
-                msg = f"{value[1:]}: {error.strerror}"
+                values = set(Path(value[1:]).read_text(encoding="utf-8").split("\n")) - {""}
+            except (OSError, UnicodeDecodeError) as error:
+                msg = f"{value[1:]}: {error.strerror if isinstance(error, OSError) else 'not utf-8'}"
                 raise ConfigError(msg, "a readable file with a value a line") from error
         wanted.setdefault(column, set()).update(values)
     return wanted
@@ -302,7 +316,7 @@ def labels_of(texts: Sequence[str]) -> tuple[str, Labels]:
     given: dict[str, str] = {}
     for text in texts:
         name, sign, value = text.partition("=")
-        if not sign or name in given:
+        if not sign or not value or name in given:
             msg = f"--label {text!r}"
             raise ConfigError(msg, "name=value, each name once", "for instance --label source=web")
         given[name] = value

@@ -73,7 +73,7 @@ def worth(
     by : str
         Label whose values are weighed.
     alpha : float, optional
-        Chosen by cross-validation without it.
+        Chosen by cross-validation without it, on all folds but the one that checks.
     target_fold : int, optional
         Fold that is predicted; the first without it. The next one checks the result, the others are trained on.
     like : str, optional
@@ -103,7 +103,8 @@ def worth(
         raise MismatchError(msg, f"at least two; there are the labels {', '.join(names)}", "`streamfit status`")
     if alpha is None:
         grid = np.array([10.0**k for k in range(-3, 6)])
-        alpha = cross_validate(store.fold_moments(), grid, fit_intercept=fit_intercept).best
+        heard = {fold: moments for fold, moments in store.fold_moments().items() if fold != check}
+        alpha = cross_validate(heard, grid, fit_intercept=fit_intercept).best
     parts = {
         value: store.moments(lambda s, v=value: s.label(by) == v and s.fold not in (target, check))  # type: ignore[misc]
         for value in values

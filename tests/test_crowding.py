@@ -11,12 +11,15 @@ import pytest
 from corpora import KINDS, columns, sums, unsynced, write_groups  # noqa: F401
 
 from streamfit.corpus import ParquetTable
-from streamfit.engine import accumulate
-from streamfit.engine.work import WorkOptions, sum_shards
+from streamfit.engine import WorkOptions, accumulate, work_group
+from streamfit.engine.crew import Crew
+from streamfit.engine.upkeep import Upkeep
+from streamfit.engine.work import sum_shards
+from streamfit.plan import make_groups
 from streamfit.store import Store, collect, compact, verify
 
 KIND = KINDS["float32"]
-N_GROUPS, ROWS, MAX_LIVE, KEEP = 40, 10, 4, 2
+N_GROUPS, ROWS, MAX_LIVE, KEEP = 20, 10, 4, 2
 SEEN: list[int] = []
 
 
@@ -80,10 +83,8 @@ def test_a_run_that_is_outpaced_compacts_by_itself(corpus, store, expected, monk
     assert store.moments() == expected.moments
 
 
-@pytest.mark.parametrize("keep", [0, KEEP])
-def test_two_runs_share_a_small_store(corpus, store, expected, keep):
+def test_two_runs_share_a_small_store(corpus, store, expected):
     """Each counts, merges and collects while the other does: no error, each shard once, equal bits."""
-    store.amend("keep", lambda _: {"keep": keep})
     (source,) = KIND.sources(corpus)
     done, faults = [], []
 
@@ -106,24 +107,22 @@ def test_two_runs_share_a_small_store(corpus, store, expected, keep):
     assert store.moments() == expected.moments
 
 
-class Pruned(ParquetTable):
-    """A table; before its n-th read, another process compacts and collects everything that it may."""
-
-    def read(self, shard):
-        SEEN.append(0)
-        if len(SEEN) in (3, 4, 9):
-            other = Store(self.label)
-            compact(other)
-            other.amend("purge", lambda head: {"horizon": head.sequence})
-            collect(other, grace=3600)
-        yield from super().read(shard)
-
-
 def test_a_merge_whose_parts_were_merged_by_another_is_dropped(corpus, store, expected):
     """Its segments are gone from the disk before it reads them: that is no fault of the run."""
-    (table,) = KIND.sources(corpus)
-    SEEN.clear()
-    accumulate(store, Pruned(table.files, table.features, table.target, label=str(store.place.local)), group_rows=ROWS)
+    (source,) = KIND.sources(corpus)
+    workers = Crew(store, source, WorkOptions(), lambda _: None)
+    upkeep = Upkeep(store, workers)
+    groups = make_groups(source.shards(), 1, ROWS)
+    for group in groups[:MAX_LIVE]:
+        upkeep.commit([work_group(store, source, group, WorkOptions()).segment], [])
+    other = Store(store.place.local)
+    compact(other)
+    other.amend("expire", lambda head: {"horizon": head.sequence})
+    collect(other)
+    outcomes = list(workers.results())
+    assert [result for _, result in outcomes] == [None]
+    upkeep.merged(*outcomes[0])
+    accumulate(store, source, group_rows=ROWS)
     assert store.moments() == expected.moments
 
 

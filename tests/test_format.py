@@ -105,7 +105,7 @@ def add(store, number, scale=1.0, *, commit=True):
 
 
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (1.0, 2.0**26)], ids=["usual", "heavy tail"])
-@pytest.mark.parametrize("d", [5, 700], ids=["one tile", "three tiles"])
+@pytest.mark.parametrize("d", [5, 1100], ids=["one tile", "six tiles"])
 @pytest.mark.parametrize("targets", [Dense(K), OneHot(K)], ids=["dense", "one_hot"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_page_is_enough_to_read_sums(tmp_path, precision, targets, d, scales):

@@ -105,6 +105,28 @@ def test_lost_race_of_a_compaction_changes_nothing(store):
     assert everything(store) == before
 
 
+def test_compaction_meets_another_and_its_collection(store, monkeypatch):
+    """If another process merges the same parts and deletes them meanwhile, its merge stands; damage is an error."""
+    total = sum((add(store, seed=seed) for seed in range(3)), start=store.zeros())
+    read, other = Store.read_all, Store(store.place.local)
+
+    def read_late(self, segment):
+        if self is store:
+            compact(other)
+            collect(other, keep=0, grace=0)
+        return read(self, segment)
+
+    monkeypatch.setattr(Store, "read_all", read_late)
+    assert compact(store) == 2
+    monkeypatch.undo()
+    assert store.moments() == total
+    assert [record.action for record in store.records()][-2:] == ["compact 3 segments", "keep 0"]
+    add(store)
+    next((store.place.local / "segments").glob("*/gram/c/0/0/0")).unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        compact(store)
+
+
 def test_merge_meets_commits_of_others_that_touch_other_segments(store):
     """A merge whose parts still stand lands beside what was added meanwhile, through whichever Store object."""
     total = sum((add(store, seed=seed) for seed in range(2)), start=store.zeros())

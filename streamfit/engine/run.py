@@ -98,7 +98,7 @@ def accumulate(
     replace_changed : bool
         Swap files whose content has changed since it was counted, old for new, in one commit.
     recount : bool
-        Count shards again that were forgotten.
+        Count shards again that were forgotten whole; rows that were taken out of shards stay out.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def accumulate(
     if changed and not replace_changed:
         raise _changed_error(*changed[0])
     forgotten = {} if recount else store.forgotten()
-    unique, repeats = counted_twice(found if recount else _narrowed(store, found))
+    unique, repeats = counted_twice(_narrowed(store, found))
     already = tuple(s for s in unique if s.content_id in counted)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
     job = _Job(store, source, client, options, group_rows, recount, console)
@@ -204,7 +204,7 @@ class _Job:
 
 
 def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:
-    """Shards without the rows that were taken out when they were counted before."""
+    """Shards without the rows that were ever taken out of them: they may have left, and come back with their file."""
     gone: dict[str, set[int]] = {}
     for removal in store.head().removed:
         for departure in store.departures(removal) if removal.kind == "forgotten" else ():
@@ -223,6 +223,7 @@ def _swap(job: _Job, found: Sequence[Shard], files: set[str]) -> Rewritten:
         adding=[s for s in found if s.uri in files and s.content_id not in counted and s.content_id not in kept_out],
         kind="replaced",
         why="the file has changed",
+        where={s.bytes_id: s for s in found},  # what stays in a file may lie elsewhere in it now
         client=job.client,
         options=job.options,
         group_rows=job.group_rows,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from streamfit.corpus import Source
-from streamfit.counts import add_tables
+from streamfit.counts import Tables, add_tables
 from streamfit.engine.work import GroupResult, WorkOptions, sum_shards, work_group
 from streamfit.errors import StoreError
 from streamfit.plan import Group, Shard
@@ -35,12 +37,22 @@ class Count:
 
 @dataclass(frozen=True)
 class Merge:
-    """Sum segments of one kind into one."""
+    """Sum segments of one kind into one; None where another run put others in their place meanwhile."""
 
     segments: tuple[Segment, ...]
 
-    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment:
-        return merge_segments(store, self.segments, store)
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment | None:
+        return merged(store, self.segments)
+
+
+def merged(store: Store, segments: Sequence[Segment]) -> Segment | None:
+    """As `merge_segments` in one store, or None if segments are no longer live and were collected."""
+    try:
+        return merge_segments(store, segments, store)
+    except StoreError:
+        if {s.id for s in segments} <= {s.id for s in store.head().segments}:
+            raise
+        return None
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,13 @@ class Find:
         return {content: positions for content, positions in found.items() if positions}
 
 
+def _equal(first: Tables, second: Tables) -> bool:
+    """Whether sorted tables hold the same counts; one without counts is as good as none."""
+    one, other = ({name: pair for name, pair in t.items() if len(pair[1])} for t in (first, second))
+    pairs = [(a, b) for name in one.keys() & other.keys() for a, b in zip(one[name], other[name], strict=True)]
+    return one.keys() == other.keys() and all(np.array_equal(a, b) for a, b in pairs)
+
+
 @dataclass(frozen=True)
 class Recount:
     """Whether a segment is, bit for bit, what its shards sum to when they are read again.
@@ -116,5 +135,4 @@ class Recount:
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> bool:
         moments, tables = store.read_all(self.segment)
         again = sum_shards(store, source, self.shards, replace(options, skip_bad_shards=False), report)
-        same = add_tables([tables, again.tables], [1, -1])  # what is left of a count, or an error if it is negative
-        return again.moments == moments and not any(len(counts) for _, counts in same.values())
+        return again.moments == moments and _equal(tables, again.tables)

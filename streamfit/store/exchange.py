@@ -304,7 +304,8 @@ def export_segments(store: Store, path: Path, *, empty: bool = False, anonymous:
     empty : bool
         The header alone: what another site needs to count alike.
     anonymous : bool
-        Leave out paths and keys of shards, and reasons; content ids stay, for they tell what is in both, and labels.
+        Leave out paths and keys of shards, reasons, and who exports; content ids stay, for they tell what is in both,
+        and labels.
 
     Returns
     -------
@@ -323,7 +324,7 @@ def export_segments(store: Store, path: Path, *, empty: bool = False, anonymous:
         raise ConfigError(msg, "a new .zip", "choose another name")
     try:
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".streamfit-") as folder:
-            copy = Store.create(Path(folder) / "store", store.header)
+            copy = Store.create(Path(folder) / "store", store.header, who="" if anonymous else None)
             if not empty:
                 absorb(copy, store, f"export of {store.head().commit}", anonymous=anonymous)
             partial = Path(folder) / "file.zip"

@@ -206,13 +206,17 @@ class Record:
         if body.pop("version") != SCHEMA_VERSION:
             msg = f"log record {where} of another format version"
             raise StoreError(msg, f"version {SCHEMA_VERSION}", "use the streamfit release that wrote it")
-        body["segments"] = tuple(
-            Segment(**{**s, "labels": tuple((n, v) for n, v in s["labels"])}) for s in body["segments"]
-        )
-        body["refused"] = tuple(Refusal(**r) for r in body["refused"])
-        body["removed"] = tuple(Removal(**{**r, "segments": tuple(r["segments"])}) for r in body["removed"])
-        body["pins"] = tuple(Pin(**p) for p in body["pins"])
-        return cls(**body)
+        try:
+            body["segments"] = tuple(
+                Segment(**{**s, "labels": tuple((n, v) for n, v in s["labels"])}) for s in body["segments"]
+            )
+            body["refused"] = tuple(Refusal(**r) for r in body["refused"])
+            body["removed"] = tuple(Removal(**{**r, "segments": tuple(r["segments"])}) for r in body["removed"])
+            body["pins"] = tuple(Pin(**p) for p in body["pins"])
+            return cls(**body)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"log record {where} with other fields than version {SCHEMA_VERSION} has ({error})"
+            raise StoreError(msg, "a record of this version", "use the streamfit release that wrote it") from error
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -225,10 +229,12 @@ class Log:
     Parameters
     ----------
     place : Place
+    who : str, optional
+        Author of commits; user, host and process without it.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, place: Place, who: str | None = None) -> None:
+        self._place, self._author = place, who
         self._newest: Record | None = None
 
     def head(self) -> Record | None:
@@ -295,7 +301,8 @@ class Log:
             record = build(head)
             if record is None:
                 return None
-            record = replace(record, who=_who(), when=datetime.now(UTC).isoformat(timespec="seconds"))
+            who = _who() if self._author is None else self._author
+            record = replace(record, who=who, when=datetime.now(UTC).isoformat(timespec="seconds"))
             if self._put(record):
                 self._newest = record
                 return record

@@ -46,6 +46,8 @@ class Store:
         A local folder, or an address such as `s3://bucket/prefix`; see `Place`.
     at : int or str, optional
         A commit, or the name of a pin: the store as it was then, to be read only.
+    who : str, optional
+        Author of commits; user, host and process without it.
 
     Raises
     ------
@@ -53,9 +55,9 @@ class Store:
         If there is no store, it is damaged, or the commit cannot be gone back to. `Store.create` makes one.
     """
 
-    def __init__(self, where: str | Path | Place, at: int | str | None = None) -> None:
+    def __init__(self, where: str | Path | Place, at: int | str | None = None, *, who: str | None = None) -> None:
         self.place = where if isinstance(where, Place) else Place(where)
-        self._log, self._ledgers = Log(self.place), Ledgers(self.place)
+        self._log, self._ledgers = Log(self.place, who), Ledgers(self.place)
         self._at: Record | None = None
         self._named: dict[int, tuple[frozenset[str], datetime]] = {}
         newest = None if self.place.local and not self.place.local.is_dir() else self._log.head()
@@ -77,7 +79,15 @@ class Store:
         return (place.local is None or place.local.is_dir()) and place.exists(record_key(0))
 
     @classmethod
-    def create(cls, where: str | Path, header: Header, *, max_live: int = MAX_LIVE, keep: int = KEEP) -> Store:
+    def create(
+        cls,
+        where: str | Path,
+        header: Header,
+        *,
+        max_live: int = MAX_LIVE,
+        keep: int = KEEP,
+        who: str | None = None,
+    ) -> Store:
         """Make a store, or open the one that is there if it has the same header.
 
         Parameters
@@ -88,6 +98,8 @@ class Store:
             Bound on live segments (at least 2); small ones of a kind are merged to keep it.
         keep : int
             Commits before the newest that one can go back to.
+        who : str, optional
+            Author of commits; user, host and process without it.
 
         Raises
         ------
@@ -102,7 +114,7 @@ class Store:
         check_policy(max_live, keep)
         _refuse_foreign(place)
         place.make()
-        log = Log(place)
+        log = Log(place, who)
         if log.head() is None:
             folder = _write_header(place, header)
 
@@ -112,7 +124,7 @@ class Store:
                 return Record(0, header.content_hash, folder, max_live=max_live, keep=keep)
 
             log.append(first)
-        store = cls(place)
+        store = cls(place, who=who)
         store.refuse_other(header, str(place))
         return store
 

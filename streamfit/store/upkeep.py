@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from streamfit.counts import Tables, add_tables
-from streamfit.errors import MismatchError
+from streamfit.errors import MismatchError, StoreError
 from streamfit.plan import Shard
 from streamfit.store.ledger import ledger_key, removal_key
 from streamfit.store.log import Record, Segment
@@ -66,6 +66,16 @@ def sum_segments(
     return target.write_segment(total, [*map(rename, shards)], [shard.planned_rows for shard in shards], tables)
 
 
+def merge_live(store: Store, segments: Sequence[Segment]) -> Segment | None:
+    """As `merge_segments` in one store; None if others were put in their place and they were collected meanwhile."""
+    try:
+        return merge_segments(store, segments, store)
+    except StoreError:
+        if {segment.id for segment in segments} <= {segment.id for segment in store.head().segments}:
+            raise
+        return None
+
+
 def commit_merged(store: Store, old: Sequence[Segment], new: Segment) -> bool:
     """Put a merged segment in the place of its parts; False if another writer changed one of them meanwhile."""
     try:
@@ -99,7 +109,9 @@ def compact(store: Store, max_live: int | None = None) -> int:
         check_policy(max_live, 0)
     before = len(store.head().segments)
     for group in mergeable(store.head()):
-        commit_merged(store, group, merge_segments(store, group, store))
+        merged = merge_live(store, group)
+        if merged is not None:
+            commit_merged(store, group, merged)
     if max_live is not None and store.head().max_live != max_live:
         store.amend(f"max_live {max_live}", lambda _: {"max_live": max_live})
     return before - len(store.head().segments)

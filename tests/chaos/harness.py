@@ -35,7 +35,7 @@ target = ["y"]
 kind = "linear"
 [[features]]
 kind = "rbf"
-n = 40
+n = {n_centers}
 [solve]
 alphas = [0.1, 1.0]
 folds = 3
@@ -57,18 +57,19 @@ def write_corpus(folder, n_shards):
     return folder
 
 
-def write_problem(folder, corpus, *, at="", max_live=12):
+def write_problem(folder, corpus, *, at="", max_live=12, n_centers=40):
     """`problem.toml` in a folder, whose run is `run` beside it."""
     path = folder / "problem.toml"
-    path.write_text(PROBLEM.format(run=folder / "run", corpus=corpus, rows=ROWS, at=at, max_live=max_live))
+    facts = {"run": folder / "run", "corpus": corpus, "at": at, "max_live": max_live, "n_centers": n_centers}
+    path.write_text(PROBLEM.format(rows=ROWS, **facts))
     return path
 
 
 class Truth:
     """What a run in one process that nobody disturbs makes of a corpus."""
 
-    def __init__(self, folder, corpus, serial, quiet):
-        fitted = fit(load_problem(write_problem(folder, corpus)), serial, None, quiet)
+    def __init__(self, folder, corpus, serial, quiet, **options):
+        fitted = fit(load_problem(write_problem(folder, corpus, **options)), serial, None, quiet)
         self.moments, self.weights = fitted.solved.moments, weights_of(folder / "run" / "model")
         self.n_shards = fitted.summary.n_shards
 
@@ -233,11 +234,22 @@ class Chaos:
         arguments = ("resume", run) if known else ("fit", self._config, "--machine", self._machine)
         return Process(self.folder / f"coordinator-{self.runs}.txt", STREAMFIT, *arguments)
 
-    def run(self, n_kills, wait=(0.3, 6.0), timeout=600.0):
-        """Start and restart until the coordinator ends by itself without an error; kill up to so many times."""
-        coordinator, left = self._coordinator(), n_kills
+    def run(self, kinds, by_time=0.5, wait=(0.3, 8.0), timeout=900.0):
+        """Start and restart until the coordinator ends by itself without an error, and kill on the way.
+
+        Parameters
+        ----------
+        kinds : sequence of {'worker', 'scheduler', 'coordinator'}
+            What to kill, one after another, as long as the run lasts.
+        by_time : float
+            Share of kills that come after a random time, wherever the run is; the others, after a few more commits.
+        wait : (float, float)
+            Seconds between kills.
+        timeout : float
+        """
+        waiting, coordinator = list(kinds), self._coordinator()
         end = time.monotonic() + timeout
-        due = time.monotonic() + self._rng.uniform(*wait)
+        due = self._due(by_time, wait)
         try:
             while True:
                 assert time.monotonic() < end, f"not done: {self.codes}, {coordinator.text()}"
@@ -251,21 +263,26 @@ class Chaos:
                     if coordinator.code != -signal.SIGKILL:
                         assert_one_clear_error(coordinator.code, coordinator.text())
                     coordinator = self._coordinator()
-                if left and time.monotonic() > due:
-                    kind, process = self._victim(coordinator)
-                    process.kill()
-                    self.kills[kind] += 1
-                    left -= 1
-                    due = time.monotonic() + self._rng.uniform(*wait)
+                if waiting and due():
+                    self.kills[waiting[0]] += 1
+                    self._process(waiting.pop(0), coordinator).kill()
+                    due = self._due(by_time, wait)
         finally:
             coordinator.kill()
             self._cluster.close()
 
-    def _victim(self, coordinator):
-        kind = self._rng.choice(["worker", "coordinator", "scheduler"], p=[0.45, 0.35, 0.2])
+    def _due(self, by_time, wait):
+        """Tells when the next kill is to come."""
+        if self._rng.random() < by_time:
+            when = time.monotonic() + self._rng.uniform(*wait)
+            return lambda: time.monotonic() > when
+        n_commits = len(self.witness) + self._rng.integers(2, 7)
+        return lambda: len(self.witness) >= n_commits
+
+    def _process(self, kind, coordinator):
         workers = self._cluster.workers
         worker = workers[self._rng.integers(len(workers))]
-        return str(kind), {"worker": worker, "coordinator": coordinator, "scheduler": self._cluster.scheduler}[kind]
+        return {"worker": worker, "coordinator": coordinator, "scheduler": self._cluster.scheduler}[kind]
 
 
 def run_race(folder, url, *, n_racers, n_commits, light=0.0, n_kills=0, seed=0):
