@@ -83,6 +83,9 @@ def connect(machine: Machine) -> Iterator[Client | None]:
     if machine.kind == "serial":
         yield None
     elif machine.kind == "address":
+        # A scheduler that is lost is told in one line; Dask's own reports of its attempts to reconnect would bury it.
+        for name in ("distributed.client", "distributed.batched", "distributed.comm", "distributed.core"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(machine.address, timeout="20s")
         except (OSError, ValueError, TimeoutError) as error:

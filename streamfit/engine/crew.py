@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Client, as_completed, get_worker
+from distributed import CancelledError, Client, as_completed, get_worker
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from streamfit.corpus import Source
@@ -99,7 +101,7 @@ def crew(
     if client is None:
         yield Crew(store, source, options, report)
         return
-    with _live_blocks(client, report):
+    with _scheduler_lives(client), _live_blocks(client, report):
         there = _Dask(client, store, source, options, report)
         try:
             yield there
@@ -109,7 +111,20 @@ def crew(
 
 def n_workers(client: Client | None) -> int:
     """Workers of a client; this process is one."""
-    return 1 if client is None else max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    if client is None:
+        return 1
+    with _scheduler_lives(client):
+        return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+
+
+@contextmanager
+def _scheduler_lives(client: Client) -> Iterator[None]:
+    try:
+        yield
+    except (CancelledError, ClosedClientError, CommClosedError) as error:
+        address = client.scheduler.address if client.scheduler else "its address"
+        msg = f"the Dask scheduler at {address} was lost"
+        raise PlanError(msg, "one that lives", "what was committed is kept; run again to go on") from error
 
 
 def _same(source: Source) -> Source:

@@ -97,6 +97,7 @@ def rewrite(
     ShardError
         If a shard that must be read is gone or has changed; the store is as it was.
     """
+    store.refuse_past()
     options = replace(options or WorkOptions(), skip_bad_shards=False)
     for attempt in range(_ATTEMPTS):
         missing = [content for content in leaving if content not in store.counted()]

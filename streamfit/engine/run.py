@@ -115,6 +115,7 @@ def accumulate(
     StoreError
         If the store is damaged or cannot be written.
     """
+    store.refuse_past()
     options = options or WorkOptions()
     started = time.perf_counter()
     found = source.shards()
