@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import CancelledError, Client, as_completed, get_worker
 from distributed.client import ClosedClientError
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from streamfit.corpus import Source
