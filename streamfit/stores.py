@@ -215,7 +215,7 @@ def _wider_names(shard: Shard) -> set[str]:
     """Names of what a shard is a part of: of the part of a file that it selects rows of, and of the file."""
     chosen = ",".join(f"{column_of(key)[0]}={value}" for key, value in shard.select)
     part = shard.key.removesuffix(f"[{chosen}]") if shard.select else shard.key
-    return {part, re.sub(r"#\d+(-\d+)?$", "", part), shard.uri}
+    return {part, re.sub(r"#\d+(-\d+)?$", "", part), shard.uri} - {""}  # no path: it came without names
 
 
 def _conditions(where: Sequence[str]) -> dict[str, set[str]]:

@@ -87,7 +87,7 @@ def worth(
         If there are fewer than three folds with rows, or two values of the label.
     """
     head = store.head()
-    folds = sorted({segment.fold for segment in head.segments})
+    folds = sorted({segment.fold for segment in head.segments if segment.n_rows})
     if len(folds) < 3:
         msg = f"{len(folds)} folds with rows"
         raise MismatchError(msg, "three: to train, to choose on, and to check on", "make a store with more folds")

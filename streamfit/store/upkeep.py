@@ -9,11 +9,13 @@ its grace.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from streamfit.counts import Tables, add_tables
 from streamfit.errors import MismatchError, StoreError
@@ -209,10 +211,14 @@ def _named_since(store: Store, oldest: int, since: datetime) -> set[str]:
 
 def _delete_staged(store: Store, since: datetime) -> None:
     """Half-written files that a kill left in a local folder; nothing ever reads them."""
-    if store.place.local is not None:
-        for path in store.place.local.rglob("*"):
+    if store.place.local is None:
+        return
+    latest = min(since.timestamp(), time.time() - 60.0)
+    # os.walk passes over folders that another collection deletes meanwhile.
+    for folder, _, names in os.walk(store.place.local):
+        for path in (Path(folder, name) for name in names if _STAGED.search(name)):
             try:
-                if _STAGED.search(path.name) and path.stat().st_mtime < min(since.timestamp(), time.time() - 60.0):
+                if path.stat().st_mtime < latest:
                     path.unlink(missing_ok=True)
             except OSError:
                 continue

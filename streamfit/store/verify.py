@@ -187,7 +187,7 @@ def _check_total(total: Moments, imported: bool, found: Verification) -> None:
             f" where rounding leaves {rounding:.3g}"
         )
         if imported:  # sums that were rounded elsewhere may be so
-            found.warnings.append(f"{text}, but for that of dense sums that were imported")
+            found.warnings.append(f"{text}, not counting that of dense sums that were imported")
         else:
             found.faults.append(text)
     found.count("eigenvalues", len(eigenvalues))
