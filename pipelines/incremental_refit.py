@@ -21,7 +21,7 @@ from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import accumulate_into, linear_model, logged, solve_store
 from streamfit.store import Store
-from streamfit.stores import add, open_any
+from streamfit.stores import Corpus, add, open_any
 
 
 def main(run: Path, new: list[str], *, check: bool = False) -> bool:
@@ -32,11 +32,11 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
         msg = f"{run} is a run of kind {problem.kind!r}"
         raise ConfigError(msg, "'ridge'", "`streamfit demo` shows the same for a language model")
     store = open_any(run)
-    label, labels = problem.corpus.label, problem.corpus.labels.settings()
+    corpus = Corpus.of(run)
 
     with logged(run), connect(where) as client:
         clock = time.perf_counter()
-        add(store, new, where, client, console, label=label, labels=labels, group_rows=problem.group_rows)
+        add(store, new, where, client, console, corpus=corpus, group_rows=problem.group_rows)
         solved = solve_store(store, problem.solve, console)
         linear_model(store, solved).save(run / "model")
         say(console, f"refitted in {time.perf_counter() - clock:.1f} s")
@@ -47,7 +47,7 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
             clock = time.perf_counter()
             scratch = Store.create(Path(folder) / "store", store.header)
             accumulate_into(scratch, problem.corpus.table(), where, client, console, group_rows=problem.group_rows)
-            add(scratch, new, where, client, console, label=label, labels=labels, group_rows=problem.group_rows)
+            add(scratch, new, where, client, console, corpus=corpus, group_rows=problem.group_rows)
             again = solve_store(scratch, problem.solve, console)
             equal = np.array_equal(again.solution.weights, solved.solution.weights)
             say(console, f"from scratch in {time.perf_counter() - clock:.1f} s; weights equal to the last bit: {equal}")

@@ -27,7 +27,7 @@ from streamfit.engine import connect, say
 from streamfit.errors import MismatchError
 from streamfit.jobs import Solved, linear_model, solve_store
 from streamfit.store import Pin, Store, collect, compact
-from streamfit.stores import add, labels_of, open_any, verify_store
+from streamfit.stores import Corpus, add, labels_of, open_any, verify_store
 
 
 def main(
@@ -45,9 +45,9 @@ def main(
     console, opened, where = Console(), open_any(store), load_machine(machine)
     before = opened.head()
     old = solved(opened, alpha, Console(quiet=True))
-    source, labels = labels_of(label or [])
+    corpus_of_run = Corpus.of(store).labelled(labels_of(label or []))
     with connect(where) as client:
-        add(opened, new, where, client, console, label=source, labels=labels)
+        add(opened, new, where, client, console, corpus=corpus_of_run)
         now = solved(opened, alpha, console)
         fewer = compact(opened)
         collected = collect(opened)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from distributed import Client
@@ -17,13 +18,15 @@ from rich.table import Table
 
 from streamfit import store as st
 from streamfit.config import load_machine
+from streamfit.corpus import Labels
+from streamfit.corpus.values import Period
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.removals import certificates
 from streamfit.solve import IllConditionedWarning
+from streamfit.stores import Corpus, labels_of, open_any, purge, verify_store
 from streamfit.stores import add as add_data
 from streamfit.stores import forget as forget_rows
-from streamfit.stores import labels_of, open_any, purge, verify_store
 from streamfit.worth import worth
 
 app = typer.Typer()
@@ -67,6 +70,14 @@ def add(
     store: StoreArgument,
     data: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
     label: LabelOption = None,
+    label_path: Annotated[
+        str, typer.Option(help="Regular expression on relative paths whose named groups are labels.")
+    ] = "",
+    label_column: Annotated[
+        list[str] | None, typer.Option(help="Column or field whose values label rows; repeatable.")
+    ] = None,
+    time_column: Annotated[str, typer.Option(help="Column or field of dates for the label `time`.")] = "",
+    period: Annotated[str, typer.Option(help="Cut of those dates: day, month or year.")] = "day",
     replace: Annotated[
         bool, typer.Option("--replace", help="Swap files that changed since they were counted, in one commit.")
     ] = False,
@@ -79,9 +90,15 @@ def add(
     ] = None,
     machine: MachineOption = None,
 ) -> None:
-    """Count more data; only what is not counted yet is read. Then `streamfit solve`."""
-    source, labels = labels_of(label or [])
-    opened = open_any(store)
+    """Count more data; only what is not counted yet is read. Then `streamfit solve`.
+
+    In a run's folder, files are labelled and left out as its config says, unless labels are given here.
+    """
+    corpus, opened = Corpus.of(store), open_any(store)
+    if label_path or label_column or time_column:
+        labels = Labels(label_path, tuple(label_column or ()), time_column, cast(Period, period))
+        corpus = dataclasses.replace(corpus, labels=labels)
+    corpus = corpus.labelled(labels_of(label or []))
     with working(machine) as (where, client):
         add_data(
             opened,
@@ -89,8 +106,7 @@ def add(
             where,
             client,
             Console(),
-            label=source,
-            labels=labels,
+            corpus=corpus,
             replace_changed=replace,
             recount_forgotten=again,
             group_rows=group_rows,
@@ -388,8 +404,9 @@ def import_(
         target, record = st.import_segments(file, store)
         say(console, f"{target.place} holds {record.n_rows:,} rows")
         return
-    source, labels = labels_of(label or [])
+    given = labels_of(label or [])
     opened = open_any(store)
-    segment = st.import_dense(opened, file, source or file.stem, labels.fixed)
+    source = given.pop("source", file.stem)
+    segment = st.import_dense(opened, file, source, tuple(sorted(given.items())))
     record = opened.commit([segment], action=f"import {file.name}")
     say(console, f"{segment.n_rows:,} rows as source {segment.source}; {opened.place} holds {record.n_rows:,} rows")

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamfit.errors import MismatchError
 from streamfit.plan import Shard
-from streamfit.store import Removal, Store, digest_of
+from streamfit.store import Departure, Removal, Store, digest_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class RemovalCertificate:
     shards : tuple of dict
         Content id, key, rows that left, whether whole, and positions.
     still_counted : tuple of str
-        Content ids that are counted now although they left whole: they were added again since.
+        Content ids that are counted now with rows that left: rows of theirs were added again since.
     still_held : tuple of str
         Segments with the rows in them whose bytes are still there.
+    without_ledger : int
+        Segments that killed runs left before they had said what is in them.
     held_by : tuple of str
         Pins that keep them.
     digest : str
@@ -41,6 +43,7 @@ class RemovalCertificate:
     shards: tuple[dict[str, Any], ...]
     still_counted: tuple[str, ...]
     still_held: tuple[str, ...]
+    without_ledger: int
     held_by: tuple[str, ...]
     digest: str
 
@@ -62,15 +65,25 @@ class RemovalCertificate:
         if self.still_counted:
             lines.append(f"counted again since: {', '.join(c[:16] for c in self.still_counted)}")
         if self.still_held:
-            why = f"pinned by {', '.join(self.held_by)}" if self.held_by else "run `streamfit collect STORE --expire`"
+            why = (
+                f"pinned by {', '.join(self.held_by)}"
+                if self.held_by
+                else "run `streamfit collect STORE --expire --grace 0`"
+            )
             lines.append(f"{len(self.still_held)} old segments with these rows are still on disk: {why}")
         else:
             lines.append("no segment with these rows is left on disk")
-        lines += [
-            f"sums of the store now: SHA-256 {self.digest}",
-            "the sums are those of a store that never saw the rows; features that were chosen from a sample before"
-            " (centers, tokenizer, units) are not changed by a removal",
-        ]
+        if self.without_ledger:
+            lines.append(
+                f"{self.without_ledger} segments that killed runs left may hold them: once no run is writing, run"
+                " `streamfit collect STORE --grace 0`"
+            )
+        lines.append(f"sums of the store now: SHA-256 {self.digest}")
+        if not self.still_counted:
+            lines.append("the sums are those of a store that never saw the rows, cut into the same shards")
+        lines.append(
+            "features that were chosen from a sample before (centers, tokenizer, units) are not changed by a removal"
+        )
         return lines
 
 
@@ -98,19 +111,39 @@ def certificates(store: Store, sequence: int | None = None) -> list[RemovalCerti
 
 
 def _certificate(store: Store, removal: Removal, counted: Mapping[str, Shard], digest: str) -> RemovalCertificate:
-    record = store.record(removal.sequence)
     left = store.departures(removal)
-    held = tuple(s for s in removal.segments if store.place.exists(f"segments/{s}/zarr.json"))
+    held, unknown = _holding(store, left)
     pins = [pin.name for pin in store.head().pins if {s.id for s in store.record(pin.sequence).segments} & {*held}]
     return RemovalCertificate(
         store.url,
         removal,
-        record.who,
-        record.when,
-        record.commit,
+        removal.who,
+        removal.when,
+        store.record(removal.sequence).commit,
         tuple({**asdict(d), "positions": list(d.positions)} for d in left),
-        tuple(d.content_id for d in left if d.whole and d.content_id in counted),
+        tuple(d.content_id for d in left if d.content_id in counted and _is_in(d, counted[d.content_id])),
         held,
+        unknown,
         tuple(pins),
         digest,
     )
+
+
+def _is_in(departure: Departure, shard: Shard) -> bool:
+    """Whether a shard holds rows that left."""
+    return departure.whole or not set(departure.positions) <= set(shard.without)
+
+
+def _holding(store: Store, left: Sequence[Departure]) -> tuple[tuple[str, ...], int]:
+    """Segments that are not live but lie there with the rows in them, and the number of those without a ledger."""
+    live = {segment.id for segment in store.head().segments}
+    there = {name.split("/")[1] for name, _, _ in store.place.list("segments/") if name.count("/") > 1} - live
+    gone = {d.content_id: d for d in left}
+    held, unknown = [], 0
+    for segment_id in sorted(there):
+        shards = store.ledger_at(segment_id)
+        if shards is None:
+            unknown += 1
+        elif any(s.content_id in gone and _is_in(gone[s.content_id], s) for s in shards):
+            held.append(segment_id)
+    return tuple(held), unknown

@@ -6,9 +6,9 @@ Each is a few calls of the floors below, and is what a command of the same name 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from glob import has_magic
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from glob import escape, has_magic
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from distributed import Client
 from rich.console import Console
 
 from streamfit.config import LabelsSection, TextSection, load_problem
-from streamfit.corpus import Files, Labels, Source
+from streamfit.corpus import Files, Labels, Rows, Source, Tally
+from streamfit.corpus.labels import NO_LABELS
 from streamfit.corpus.values import column_of
 from streamfit.engine import Machine, Rewritten, RunSummary, WorkOptions, find_rows, recount, rewrite
-from streamfit.errors import ConfigError, MismatchError
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.jobs import accumulate_into
 from streamfit.plan import Shard
 from streamfit.store import Collected, Header, Store, Verification, collect, verify
@@ -45,7 +46,14 @@ def open_any(where: str | Path, at: str | int | None = None) -> Store:
 
 
 def source_of(
-    header: Header, root: str, *, label: str = "", labels: Labels | None = None, split: bool = True
+    header: Header,
+    root: str,
+    *,
+    label: str = "",
+    labels: Labels | None = None,
+    split: bool = True,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
 ) -> Source:
     """Files read the way a store's header says: the part for training, where a corpus is split.
 
@@ -59,19 +67,99 @@ def source_of(
     labels : Labels, optional
     split : bool
         Whether to leave out validation and test files.
+    include, exclude : tuple of str
+        Patterns on the path relative to `root`; all files without any.
     """
     plain = Path(root) if Path(root).exists() else Path(*takewhile(lambda part: not has_magic(part), Path(root).parts))
     label, labels = label or plain.stem or "corpus", labels or Labels()
     if header.reader.get("kind") != "tokens":
-        return replace(table_source(header.reader, Files(root), label), labels=labels)
+        return replace(table_source(header.reader, Files(root, include, exclude), label), labels=labels)
     settings = header.reader.get("settings", {})
     kept = {name: settings[name] for name in ("encoding", "field", "split", "shard_bytes") if name in settings}
     given = LabelsSection(**{**asdict(labels), "fixed": dict(labels.fixed)})
-    section = TextSection(root=root, label=label, labels=given, kind=settings.get("files", "text"), **kept)
+    section = TextSection(
+        root=root,
+        include=include,
+        exclude=exclude,
+        label=label,
+        labels=given,
+        kind=settings.get("files", "text"),
+        **kept,
+    )
     documents = section.documents("train")
     if not split and section.kind == "text":
         documents = replace(documents, files=replace(documents.files, split=None))
     return token_source(header, documents)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How the files of a run are found and labelled, so that more of them are taken alike.
+
+    Parameters
+    ----------
+    root : str
+        Files below it keep the names that they have in it, by which labels are found and text is split.
+    include, exclude : tuple of str
+    label : str
+        Source label; without it that of the files' folder or pattern.
+    labels : Labels
+    """
+
+    root: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    label: str = ""
+    labels: Labels = NO_LABELS
+
+    @classmethod
+    def of(cls, where: str | Path) -> Corpus:
+        """The corpus of a run's folder; of a bare store nothing is known."""
+        path = Path(where) / "problem.json"
+        if "://" in str(where) or not path.is_file():
+            return cls()
+        given = load_problem(path).corpus
+        return cls(given.root, given.include, given.exclude, given.label, given.labels.settings())
+
+    def labelled(self, given: dict[str, str]) -> Corpus:
+        """The same with labels given by hand, which go before columns of dates."""
+        fixed = tuple(sorted({**dict(self.labels.fixed), **given}.items()))
+        return replace(self, labels=replace(self.labels, fixed=fixed, time="" if "time" in given else self.labels.time))
+
+
+@dataclass(frozen=True)
+class Together(Source):
+    """Several roots as one corpus, so that what moved from one to another is seen.
+
+    Parameters
+    ----------
+    sources : tuple of Source
+        Alike but for their files: a shard says everything that reading it takes.
+    """
+
+    sources: tuple[Source, ...]
+
+    def shards(self) -> list[Shard]:
+        found, empty = [], None
+        for source in self.sources:
+            try:
+                found += source.shards()
+            except CorpusError as error:
+                if isinstance(error, ShardError):
+                    raise
+                empty = error  # for instance a single document that belongs to the test part
+        if empty is not None and not found:
+            raise empty
+        return sorted(found, key=lambda shard: shard.key)
+
+    def read(self, shard: Shard) -> Iterator[Rows]:
+        return self.sources[0].read(shard)
+
+    def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        return self.sources[0].positions(shard, column, values)
+
+    def tally(self) -> Tally | None:
+        return self.sources[0].tally()
 
 
 def add(
@@ -81,36 +169,61 @@ def add(
     client: Client | None,
     console: Console,
     *,
-    label: str = "",
-    labels: Labels | None = None,
+    corpus: Corpus | None = None,
     replace_changed: bool = False,
     recount_forgotten: bool = False,
     group_rows: int | None = None,
     skip_bad_shards: bool = False,
-) -> list[RunSummary]:
+) -> RunSummary:
     """Count more data into a store: only what it has not counted yet is read.
+
+    Parameters
+    ----------
+    store : Store
+    roots : sequence of str
+        Files, directories or patterns; together they are one corpus.
+    machine, client, console
+        Where to work, and what to show it on.
+    corpus : Corpus, optional
+        How files are named, labelled and left out.
+    replace_changed, recount_forgotten, group_rows, skip_bad_shards
+        As in `accumulate`.
 
     Raises
     ------
     ShardChangedError
-        If a file has changed since it was counted, and is not to be replaced; nothing of it is counted then.
+        If a file has changed since it was counted, and is not to be replaced; nothing is counted then.
     StreamfitError
         Any other of its kinds; what was committed stays.
     """
-    return [
-        accumulate_into(
-            store,
-            source_of(store.header, root, label=label, labels=labels),
-            machine,
-            client,
-            console,
-            group_rows=group_rows,
-            skip_bad_shards=skip_bad_shards,
-            replace_changed=replace_changed,
-            recount=recount_forgotten,
-        )
-        for root in roots
-    ]
+    for root in roots:
+        if not has_magic(root) and not Path(root).expanduser().exists():
+            msg = f"no file or directory at {root}"
+            raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path")
+    sources = tuple(_below(store, root, corpus or Corpus()) for root in roots)
+    return accumulate_into(
+        store,
+        sources[0] if len(sources) == 1 else Together(sources),
+        machine,
+        client,
+        console,
+        group_rows=group_rows,
+        skip_bad_shards=skip_bad_shards,
+        replace_changed=replace_changed,
+        recount=recount_forgotten,
+    )
+
+
+def _below(store: Store, root: str, corpus: Corpus) -> Source:
+    path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
+    include: tuple[str, ...] = ()
+    if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):
+        name = escape(path.relative_to(above).as_posix())
+        include = corpus.include if path == above else (f"{name}/*",) if path.is_dir() else (name,)
+        root = corpus.root
+    return source_of(
+        store.header, root, label=corpus.label, labels=corpus.labels, include=include, exclude=corpus.exclude
+    )
 
 
 # Forgetting
@@ -305,8 +418,8 @@ def verify_store(
     return found
 
 
-def labels_of(texts: Sequence[str]) -> tuple[str, Labels]:
-    """Labels given by hand as `name=value`; that of the source apart.
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
+    """Labels given by hand as `name=value`.
 
     Raises
     ------
@@ -320,4 +433,4 @@ def labels_of(texts: Sequence[str]) -> tuple[str, Labels]:
             msg = f"--label {text!r}"
             raise ConfigError(msg, "name=value, each name once", "for instance --label source=web")
         given[name] = value
-    return given.pop("source", ""), Labels(fixed=tuple(sorted(given.items())))
+    return given

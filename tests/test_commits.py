@@ -77,16 +77,31 @@ def test_forgotten_content_stays_out_until_it_is_asked_for(store):
     store.commit(drop=[old.id], removals=[Removal(*removal, "forgotten", 0, "", 1, 50, (old.id,))])
     assert [r.sequence for r in store.forgotten().values()] == [2]
     again = write(store, shard_of(1, uri="/elsewhere"), seed=1)
-    with pytest.raises(MismatchError, match="k1 was forgotten by commit 2"):
+    with pytest.raises(MismatchError, match="k1, or a part of it, was forgotten by commit 2"):
         store.commit([again])
     part = shard_of(2, select=(("lang", "de"),), within=shard_of(1).content_id)
-    with pytest.raises(MismatchError, match="k2 is a part of what commit 2 forgot"):
+    with pytest.raises(MismatchError, match="k2, or a part of it, was forgotten by commit 2"):
         store.commit([write(store, part)])
     assert not store.counted()
     store.commit([again], recount=True)
     assert not store.forgotten()
     assert store.moments() == moments_of(store.header, 1)
     assert compact(store) == 0
+
+
+def test_forgotten_part_does_not_come_back_in_another_division(store):
+    """Neither the whole file nor a part by other columns may bring rows back that left with a part of it."""
+    file = shard_of(7).content_id
+    german, english = (shard_of(n, select=(("lang", v),), within=file) for n, v in ((1, "de"), (2, "en")))
+    store.commit([write(store, german)])
+    (old,) = store.head().segments
+    removal = store.write_removal([Departure(german.content_id, "k1", 50, True, bytes_id=file, columns="lang")])
+    store.commit(drop=[old.id], removals=[Removal(*removal, "forgotten", 0, "", 1, 50, (old.id,))])
+    for wrong in (shard_of(7), shard_of(3, select=(("site", "x"),), within=file)):
+        with pytest.raises(MismatchError, match=f"{wrong.key}, or a part of it, was forgotten by commit 2"):
+            store.commit([write(store, wrong)])
+    store.commit([write(store, english)])
+    assert [shard.key for shard in store.counted().values()] == ["k2"]
 
 
 def test_refusals_of_one_commit_are_recorded_once(store):

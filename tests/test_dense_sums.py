@@ -55,7 +55,7 @@ def load(path):
 
 
 def assert_close(arrays, expected, rtol=1e-12):
-    assert sorted(arrays) == sorted(expected)
+    assert sorted(arrays) == sorted([*expected, "contents"])
     for name, array in expected.items():
         scale = np.abs(array).max()
         np.testing.assert_allclose(arrays[name], array, rtol=rtol, atol=rtol * scale, err_msg=name)
@@ -176,14 +176,21 @@ BAD = {
     "half a row": (lambda a: {"n_rows": 1.5}, ConfigError, "a whole number of rows"),
     "negative squares": (lambda a: {"sum_yy": -a["sum_yy"]}, ConfigError, "sum_y or cross is too large for sum_yy"),
     "small squares": (lambda a: {"sum_yy": a["sum_yy"] * 1e-4}, ConfigError, "too large for sum_yy"),
+    "large sum_y": (lambda a: {"sum_y": a["sum_y"] + 20 * a["weight"]}, ConfigError, "too large for sum_yy"),
     "large cross": (lambda a: {"cross": a["cross"] * 1e3}, ConfigError, "too large for sum_yy"),
 }
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A store that no test changes."""
+    return Store.create(tmp_path_factory.mktemp("untouched") / "s", header_of(n_folds=1))
+
+
 @pytest.mark.parametrize("case", BAD)
-def test_dense_sums_that_cannot_be_are_refused(tmp_path, new, case):
+def test_dense_sums_that_cannot_be_are_refused(tmp_path, untouched, case):
     """Wrong shapes, numbers that are none, and sums that no rows can have never become a segment."""
-    store = new("s", None, range(1))
+    store = untouched
     arrays = plain_sums(store.header, range(3))
     change, error, pattern = BAD[case]
     np.savez(tmp_path / "bad.npz", **(arrays | change(arrays)))

@@ -79,11 +79,20 @@ def test_file_of_segments_carries_every_bit(tmp_path, new):
     assert (left.why, left.sequence) == ("as Ms. Doe asked", 1)
     assert there.departures(left) == here.departures(here.head().removed[0])
     assert verify(there).faults == []
-    with pytest.raises(MismatchError, match="k0 was forgotten"):
+    with pytest.raises(MismatchError, match="k0, or a part of it, was forgotten"):
         there.commit([write(there, shard_of(0))])
     more = new("more", header, range(6, 8))
     import_segments(path, tmp_path / "more")
     assert more.moments() == here.moments() + moments_of(header, 6) + moments_of(header, 7)
+
+
+def test_store_that_forgot_everything_tells_others(tmp_path, new):
+    """A file without segments still carries what must not be counted."""
+    here = new("here", None, [0])
+    forget(here, 0)
+    assert export_segments(here, tmp_path / "f.zip") == 0
+    there, _ = import_segments(tmp_path / "f.zip", tmp_path / "there")
+    assert there.forgotten().keys() == {shard_of(0).content_id}
 
 
 def test_file_of_segments_is_a_store_that_zarr_reads_in_place(tmp_path, new):
@@ -188,18 +197,19 @@ def without_log(path):
             file.writestr(name, data)
 
 
-@pytest.mark.parametrize("damage", [truncate, cut_in_half, flip, rubbish, another_zip, without_log])
-def test_damaged_file_is_an_error_and_changes_nothing(tmp_path, new, damage):
+def test_damaged_file_is_an_error_and_changes_nothing(tmp_path, new):
     """One ConfigError of one line that names the file; no store is made, and one that is there stays as it was."""
     path = tmp_path / "f.zip"
     export_segments(new("s", None, range(2)), path)
-    damage(path)
-    here = new("here", None, [5])
-    for where in ("here", "new"):
-        with pytest.raises(ConfigError, match=r"f\.zip: .*expected a file that `streamfit export") as caught:
-            import_segments(path, tmp_path / where)
-        assert "\n" not in str(caught.value)
-        assert not Store.exists(tmp_path / "new")
+    whole, here = path.read_bytes(), new("here", None, [5])
+    for damage in (truncate, cut_in_half, flip, rubbish, another_zip, without_log):
+        path.write_bytes(whole)
+        damage(path)
+        for where in ("here", "new"):
+            with pytest.raises(ConfigError, match=r"f\.zip: .*expected a file that `streamfit export") as caught:
+                import_segments(path, tmp_path / where)
+            assert "\n" not in str(caught.value)
+            assert not Store.exists(tmp_path / "new")
     assert here.head().sequence == 1
     with pytest.raises(ConfigError, match=r"none\.zip"):
         import_segments(tmp_path / "none.zip", tmp_path / "new")

@@ -1,5 +1,6 @@
 """Mixing: weights of segments act as weights of rows do, exactly where they can, whatever the segmentation."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
@@ -69,9 +70,11 @@ FEW = settings(max_examples=max(8, settings().max_examples // 3))
 @FEW
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=3))
 def test_whole_factors_repeat_rows(store, parts, counts):
-    """Factor 1 changes nothing, 0 leaves out, 2 counts twice, bit for bit, number of rows included."""
+    """Factor 1 changes nothing, 0 leaves out, 2 counts twice, bit for bit; rows are those that were read."""
     rules = [f"source:{source}={n}" for source, n in zip(SOURCES, counts, strict=True)]
-    assert store.moments(mix=Mix.parse(rules)) == total_of(store, parts, counts * 2)
+    mixed, expected = store.moments(mix=Mix.parse(rules)), total_of(store, parts, counts * 2)
+    assert replace(mixed, n_rows=expected.n_rows) == expected
+    assert mixed.n_rows == sum(part.n_rows for part, n in zip(parts, counts * 2, strict=True) if n)
     assert Mix.parse(rules) == Mix.parse([",".join(rules)])
 
 
@@ -128,7 +131,8 @@ def test_equal_weights_are_summed_before_they_are_weighted(store, parts):
 def test_mix_and_selection_of_segments_go_together(store, parts):
     """`keep` chooses among the segments, a mix weighs them; an empty choice is no rows."""
     mix = Mix.parse(["source:web=2"])
-    assert store.moments(lambda s: s.source == "web", mix) == (parts[0] + parts[3]) * 2
+    chosen = store.moments(lambda s: s.source == "web", mix)
+    assert replace(chosen, n_rows=2 * chosen.n_rows) == (parts[0] + parts[3]) * 2
     assert store.moments(lambda _: False, mix) == store.zeros()
     assert sum(store.fold_moments(mix).values(), start=store.zeros()) == store.moments(mix=mix)
 
@@ -169,11 +173,19 @@ def test_units_of_half_lives(text, days):
 
 
 def test_times_of_any_precision_and_zone():
-    """Years and months are their first day; an hour with a zone is that instant; days are in UTC."""
-    segments = [segment(time=t) for t in ("2026", "2026-01", "2025-12-31T22:00:00-02:00", "2026-01-01T12:00")]
-    assert factors([], segments, half_life="12h") == [0.5, 0.5, 0.5, 1.0]
+    """Years, months and days count from their end; an hour with a zone is that instant; days are in UTC."""
+    times = ("2025", "2025-12", "2025-12-31", "2025-12-31T22:00:00-02:00", "2026-01-01T12:00", "2026-01")
+    segments = [segment(time=t) for t in times]
+    assert factors([], segments[:5], half_life="12h") == [0.5, 0.5, 0.5, 0.5, 1.0]
     mix = Mix(as_of=datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
-    assert [*mix.factors(segments).values()] == [1.0, 1.0, 1.0, 0.0]
+    assert [*mix.factors(segments).values()] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_nothing_of_a_period_is_known_before_its_end():
+    """Rows of a month that has not ended weigh nothing, nor those of a day before it is over."""
+    segments = [segment(time=t) for t in ("2026-10", "2026-11", "2026-11-01", "2026-11-02", "2026")]
+    assert factors([], segments, as_of="2026-11-01") == [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert factors([], segments, as_of="2026-11") == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_very_old_rows_weigh_nothing():

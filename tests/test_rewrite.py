@@ -96,11 +96,13 @@ some = st.sets(st.integers(0, N_DOCS - 1), max_size=5)
 @settings(max_examples=max(2, settings().max_examples // 12))
 @given(first=some, then=some, fast=st.tuples(st.booleans(), st.booleans()), compacted=st.booleans())
 @example(first={2, LONE}, then={3, 5}, fast=(True, False), compacted=True)
+@example(first={0, 3}, then={2, 3, LONE}, fast=(False, True), compacted=False)
 def test_a_store_that_forgot_is_one_that_never_saw(counted, name, first, then, fast, compacted):
     """Any documents, of any kind of corpus, in two steps, read anew or subtracted, from small segments or large."""
     there = counted(name)
     store = there.store(compacted=compacted)
     forget(store, there.source, first, fast=fast[0])
+    assert sums(store) == there.sums_without(first)
     forget(store, there.source, then, fast=fast[1])
     assert sums(store) == there.sums_without(first | then)
 

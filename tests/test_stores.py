@@ -30,7 +30,7 @@ from streamfit.engine import accumulate
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
 from streamfit.removals import certificates
 from streamfit.store import Store, collect, digest_of
-from streamfit.stores import add, forget, labels_of, open_any, purge, verify_store
+from streamfit.stores import Corpus, add, forget, labels_of, open_any, purge, verify_store
 
 TABLE = KINDS["float64"]
 
@@ -247,6 +247,7 @@ def test_a_certificate_says_what_left_and_what_is_left_of_it(there, serial):
     assert (first.removal.sequence, second.removal.sequence) == (store.head().sequence - 1, store.head().sequence)
     assert certificates(store, first.removal.sequence) == [first]
     gone = int((columns()["doc_id"] == name_of(LONE)).sum())
+    assert first.still_counted == second.still_counted == ()
     assert first.removal.n_rows == sum(shard["n_rows"] for shard in first.shards) == gone
     assert {*first.still_held} == {*first.removal.segments}
     text = "\n".join(first.lines())
@@ -310,7 +311,7 @@ def test_only_what_is_new_is_read(there, tmp_path, serial, quiet, monkeypatch):
     shutil.copy(folder / "part-2.parquet", new / "copy.parquet")
     write_groups(new / "more.parquet", [pa.table(columns()).slice(7, 30), pa.table(columns()).slice(90, 50)])
     shutil.copy(new / "more.parquet", new / "more-again.parquet")
-    (summary,) = add(store, [str(new)], serial, None, quiet)
+    summary = add(store, [str(new)], serial, None, quiet)
     assert read == ["more-again.parquet#0", "more-again.parquet#1"]
     assert (summary.n_shards, summary.n_rows, [s.key for s in summary.already]) == (2, 80, ["copy.parquet#0"])
     assert [again.key for again, _ in summary.repeats] == ["more.parquet#0", "more.parquet#1"]
@@ -328,8 +329,8 @@ def test_labels_by_hand_and_by_folder(tmp_path, serial, quiet):
         write_groups(tmp_path / name / "part.parquet", [pa.table(columns()).slice(50 * i, 40)])
     add(store, [str(tmp_path / "web"), str(tmp_path / "code" / "*.parquet")], serial, None, quiet)
     add(store, [str(tmp_path / "books" / "part.parquet")], serial, None, quiet)
-    label, labels = labels_of(["source=letters", "time=2026-11-23", "lang=de"])
-    add(store, [str(tmp_path / "mail")], serial, None, quiet, label=label, labels=labels)
+    corpus = Corpus().labelled(labels_of(["source=letters", "time=2026-11-23", "lang=de"]))
+    add(store, [str(tmp_path / "mail")], serial, None, quiet, corpus=corpus)
     by = {Path(shard.uri).parent.name: (shard.source, shard.labels) for shard in store.counted().values()}
     assert by == {
         "web": ("web", ()),
@@ -352,7 +353,7 @@ def test_text_is_added_as_it_was_split(tmp_path, serial, quiet):
     store = kind.counted(tmp_path / "store", tmp_path / "corpus")
     shutil.rmtree(tmp_path / "corpus")
     write_text(tmp_path / "corpus")
-    (summary,) = add(store, [str(tmp_path / "corpus")], serial, None, quiet)
+    summary = add(store, [str(tmp_path / "corpus")], serial, None, quiet)
     assert (summary.n_shards, len(summary.already)) == (2, len(store.counted()) - 2)
     assert same(store, kind.counted(tmp_path / "reference", tmp_path / "corpus"))
 
@@ -364,7 +365,7 @@ def test_changed_files_are_replaced_by_leave_alone(there, serial, quiet):
     with pytest.raises(ShardChangedError, match="--replace"):
         add(store, [str(folder)], serial, None, quiet)
     assert store.head() == head
-    (summary,) = add(store, [str(folder)], serial, None, quiet, replace_changed=True)
+    summary = add(store, [str(folder)], serial, None, quiet, replace_changed=True)
     assert store.head().sequence == head.sequence + 1
     assert summary.replaced.record == store.head()
     assert same_as_of(store, folder)

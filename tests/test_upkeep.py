@@ -269,7 +269,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=max(8, settings().max_examples // 3))
+@settings(max_examples=max(12, settings().max_examples // 2))
 @given(OPERATIONS, st.integers(2, 4), st.integers(0, 3))
 def test_any_sequence_of_commits_keeps_sums_bound_and_disk(pool, operations, max_live, keep):
     """After each step the shards are the model's and the bound holds; after all, so do sums, past commits and the disk.

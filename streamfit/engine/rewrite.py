@@ -17,7 +17,7 @@ from streamfit.corpus import Source
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.tasks import Count, Find, Subtract
 from streamfit.engine.work import GroupResult, WorkOptions
-from streamfit.errors import MismatchError, ShardChangedError, ShardError
+from streamfit.errors import MismatchError, ShardError
 from streamfit.plan import Shard, default_group_rows, make_groups
 from streamfit.store import Departure, Record, Removal, Segment, Store, make_room, merge_segments
 
@@ -201,7 +201,8 @@ class _Work:
         shard, positions = self._counted[content], self._leaving[content]
         gone = shard.planned_rows - left_rows.get(content, 0)
         by = " ".join(s.content_id for s in self._adding if s.uri == shard.uri)
-        return Departure(content, shard.key, gone, positions is None, positions or (), by)
+        columns = ",".join(name for name, _ in shard.select)
+        return Departure(content, shard.key, gone, positions is None, positions or (), by, shard.bytes_id, columns)
 
 
 def find_rows(
@@ -224,7 +225,12 @@ def find_rows(
         If a shard cannot be read, has changed, or has no such column.
     """
     wanted = frozenset(values)
-    shards = [_placed(shard, where or {}) for shard in sorted(store.counted().values(), key=lambda s: s.key)]
+    counted = sorted(store.counted().values(), key=lambda s: s.key)
+    # What was imported as sums has no rows to look through: it can only be forgotten whole.
+    shards = [_placed(shard, where or {}) for shard in counted if "imported" not in dict(shard.labels)]
+    if lost := [shard.key for shard in shards if not shard.uri]:
+        msg = f"{len(lost)} counted shards whose place is not known, such as {lost[0]}"
+        raise MismatchError(msg, "a place to read each", "say with --corpus where the data lie")
     size = max(1, len(shards) // (8 * n_workers(client)))
     found: dict[str, tuple[int, ...]] = {}
     with crew(store, source, client, options or WorkOptions()) as workers, _changed_since():
@@ -245,9 +251,10 @@ def _changed_since() -> Iterator[None]:
     """Say what to do about a shard that is no longer what was counted."""
     try:
         yield
-    except ShardChangedError as error:
+    except ShardError as error:
+        remedy = "restore the file, say with --corpus where its content lies now, or use --fast, which reads only the"
         raise ShardError(
             error.got,
             "the content that was counted, to take it out or to count its neighbours anew",
-            "restore the file, or say with --corpus where its content lies now; nothing was changed",
+            f"{remedy} shards that rows leave; nothing was changed",
         ) from error

@@ -127,9 +127,9 @@ def accumulate(
     changed = changed_files(found, counted)
     if changed and not replace_changed:
         raise _changed_error(*changed[0])
-    forgotten = {} if recount else store.forgotten()
     unique, repeats = counted_twice(_narrowed(store, found))
     already = tuple(s for s in unique if s.content_id in counted)
+    forgotten = {} if recount else store.forgotten_among(unique)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
     job = _Job(store, source, client, options, group_rows, recount, console)
     plan = job.plan(unique)
@@ -168,7 +168,7 @@ class _Job:
         """Groups of what is not counted, nor to be left out."""
         out = set(self.store.counted())
         if not self.recount:
-            out |= set(self.store.forgotten())
+            out |= set(self.store.forgotten_among(shards))
         if self.options.skip_bad_shards:
             out |= {r.content_id for r in self.store.head().refused}
         todo = [s for s in shards if s.content_id not in out]
@@ -194,6 +194,8 @@ class _Job:
                         upkeep.commit(segments, result.refused, recount=self.recount)
                 except MismatchError as error:  # counted, or forgotten, by another run meanwhile
                     lost = error
+                    if result.segment is not None:
+                        self.store.discard(result.segment)
                     continue
                 self.refused += result.refused
                 self.n_rows += result.n_rows
@@ -206,17 +208,14 @@ class _Job:
 
 def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:
     """Shards without the rows that were ever taken out of them: they may have left, and come back with their file."""
-    gone: dict[str, set[int]] = {}
-    for removal in store.head().removed:
-        for departure in store.departures(removal) if removal.kind == "forgotten" else ():
-            gone.setdefault(departure.content_id, set()).update(departure.positions)
-    return [replace(s, without=tuple(sorted(gone[s.content_id]))) if gone.get(s.content_id) else s for s in found]
+    gone = store.withdrawn()
+    return [replace(s, without=tuple(sorted(gone[s.bytes_id]))) if gone.get(s.bytes_id) else s for s in found]
 
 
 def _swap(job: _Job, found: Sequence[Shard], files: set[str]) -> Rewritten:
     """Put the present content of files in the place of what was counted of them."""
     counted, present = job.store.counted(), {s.content_id for s in found}
-    kept_out = {} if job.recount else job.store.forgotten()
+    kept_out = {} if job.recount else job.store.forgotten_among(found)
     return rewrite(
         job.store,
         job.source,

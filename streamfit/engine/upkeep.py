@@ -44,12 +44,15 @@ class Upkeep:
 
     def _compact(self) -> None:
         for group in mergeable(self._store.head()):
-            if segment := merged(self._store, group):
-                commit_merged(self._store, group, segment)
+            segment = merged(self._store, group)
+            if segment and not commit_merged(self._store, group, segment):
+                self._store.discard(segment)
 
     def merged(self, task: Merge, segment: Segment | None) -> None:
         """Put a merged segment in the place of its parts, and collect once all are."""
         done = segment is not None and commit_merged(self._store, task.segments, segment)
+        if segment is not None and not done:
+            self._store.discard(segment)
         log.info("event=compact segments=%d committed=%s", len(task.segments), done)
         self._merging -= 1
         if not self._merging:

@@ -68,6 +68,8 @@ def export_dense(store: Store, path: Path, mix: Mix | None = None) -> None:
         msg = f"{path}" + (" is there already" if path.exists() else "")
         raise ConfigError(msg, "a new .npz or .zarr", "choose another name")
     arrays, header = dense(store.moments(mix=mix)), store.header.content_hash
+    counted = b"".join(bytes.fromhex(content) for content in sorted(store.counted()))
+    arrays["contents"] = np.frombuffer(counted, np.uint8).reshape(-1, 32)
     names = store.header.features.names()
     try:
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".streamfit-") as folder:
@@ -86,8 +88,10 @@ def export_dense(store: Store, path: Path, mix: Mix | None = None) -> None:
         raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
 
 
-def read_dense(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a `.npz` or Zarr group, those that `dense` describes.
+def read_dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a `.npz` or Zarr group, those that `dense` describes, and what else it says of itself.
+
+    An export of a store also says `header` (its hash), `features` (names) and `contents` (ids of the shards in it).
 
     Raises
     ------
@@ -99,9 +103,12 @@ def read_dense(path: Path) -> dict[str, np.ndarray]:
             # NumPy leaves a file that it opened itself open when it is none of its own.
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if name in _DENSE}
+                about = {name: file[name].tolist() for name in ("header", "features", "contents") if name in file.files}
         else:
             group: Any = zarr.open_group(str(path), mode="r")
             arrays = {name: np.asarray(group[name][...]) for name in _DENSE if name in group}
+            about = {name: group.attrs[name] for name in ("header", "features") if name in group.attrs}
+            about |= {"contents": np.asarray(group["contents"][...]).tolist()} if "contents" in group else {}
     except Exception as error:  # a damaged file fails in as many ways as it has layers
         msg = f"cannot read {path}: {first_line(error)}"
         raise ConfigError(msg, "a .npz file or a Zarr group of sums") from error
@@ -109,7 +116,7 @@ def read_dense(path: Path) -> dict[str, np.ndarray]:
     if missing:
         msg = f"{path} without {', '.join(missing)}"
         raise ConfigError(msg, f"arrays {', '.join(_DENSE)}", "see docs/store-format.md")
-    return arrays
+    return arrays, about
 
 
 def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> Segment:
@@ -137,7 +144,8 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     if header.reader.get("kind") == "tokens":
         msg = "sums without counts of n-grams, for a store of token contexts"
         raise MismatchError(msg, "a file of segments", "`streamfit export STORE FILE.zip` at the other site")
-    arrays = read_dense(path)
+    arrays, about = read_dense(path)
+    _refuse_foreign(store, path, about)
     d, k = header.frame.n_features, header.frame.n_targets
     shapes = {"sum_x": (d,), "sum_y": (k,), "sum_yy": (k,), "gram": (d, d), "cross": (d, k)}
     shapes |= {"origin": (d,), "y_origin": (k,), "weight": (), "n_rows": ()}
@@ -159,6 +167,20 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     labels = tuple(sorted({**dict(labels), "imported": path.name}.items()))
     shard = Shard(path.name, where, 0, 1, size, moments.n_rows, data.hexdigest(), source, labels)
     return store.write_segment(moments, [shard], [moments.n_rows])
+
+
+def _refuse_foreign(store: Store, path: Path, about: dict[str, Any]) -> None:
+    if about.get("header", store.header.content_hash) != store.header.content_hash:
+        msg = f"{path}: sums of a store with another header ({str(about['header'])[:12]})"
+        raise MismatchError(msg, f"header {store.header.content_hash[:12]}", "count with the same features and origin")
+    if "features" in about and list(about["features"]) != list(store.header.features.names()):
+        msg = f"{path}: sums of features {', '.join(map(str, about['features'][:5]))} ..."
+        raise MismatchError(msg, f"{', '.join(store.header.features.names()[:5])} ..., in this order")
+    counted = store.counted()
+    both = [content for row in about.get("contents", ()) if (content := bytes(row).hex()) in counted]
+    if both:
+        msg = f"{path} holds {len(both)} shards that are counted already, such as {counted[both[0]].key}"
+        raise MismatchError(msg, "each content once", "a store does not take back its own export")
 
 
 def _refuse_impossible(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -257,7 +279,8 @@ def _absorb(target: Store, sources: Sequence[Store], action: str, anonymous: boo
         for removal in source.head().removed:
             name, digest = target.write_removal([_renamed(d, rename) for d in source.departures(removal)])
             why = "" if anonymous else removal.why
-            removals.append(replace(removal, id=name, digest=digest, why=why))
+            who = "" if anonymous else removal.who
+            removals.append(replace(removal, id=name, digest=digest, why=why, who=who))
         refused += source.head().refused
     if anonymous:
         refused = [replace(refusal, key=refusal.content_id[:16], reason="") for refusal in refused]
@@ -286,10 +309,12 @@ def refuse_overlap(target: Store, source: Store) -> None:
             msg = f"{shard.key} of {source.place} and {other.key} of {target.place}: the same bytes, divided otherwise"
             raise MismatchError(msg, "each row in one of them", "count both with the same label columns")
     for counted, where in ((theirs, target), (mine, source)):
-        gone = where.forgotten()
-        for content, shard in counted.items() if gone else ():
-            if content in gone:
-                msg = f"{shard.key}, which {where.place} was made to forget"
+        gone, rows = where.forgotten_among(counted.values()), where.withdrawn()
+        for content, shard in counted.items():
+            back = rows.get(shard.bytes_id, set()) - set(shard.without)
+            if content in gone or back:
+                part = f"{len(back)} rows of " if back else ""
+                msg = f"{part}{shard.key}, which {where.place} was made to forget"
                 raise MismatchError(msg, "stores that agree on what is forgotten", "forget it in the other store too")
 
 

@@ -47,6 +47,8 @@ _REMOVED = pa.schema(
         ("whole", pa.bool_()),
         ("positions", pa.list_(pa.int64())),
         ("replaced_by", pa.string()),
+        ("bytes_id", pa.binary(32)),
+        ("columns", pa.string()),
     ]
 )
 
@@ -65,6 +67,10 @@ class Departure:
         Rows or documents that left, counted from the shard's start; empty where all did.
     replaced_by : str
         Content ids that took its place, joined by a space.
+    bytes_id : str
+        SHA-256 of the bytes that it is in; the content id where it is all of them.
+    columns : str
+        Names of the columns that it selects by, joined by a comma.
     """
 
     content_id: str
@@ -73,6 +79,8 @@ class Departure:
     whole: bool
     positions: tuple[int, ...] = ()
     replaced_by: str = ""
+    bytes_id: str = ""
+    columns: str = ""
 
 
 @dataclass
@@ -190,6 +198,8 @@ class Ledgers:
                 "whole": d.whole,
                 "positions": list(d.positions),
                 "replaced_by": d.replaced_by,
+                "bytes_id": bytes.fromhex(d.bytes_id or d.content_id),
+                "columns": d.columns,
             }
             for d in departures
         ]
@@ -202,7 +212,14 @@ class Ledgers:
         if removal.id not in self._departed:
             rows = _rows(self._checked(removal_key(removal.id), removal.digest), _REMOVED)
             self._departed[removal.id] = [
-                Departure(**{**r, "content_id": r["content_id"].hex(), "positions": tuple(r["positions"])})
+                Departure(
+                    **{
+                        **r,
+                        "content_id": r["content_id"].hex(),
+                        "bytes_id": r["bytes_id"].hex(),
+                        "positions": tuple(r["positions"]),
+                    }
+                )
                 for r in rows
             ]
         return self._departed[removal.id]
@@ -215,6 +232,35 @@ class Ledgers:
                 found |= {d.content_id: removal for d in self.departures(removal) if d.whole}
         counted = self.counted(head) if found else {}
         return {content: removal for content, removal in found.items() if content not in counted}
+
+    def forgotten_among(self, head: Record, shards: Iterable[Shard]) -> dict[str, Removal]:
+        """Those of some shards that were forgotten, by content id: themselves, or a part of theirs cut otherwise."""
+        gone = self.forgotten(head)
+        cuts: dict[str, list[tuple[str, Removal]]] = {}
+        for removal in set(gone.values()):
+            for d in self.departures(removal):
+                if d.whole and d.content_id in gone:
+                    cuts.setdefault(d.bytes_id, []).append((d.columns, removal))
+        found: dict[str, Removal] = {}
+        for shard in shards if gone else ():
+            others = [r for columns, r in cuts.get(shard.bytes_id, ()) if columns != ",".join(_columns(shard))]
+            if shard.content_id in gone or others:
+                found[shard.content_id] = gone[shard.content_id] if shard.content_id in gone else others[0]
+        return found
+
+    def withdrawn(self, head: Record) -> dict[str, set[int]]:
+        """Positions of rows that were ever forgotten, by the SHA-256 of the bytes that they are in."""
+        found: dict[str, set[int]] = {}
+        for removal in head.removed:
+            for d in self.departures(removal) if removal.kind == "forgotten" else ():
+                if d.positions:
+                    found.setdefault(d.bytes_id, set()).update(d.positions)
+        return found
+
+    def at(self, segment_id: str) -> list[Shard] | None:
+        """Shards of any segment that lies there, committed or not; None if it has no ledger."""
+        data = self._place.get(ledger_key(segment_id))
+        return None if data is None else [_shard(row) for row in _rows(data, _LEDGER)]
 
     def _checked(self, key: str, digest: str) -> bytes:
         data = self._place.get(key)

@@ -95,6 +95,8 @@ class Removal:
         Shards that are gone or smaller, and rows that left.
     segments : tuple of str
         Segments that held them; they are no longer live.
+    who, when : str
+        By whom and when, also after a merge into another store.
     """
 
     id: str
@@ -105,6 +107,8 @@ class Removal:
     n_shards: int
     n_rows: int
     segments: tuple[str, ...]
+    who: str = ""
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -302,7 +306,9 @@ class Log:
             if record is None:
                 return None
             who = _who() if self._author is None else self._author
-            record = replace(record, who=who, when=datetime.now(UTC).isoformat(timespec="seconds"))
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            removed = tuple(r if r.when else replace(r, who=who, when=when) for r in record.removed)
+            record = replace(record, who=who, when=when, removed=removed)
             if self._put(record):
                 self._newest = record
                 return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from itertools import groupby
 
@@ -28,8 +28,9 @@ class Rule:
 class Mix:
     """A weighting of the segments of a store: rules that multiply, and exponential decay with age.
 
-    A segment of time t weighs ``prod(matching factors) * 2**(-(as_of - t) / half_life)``; one that came after
-    `as_of` weighs nothing. Weights act as row weights do: alpha keeps its meaning beside them.
+    A segment of time t weighs ``prod(matching factors) * 2**(-(as_of - t) / half_life)``; one of a day, month or year
+    that had not ended with `as_of` weighs nothing. Times are the ends of what labels and `as_of` name. Weights act as
+    row weights do: alpha keeps its meaning beside them.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ class Mix:
             If a text is of another form, or a factor is negative or not finite.
         """
         parsed = tuple(_rule(each.strip()) for text in rules for each in text.split(","))
-        return cls(parsed, _days(half_life) if half_life else None, moment_of(as_of) if as_of else None)
+        return cls(parsed, _days(half_life) if half_life else None, end_of(as_of) if as_of else None)
 
     @property
     def plain(self) -> bool:
@@ -103,7 +104,7 @@ class Mix:
             if time is None:
                 msg = f"{segment.n_shards} shard(s) of source {segment.source} without a label `time`"
                 raise MismatchError(msg, "a time for each", "label them when they are added: `add --label time=DATE`")
-            times[segment.id] = moment_of(time)
+            times[segment.id] = end_of(time)
         return times
 
     def _age(self, time: datetime | None, newest: datetime | None) -> float:
@@ -141,8 +142,10 @@ def _days(text: str) -> float:
     return float(found[1]) * _DAYS[found[2]]
 
 
-def moment_of(text: str) -> datetime:
-    """The beginning of an ISO 8601 date, time, month or year, in UTC where it names no zone.
+def end_of(text: str) -> datetime:
+    """When an ISO 8601 day, month or year has ended, or the time that is named; in UTC where it names no zone.
+
+    Rows of a period count only once it is over, so that nothing is known before its time.
 
     Raises
     ------
@@ -151,13 +154,19 @@ def moment_of(text: str) -> datetime:
 
     Examples
     --------
-    >>> moment_of("2026-03").isoformat()
-    '2026-03-01T00:00:00+00:00'
+    >>> end_of("2026-02").isoformat(), end_of("2026-12-31").isoformat()
+    ('2026-03-01T00:00:00+00:00', '2027-01-01T00:00:00+00:00')
     """
     padded = text + {4: "-01-01", 7: "-01"}.get(len(text), "")
     try:
         time = datetime.fromisoformat(padded)
-    except ValueError as error:
+        if len(text) == 4:
+            time = time.replace(year=time.year + 1)
+        elif len(text) == 7:
+            time = (time + timedelta(days=31)).replace(day=1)
+        elif re.fullmatch(r"\d{4}-?\d\d-?\d\d", text):
+            time += timedelta(days=1)
+    except (ValueError, OverflowError) as error:
         msg = f"time {text!r}"
         raise ConfigError(msg, "an ISO 8601 date, such as 2026-03-31, 2026-03 or 2026") from error
     return time if time.tzinfo else time.replace(tzinfo=UTC)

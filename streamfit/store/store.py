@@ -23,7 +23,7 @@ from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.store.arrays_io import read_group, write_group
 from streamfit.store.header import Header
-from streamfit.store.ledger import Departure, Ledgers
+from streamfit.store.ledger import Departure, Ledgers, ledger_key
 from streamfit.store.log import KEEP, MAX_LIVE, Log, Pin, Record, Refusal, Removal, Segment, record_key
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place, first_line
@@ -290,14 +290,18 @@ class Store:
         return self._append(build, action)
 
     def _refuse_forgotten(self, head: Record, new: Sequence[Segment]) -> None:
-        gone = self._ledgers.forgotten(head)
-        for shard in (shard for segment in new for shard in self.ledger(segment)) if gone else ():
+        coming = [shard for segment in new for shard in self.ledger(segment)]
+        gone = self._ledgers.forgotten_among(head, coming)
+        for shard in coming:
             if shard.content_id in gone:
-                msg = f"{shard.key} was forgotten by commit {gone[shard.content_id].sequence}"
+                msg = f"{shard.key}, or a part of it, was forgotten by commit {gone[shard.content_id].sequence}"
                 raise MismatchError(msg, "shards that may be counted", "run again; it will be left out")
-            if shard.bytes_id in gone:
-                msg = f"{shard.key} is a part of what commit {gone[shard.bytes_id].sequence} forgot"
-                raise MismatchError(msg, "shards that may be counted", "leave its file out")
+
+    def discard(self, segment: Segment) -> None:
+        """Delete a segment whose commit was refused; one that is live stays."""
+        if segment.id not in {s.id for s in self.head().segments}:
+            self.place.delete([ledger_key(segment.id)])
+            self.place.delete_tree(f"segments/{segment.id}")
 
     def amend(self, action: str, change: Callable[[Record], dict[str, Any]]) -> Record:
         """Commit a change of pins or policy: `change` gives the new values of the newest record's fields."""
@@ -394,6 +398,18 @@ class Store:
         """Content ids of shards that were forgotten and are not to be counted again."""
         return self._ledgers.forgotten(self.head())
 
+    def forgotten_among(self, shards: Iterable[Shard]) -> dict[str, Removal]:
+        """Those of some shards that are not to be counted again, by content id, with the commit that forgot them."""
+        return self._ledgers.forgotten_among(self.head(), shards)
+
+    def withdrawn(self) -> dict[str, set[int]]:
+        """Positions of rows that were ever forgotten, by the SHA-256 of the bytes that they are in."""
+        return self._ledgers.withdrawn(self.head())
+
+    def ledger_at(self, segment_id: str) -> list[Shard] | None:
+        """Shards of any segment that lies there, committed or not; None if it has no ledger."""
+        return self._ledgers.at(segment_id)
+
     def departures(self, removal: Removal) -> list[Departure]:
         """What one commit took out."""
         return self._ledgers.departures(removal)
@@ -447,7 +463,8 @@ class Store:
             part = self.zeros()
             for segment in filter(keep, segments):
                 part = part + self.read(segment)
-            total = total + (part if factor == 1.0 else part * factor)
+            # Rows are those that were read, whatever they weigh.
+            total = total + (part if factor == 1.0 else replace(part * factor, n_rows=part.n_rows))
         return total
 
     def _settled(self, read: Callable[[Record], _T]) -> _T:
