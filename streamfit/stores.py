@@ -122,9 +122,13 @@ class Corpus:
         return cls(given.root, given.include, given.exclude, given.label, given.labels.settings())
 
     def labelled(self, given: dict[str, str]) -> Corpus:
-        """The same with labels given by hand, which go before columns of dates."""
+        """The same with labels given by hand, which go before those that a path or a column would give."""
+        labels = self.labels
+        path = "" if set(re.compile(labels.path).groupindex) & set(given) else labels.path
+        columns = tuple(name for name in labels.columns if name not in given)
         fixed = tuple(sorted({**dict(self.labels.fixed), **given}.items()))
-        return replace(self, labels=replace(self.labels, fixed=fixed, time="" if "time" in given else self.labels.time))
+        time = "" if "time" in given else labels.time
+        return replace(self, labels=replace(labels, path=path, columns=columns, time=time, fixed=fixed))
 
 
 @dataclass(frozen=True)

@@ -156,14 +156,14 @@ def test_solve_mixes_by_label(run: Path):
 
 def test_solve_forgets_with_age(run: Path):
     """A half-life, counted from the newest month or from a given day; what came later is left out."""
-    ages = {"web-2026-01": 59, "web-2026-03": 0, "code-2026-01": 59, "code-2026-02": 28}
+    ages = {"web-2026-01": 59, "web-2026-03": 0, "code-2026-01": 59, "code-2026-02": 31}
     halved = {name: 2.0 ** (-days / 30) for name, days in ages.items()}
     np.testing.assert_allclose(
         weights_of(run, "--alpha", 1, "--half-life", "30d"), fitted(*FILES, weights=halved), rtol=1e-8
     )
     early = [name for name in FILES if "2026-01" in name]
-    np.testing.assert_allclose(weights_of(run, "--alpha", 1, "--as-of", "2026-01-15"), fitted(*early), rtol=1e-8)
-    facts = read("solve", run, "--alpha", 2, "--as-of", "2026-01-15", "--half-life", "2w")
+    np.testing.assert_allclose(weights_of(run, "--alpha", 1, "--as-of", "2026-01-31"), fitted(*early), rtol=1e-8)
+    facts = read("solve", run, "--alpha", 2, "--as-of", "2026-01-31", "--half-life", "2w")
     assert (facts["alpha"], facts["rows"], facts["commit"]) == (2, 480, N)
 
 
@@ -217,7 +217,7 @@ def test_forget_and_its_certificate(run: Path):
     assert certificate["digest"] == total(run)
     assert len(certificate["still_held"]) == 8
     text = ok("certificate-of-removal", run, "--commit", N + 1)
-    assert "8 old segments with these rows are still on disk: run `streamfit collect STORE --expire`" in text
+    assert "8 old segments with these rows are still on disk: run `streamfit collect STORE --expire --grace 0`" in text
     ok("collect", run, "--expire")
     assert "no segment with these rows is left on disk" in ok("certificate-of-removal", run)
     text = ok("forget", run, "--shard", "web-2026-01.parquet", "--purge", *serial, *corpus)

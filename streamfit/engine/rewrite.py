@@ -19,7 +19,7 @@ from streamfit.engine.tasks import Count, Find, Subtract
 from streamfit.engine.work import GroupResult, WorkOptions
 from streamfit.errors import MismatchError, ShardError
 from streamfit.plan import Shard, default_group_rows, make_groups
-from streamfit.store import Departure, Record, Removal, Segment, Store, make_room, merge_segments
+from streamfit.store import Departure, FullError, Record, Removal, Segment, Store, compact, make_room, merge_segments
 
 Leaving = Mapping[str, tuple[int, ...] | None]
 """Content ids of shards that leave: whole for None, or the positions of the rows or documents that do."""
@@ -109,6 +109,9 @@ def rewrite(
         try:
             results = work.run(source, client, options, group_rows)
             return work.commit(results, kind, why)
+        except FullError:
+            # What left was the last of its kind, and the bound went with it.
+            compact(store)
         except MismatchError:
             # A compaction or another run changed a segment meanwhile: what was counted is counted again.
             if attempt + 1 == _ATTEMPTS or work.still_stands():

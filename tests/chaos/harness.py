@@ -44,7 +44,7 @@ at = "{at}"
 max_live = {max_live}
 keep = 4
 """
-ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def write_corpus(folder, n_shards):
@@ -100,7 +100,7 @@ class Process:
                 stderr=file,
                 start_new_session=True,
                 cwd=output.parent,
-                env=os.environ | ONE_BLAS_THREAD | (env or {}),
+                env=os.environ | ENVIRONMENT | (env or {}),
             )
         self.pid = self._popen.pid
 
