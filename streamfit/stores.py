@@ -123,11 +123,13 @@ class Corpus:
 
     def labelled(self, given: dict[str, str]) -> Corpus:
         """The same with labels given by hand, which go before those that a path or a column would give."""
-        labels = self.labels
-        path = "" if set(re.compile(labels.path).groupindex) & set(given) else labels.path
+        labels, path = self.labels, self.labels.path
+        for name in given:
+            path = path.replace(f"(?P<{name}>", "(")
         columns = tuple(name for name in labels.columns if name not in given)
         fixed = tuple(sorted({**dict(self.labels.fixed), **given}.items()))
         time = "" if "time" in given else labels.time
+        path = path if "(?P<" in path else ""
         return replace(self, labels=replace(labels, path=path, columns=columns, time=time, fixed=fixed))
 
 

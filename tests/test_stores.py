@@ -346,6 +346,18 @@ def test_labels_that_cannot_be_meant_are_refused(texts):
         Corpus().labelled(labels_of(texts))
 
 
+def test_labels_by_hand_go_before_those_of_a_run():
+    """A group of its pattern, a column, its dates or a fixed label; what is not given is as it was."""
+    run = Labels(r"(?P<source>\w+)-(?P<lang>\w+)", ("region", "kind"), "stamp", "month", (("site", "a"),))
+    given = Corpus(labels=run).labelled(labels_of(["source=mail", "region=EU", "time=2026-04", "site=b"])).labels
+    assert (given.columns, given.time) == (("kind",), "")
+    assert given.of_file("web-de.parquet") == {
+        "source": "mail", "lang": "de", "region": "EU", "time": "2026-04", "site": "b"
+    }  # fmt: skip
+    alone = Corpus(labels=run).labelled({"source": "mail", "lang": "fr"}).labels
+    assert alone.of_file("no match") == {"source": "mail", "lang": "fr", "site": "a"}
+
+
 def test_text_is_added_as_it_was_split(tmp_path, serial, quiet):
     """Files that are held out stay so, and those that were counted are not read again."""
     kind = KINDS["text"]

@@ -11,7 +11,6 @@ import obstore
 import zarr
 from obstore.store import ObjectStore
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjects
 
 from streamfit.errors import StoreError
@@ -34,26 +33,23 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
     """
     try:
         named = {**attributes, "arrays": sorted(arrays)}
-        # All at once: an array made by itself would write every group above it anew, an object each.
-        nodes: dict[str, Any] = {path: zarr.create_group(MemoryStore(), attributes=named).metadata}
-        nodes |= {f"{path}/{name}": _described(array) for name, array in arrays.items()}
-        for where, node in zarr.create_hierarchy(store=ZarrObjects(objects), nodes=nodes):
-            if isinstance(node, zarr.Array):
-                node.with_config({"write_empty_chunks": True})[...] = arrays[where.removeprefix(f"{path}/")]
+        group = zarr.create_group(ZarrObjects(objects), path=path, attributes=named)
+        for name, array in arrays.items():
+            target = group.create_array(
+                name,
+                shape=array.shape,
+                chunks=_chunks(array),
+                dtype=array.dtype,
+                compressors=[
+                    BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize),
+                    Crc32cCodec(),
+                ],
+                config={"write_empty_chunks": True},
+            )
+            target[...] = array
     except (OSError, obstore.exceptions.BaseError) as error:
         msg = f"cannot write {path}: {first_line(error)}"
         raise StoreError(msg, "a writable store", "check disk space and permissions") from error
-
-
-def _described(array: np.ndarray) -> Any:
-    """What a `zarr.json` says of an array."""
-    return zarr.create_array(
-        MemoryStore(),
-        shape=array.shape,
-        chunks=_chunks(array),
-        dtype=array.dtype,
-        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize), Crc32cCodec()],
-    ).metadata
 
 
 def _chunks(array: np.ndarray) -> tuple[int, ...]:
