@@ -92,7 +92,7 @@ def test_race(tmp_path):
 def test_long_race(tmp_path):
     """Two coordinators and then three, more than 300 commits, SIGKILL every few seconds."""
     total = Counter()
-    for n_racers, n_commits, n_kills in ((2, 100, 6), (3, 70, 6)):
+    for n_racers, n_commits, n_kills in ((2, 160, 4), (3, 110, 4)):
         folder = tmp_path / str(n_racers)
         folder.mkdir()
         Store.create(folder / "store", racer.HEADER, max_live=6, keep=4)
