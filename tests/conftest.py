@@ -25,7 +25,7 @@ from rich.console import Console
 
 from streamfit.engine import Machine
 
-settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("fast", max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("ci", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 

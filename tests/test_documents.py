@@ -67,7 +67,7 @@ def test_rows_of_a_saved_dataset_are_cut_into_shards_with_ids_of_their_content(t
     datasets.Dataset.from_dict({"text": TEXTS[::-1]}).save_to_disk(tmp_path / "d2")
     other = SavedDataset(Files(str(tmp_path / "d2")), shard_rows=64)
     with pytest.raises(ShardChangedError):
-        other.documents(shards[0])
+        other.documents(replace(shards[0], uri=str(tmp_path / "d2")))
 
 
 def test_what_is_not_one_data_set_with_that_column_is_refused(tmp_path: Path):
@@ -221,12 +221,12 @@ def test_saved_dataset_whose_values_moved_is_refused(tmp_path):
     assert {s.content_id for s in (eu, us)}.isdisjoint(s.content_id for s in moved.shards())
     for read in (moved.documents, lambda s: moved.positions(s, "region", frozenset(["EU"]))):
         with pytest.raises(ShardChangedError):
-            read(eu)
+            read(replace(eu, uri=str(tmp_path / "2")))
     with pytest.raises(ShardError, match="no column 'region' among text"):
-        bare.documents(us)
+        bare.documents(replace(us, uri=str(tmp_path / "3")))
     with pytest.raises(CorpusError, match="no column 'region' among text"):
         replace(bare, labels=REGION).shards()
-    assert "_dataset" in vars(source)
+    assert "_opened" in vars(source)
     packed = pickle.dumps(source)
     assert len(packed) < 2000
     assert pickle.loads(packed).documents(us) == ["c"]
