@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -11,6 +11,7 @@ import obstore
 import zarr
 from obstore.store import ObjectStore
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore, WrapperStore
 from zarr.storage import ObjectStore as ZarrObjects
 
 from streamfit.errors import StoreError
@@ -31,25 +32,54 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
     StoreError
         If the store cannot be written.
     """
+    named = {**attributes, "arrays": sorted(arrays)}
+    # All at once: an array made by itself would write every group above it anew, an object each.
+    nodes: dict[str, Any] = {path: zarr.create_group(MemoryStore(), attributes=named).metadata}
+    nodes |= {f"{path}/{name}": _described(array) for name, array in arrays.items()}
+    target = _Writes(ZarrObjects(objects))
     try:
-        named = {**attributes, "arrays": sorted(arrays)}
-        group = zarr.create_group(ZarrObjects(objects), path=path, attributes=named)
-        for name, array in arrays.items():
-            target = group.create_array(
-                name,
-                shape=array.shape,
-                chunks=_chunks(array),
-                dtype=array.dtype,
-                compressors=[
-                    BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize),
-                    Crc32cCodec(),
-                ],
-                config={"write_empty_chunks": True},
-            )
-            target[...] = array
-    except (OSError, obstore.exceptions.BaseError) as error:
-        msg = f"cannot write {path}: {first_line(error)}"
-        raise StoreError(msg, "a writable store", "check disk space and permissions") from error
+        for where, node in zarr.create_hierarchy(store=target, nodes=nodes):
+            if isinstance(node, zarr.Array):
+                node.with_config({"write_empty_chunks": True})[...] = arrays[where.removeprefix(f"{path}/")]
+    except (OSError, obstore.exceptions.BaseError) as error:  # it looks for arrays above first
+        target.failure = target.failure or error
+    if target.failure is not None:
+        msg = f"cannot write {path}: {first_line(target.failure)}"
+        raise StoreError(msg, "a writable store", "check disk space and permissions") from target.failure
+
+
+class _Writes(WrapperStore[ZarrObjects[Any]]):
+    """Keeps the first failure and writes nothing after it.
+
+    Zarr writes many objects at once; a task that fails beside the first would be nobody's, and asyncio would print its
+    traceback at exit.
+    """
+
+    failure: Exception | None = None
+
+    async def set(self, key: str, value: Any) -> None:
+        await self._guarded(super().set, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        await self._guarded(super().set_if_not_exists, key, value)
+
+    async def _guarded(self, write: Callable[[str, Any], Awaitable[None]], key: str, value: Any) -> None:
+        if self.failure is None:
+            try:
+                await write(key, value)
+            except (OSError, obstore.exceptions.BaseError) as error:
+                self.failure = self.failure or error
+
+
+def _described(array: np.ndarray) -> Any:
+    """What a `zarr.json` says of an array."""
+    return zarr.create_array(
+        MemoryStore(),
+        shape=array.shape,
+        chunks=_chunks(array),
+        dtype=array.dtype,
+        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize), Crc32cCodec()],
+    ).metadata
 
 
 def _chunks(array: np.ndarray) -> tuple[int, ...]:
