@@ -1,6 +1,7 @@
 """Sums at rest: a plain Zarr store with a commit log."""
 
-from streamfit.store.exchange import absorb, export_dense, export_segments, import_dense, import_segments, merge
+from streamfit.store.dense import export_dense, import_dense
+from streamfit.store.exchange import absorb, export_segments, import_segments, merge
 from streamfit.store.header import Header
 from streamfit.store.ledger import CountedTwiceError, Departure
 from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, Segment
