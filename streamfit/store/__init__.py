@@ -7,7 +7,8 @@ from streamfit.store.ledger import CountedTwiceError, Departure
 from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, Segment
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
-from streamfit.store.store import FullError, Store
+from streamfit.store.policy import FullError
+from streamfit.store.store import Store
 from streamfit.store.upkeep import (
     GRACE,
     Collected,

@@ -15,26 +15,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from obstore.exceptions import BaseError
 
 from streamfit.counts import Tables
-from streamfit.errors import ConfigError, MismatchError, StoreError
+from streamfit.errors import MismatchError, StoreError
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.store.arrays_io import read_group, write_group
+from streamfit.store.founding import found, is_store, read_header, what_is_there
 from streamfit.store.header import Header
 from streamfit.store.ledger import Departure, Ledgers, ledger_key
-from streamfit.store.log import KEEP, MAX_LIVE, Log, Pin, Record, Refusal, Removal, Segment, record_key
+from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, Segment
 from streamfit.store.mix import Mix
-from streamfit.store.place import Place, first_line
+from streamfit.store.place import Place
+from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
 from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of
 
 _T = TypeVar("_T")
-_MADE_FIRST = {"header", "_log", "zarr.json"}
-
-
-class FullError(StoreError):
-    """A commit that would leave more live segments than the store's bound; compact first."""
 
 
 class Store:
@@ -62,10 +58,10 @@ class Store:
         self._named: dict[int, tuple[frozenset[str], datetime]] = {}
         newest = None if self.place.local and not self.place.local.is_dir() else self._log.head()
         if newest is None:
-            msg = f"{self.place} is not a store: {_what_is_there(self.place)}"
+            msg = f"{self.place} is not a store: {what_is_there(self.place)}"
             raise StoreError(msg, "a store that `streamfit fit` made", "check the path")
         if at is not None:
-            self._at = self._log.read(_sequence_of(newest, at))
+            self._at = self._log.read(sequence_of(newest, at))
 
     @property
     def url(self) -> str:
@@ -75,8 +71,7 @@ class Store:
     @staticmethod
     def exists(where: str | Path) -> bool:
         """Whether a place holds a store that was made whole: its log has a first record."""
-        place = Place(where)
-        return (place.local is None or place.local.is_dir()) and place.exists(record_key(0))
+        return is_store(Place(where))
 
     @classmethod
     def create(
@@ -112,18 +107,7 @@ class Store:
         """
         place = Place(where)
         check_policy(max_live, keep)
-        _refuse_foreign(place)
-        place.make()
-        log = Log(place, who)
-        if log.head() is None:
-            folder = _write_header(place, header)
-
-            def first(newest: Record | None) -> Record | None:
-                if newest is not None:
-                    return None
-                return Record(0, header.content_hash, folder, max_live=max_live, keep=keep)
-
-            log.append(first)
+        found(place, Log(place, who), header, max_live, keep)
         store = cls(place, who=who)
         store.refuse_other(header, str(place))
         return store
@@ -153,18 +137,7 @@ class Store:
         StoreError
             If it is damaged.
         """
-        spec, arrays = read_group(self.place.objects, self._first.header_at)
-        fault: Exception | None = None
-        try:
-            header = Header.from_spec(spec, arrays)
-            if header.content_hash == self._first.header:
-                return header
-        except StoreError:
-            raise
-        except Exception as error:  # an altered description fails in as many ways as it has fields
-            fault = error
-        msg = f"the header of {self.place} was altered"
-        raise StoreError(msg, f"content {self._first.header[:12]}", "restore it from a backup") from fault
+        return read_header(self.place, self._first)
 
     def head(self) -> Record:
         """The newest record, or the one that the store was opened at."""
@@ -214,23 +187,15 @@ class Store:
         name = uuid.uuid4().hex
         attributes = {"n_rows": moments.n_rows, "header": self._first.header}
         write_group(self.place.objects, f"segments/{name}", attributes, arrays_of(moments, tables))
-        try:
-            digest = self._ledgers.write(name, shards, n_rows)
-            self.place.settle(f"segments/{name}")
-        except (OSError, BaseError) as error:
-            msg = f"cannot write segment {name}: {first_line(error)}"
-            raise StoreError(msg, "a writable store", "check disk space and permissions") from error
+        digest = self._ledgers.write(name, shards, n_rows)
+        self.place.settle(f"segments/{name}")
         first = shards[0]
         fold = first.fold(self.header.n_folds)
         return Segment(name, fold, first.source, moments.n_rows, len(shards), digest, first.labels)
 
     def write_removal(self, departures: Sequence[Departure]) -> tuple[str, str]:
         """Write the list of what a commit takes out; returns its name and digest."""
-        try:
-            return self._ledgers.write_removal(departures)
-        except (OSError, BaseError) as error:
-            msg = f"cannot write a removal: {first_line(error)}"
-            raise StoreError(msg, "a writable store", "check disk space and permissions") from error
+        return self._ledgers.write_removal(departures)
 
     def commit(
         self,
@@ -315,15 +280,7 @@ class Store:
         StoreError
             If the commit cannot be gone back to any more, or the name is taken.
         """
-
-        def change(head: Record) -> dict[str, Any]:
-            if any(pin.name == name for pin in head.pins) or name.isdigit() or not name:
-                msg = f"pin {name!r}"
-                raise StoreError(msg, "a new name that is not a number", "unpin the old one, or choose another")
-            target = head.sequence if sequence is None else _sequence_of(head, sequence)
-            return {"pins": (*head.pins, Pin(name, target))}
-
-        return self.amend(f"pin {name}", change)
+        return self._append(lambda head: with_pin(head, name, sequence), f"pin {name}")
 
     def unpin(self, name: str) -> Record:
         """Let collection take a commit's segments again.
@@ -333,15 +290,7 @@ class Store:
         StoreError
             If there is no such pin.
         """
-
-        def change(head: Record) -> dict[str, Any]:
-            left = tuple(pin for pin in head.pins if pin.name != name)
-            if len(left) == len(head.pins):
-                msg = f"no pin {name!r}"
-                raise StoreError(msg, f"one of {', '.join(p.name for p in head.pins) or 'none, for there are none'}")
-            return {"pins": left}
-
-        return self.amend(f"unpin {name}", change)
+        return self._append(lambda head: without_pin(head, name), f"unpin {name}")
 
     def refuse_past(self) -> None:
         """Check that the store was opened as it is now, and not at a commit.
@@ -363,9 +312,7 @@ class Store:
                 msg = f"{self.place} lost its log"
                 raise StoreError(msg, "a store")
             record = replace(build(head), sequence=head.sequence + 1, action=action, commit=uuid.uuid4().hex)
-            if len(record.segments) > record.bound:
-                msg = f"{len(record.segments)} live segments"
-                raise FullError(msg, f"at most {record.bound}", "run `streamfit compact`")
+            check_bound(record)
             return record
 
         record = self._log.append(following)
@@ -490,63 +437,3 @@ class Store:
             return {fold: self._sum(head, lambda s, fold=fold: s.fold == fold, mix) for fold in folds}  # type: ignore[misc]
 
         return self._settled(read)
-
-
-def check_policy(max_live: int, keep: int) -> None:
-    """Refuse bounds that no store can hold.
-
-    Raises
-    ------
-    ConfigError
-        If `max_live` is below 2, or `keep` is negative.
-    """
-    if max_live < 2 or keep < 0:
-        msg = f"max_live {max_live}, keep {keep}"
-        raise ConfigError(msg, "max_live of at least 2 and keep of at least 0")
-
-
-def _sequence_of(newest: Record, at: int | str) -> int:
-    """The commit that is meant, where its segments are kept."""
-    pins = {pin.name: pin.sequence for pin in newest.pins}
-    text = str(at)
-    if text in pins:
-        return pins[text]
-    if not text.isdecimal() or int(text) > newest.sequence:
-        names = f", or a pin ({', '.join(pins)})" if pins else ""
-        msg = f"commit {at!r}"
-        raise StoreError(msg, f"one of {newest.oldest} to {newest.sequence}{names}", "`streamfit log` lists them")
-    if not newest.readable(int(text)):
-        msg = f"commit {text}, whose segments are no longer kept"
-        raise StoreError(msg, f"{newest.oldest} to {newest.sequence}, or a pin", "pin commits to go back to them")
-    return int(text)
-
-
-def _what_is_there(place: Place) -> str:
-    if place.local is None:
-        return "nothing there"
-    if not place.local.is_dir():
-        return "no folder"
-    return "its log is empty" if (place.local / "_log").is_dir() else "a folder without a log"
-
-
-def _refuse_foreign(place: Place) -> None:
-    path = place.local
-    if path is None:
-        return
-    if path.exists() and not path.is_dir():
-        msg = f"{path} is a file"
-        raise StoreError(msg, "a folder, or nothing there yet", "choose another path")
-    if path.is_dir() and not (path / "_log").is_dir():
-        names = sorted(p.name for p in path.iterdir())
-        if not set(names) <= _MADE_FIRST:
-            msg = f"{path} is not a store, but holds {', '.join(names[:3])}"
-            raise StoreError(msg, "a store or an empty folder", "choose another path")
-
-
-def _write_header(place: Place, header: Header) -> str:
-    spec, arrays = header.to_spec()
-    # A fresh name: what a crash left half-written is never taken for whole, for no record names it.
-    folder = f"header/{uuid.uuid4().hex}"
-    write_group(place.objects, folder, spec, arrays)
-    place.settle(folder)
-    return folder

@@ -22,7 +22,8 @@ from streamfit.errors import MismatchError, StoreError
 from streamfit.plan import Shard
 from streamfit.store.ledger import ledger_key, removal_key
 from streamfit.store.log import Record, Segment
-from streamfit.store.store import Store, check_policy
+from streamfit.store.policy import check_policy
+from streamfit.store.store import Store
 
 GRACE = 86_400.0
 """Seconds that an uncommitted segment is left alone: longer than a group takes from its first byte to its commit."""
