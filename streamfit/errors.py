@@ -1,6 +1,7 @@
 """The errors a user can meet: each says what was got, what was expected, and what to do.
 
-Floor 1: imports nothing of the package. The CLI turns any of these into one line and exit code 2.
+Floor 1: imports nothing of the package. The CLI turns any of these into one line and exit code 2,
+a `CertificateError` into exit code 3.
 """
 
 from __future__ import annotations
@@ -67,3 +68,7 @@ class PlanError(StreamfitError):
 
 class SolveError(StreamfitError):
     """A linear system without one trustworthy solution."""
+
+
+class CertificateError(SolveError):
+    """A solution whose certificate does not reach the tolerance that was asked for."""

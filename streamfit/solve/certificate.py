@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from streamfit.errors import CertificateError
+
+TOLERANCE = 1e-6
+"""Share of the targets' sum of squares that the loss may be above the optimum, where nobody says otherwise."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -29,7 +34,10 @@ class Certificate:
     condition : float
         λ_max(A) / μ.
     digits_lost : float
-        log10 of the condition number: of 15.9 decimal digits, so many may be lost.
+        Decimal digits, of 15.9, that may be lost: log10 of the condition number, of its square root where the solve
+        never formed a Gram matrix.
+    null_loss : float
+        L(0), the targets' sum of squares about their means: what losses are shares of.
     """
 
     relative_gradient: float
@@ -38,6 +46,31 @@ class Certificate:
     loss: float
     condition: float
     digits_lost: float
+    null_loss: float
+
+    @property
+    def share(self) -> float:
+        """The bound on L(B) - L* as a share of `null_loss`."""
+        return self.suboptimality / self.null_loss if self.null_loss > 0 else self.suboptimality
+
+    def require(self, tolerance: float = TOLERANCE) -> None:
+        """Fail unless the bound is within a tolerance.
+
+        Parameters
+        ----------
+        tolerance : float
+            Of `share`; infinite accepts anything.
+
+        Raises
+        ------
+        CertificateError
+            If it is above.
+        """
+        if not self.share <= tolerance:
+            why = f"condition {self.condition:.3g}" if self.unique else "the optimum is not unique, but for rounding"
+            msg = f"an optimum proved to {self.share:.2g} of the targets' sum of squares only ({why})"
+            remedy = "raise alpha, drop dependent features, count with statistic 'qr', or accept it with a tolerance"
+            raise CertificateError(msg, f"{tolerance:g} or less", remedy)
 
     @property
     def unique(self) -> bool:
@@ -46,16 +79,15 @@ class Certificate:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {**asdict(self), "unique": self.unique}
+        return {**asdict(self), "unique": self.unique, "share": self.share}
 
     def lines(self) -> list[str]:
         """The certificate as text, a line a fact."""
-        share = self.suboptimality / self.loss if self.loss > 0 else 0.0
         return [
             f"relative gradient  {self.relative_gradient:.2e}",
             f"strong convexity   {self.strong_convexity:.4g}" + ("  (the optimum is unique)" if self.unique else ""),
             f"loss               {self.loss:.10g}",
-            f"loss - optimum     <= {self.suboptimality:.2e}  ({share:.1e} of the loss; of the stored sums)",
+            f"loss - optimum     <= {self.suboptimality:.2e}  ({self.share:.1e} of the targets'; of the stored sums)",
             f"condition          {self.condition:.3g}  ({self.digits_lost:.1f} of 15.9 digits at risk)",
         ]
 
@@ -111,4 +143,5 @@ def certify(
         loss=loss,
         condition=condition,
         digits_lost=float(np.log10(condition)),
+        null_loss=float(np.sum(ss_y)),
     )

@@ -168,4 +168,5 @@ class _Parts:
             loss=self._loss,
             condition=condition,
             digits_lost=float(np.log10(condition)),
+            null_loss=float(self._spectrum.sums.ss_y.sum()),
         )

@@ -14,14 +14,18 @@ import scipy.linalg
 from streamfit.centered import Centered
 from streamfit.errors import SolveError
 from streamfit.moments import Moments
-from streamfit.solve.certificate import Certificate, certify, eigenvalue_noise
+from streamfit.solve.certificate import TOLERANCE, Certificate, certify, eigenvalue_noise
 
 RCOND_FLOOR = 1e-14
 """Reciprocal condition below which a Cholesky solution is not trusted."""
 
 
+_NEARLY = 1e-6
+"""Share of a feature's spread that the others do not explain, at or below which it is named in a warning."""
+
+
 class IllConditionedWarning(UserWarning):
-    """A system solved by eigendecomposition, because Cholesky would have lost most digits."""
+    """A system of nearly dependent features, solved for the least norm because Cholesky would have lost most digits."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Solution:
     weights : float64 array of shape (n_features, n_targets)
     intercept : float64 array of shape (n_targets,)
     alpha : float
-    method : {'cholesky', 'eigen'}
+    method : {'cholesky', 'least_norm'}
     rank : int
         Numerical rank of the system that was solved.
     effective_dof : float
@@ -61,13 +65,21 @@ def solve(
     *,
     fit_intercept: bool = True,
     names: list[str] | None = None,
+    strict: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> Solution:
     """Solve ridge regression from its moments.
 
     Minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²`` over B and, unless switched off, an unpenalised
     intercept b. Alpha is not divided by the number of rows, as in scikit-learn's Ridge. With the moments
     centred about their means, B solves (G + alpha I) B = C and b = mean_y - B'mean_x (Hastie, Tibshirani and
-    Friedman, The Elements of Statistical Learning, 3.4.1).
+    Friedman, The Elements of Statistical Learning, 3.4.1). Where features are dependent and alpha is zero, or too small
+    to tell, it is the solution of least norm, the limit of ridge as alpha vanishes (Golub and Van Loan, Matrix
+    Computations, 5.5).
+
+    Normal equations square the condition number: features whose correlations leave a condition above 1e14 (of the
+    Gram matrix scaled to a unit diagonal; 1e7 of the rows) are taken as dependent. Sums kept as a triangular factor
+    (`statistic = "qr"`) go to 1e14 of the rows.
 
     Parameters
     ----------
@@ -77,16 +89,23 @@ def solve(
     fit_intercept : bool
     names : list of str, optional
         Feature names for warnings and errors.
+    strict : bool
+        Raise if the certificate does not reach the tolerance.
+    tolerance : float
+        Largest bound on ``L(B) - L*`` that is accepted then, as a share of the targets' sum of squares.
 
     Raises
     ------
     SolveError
-        If alpha is negative or not finite, or if it is zero and the Gram matrix is singular.
+        If alpha is negative or not finite.
+    CertificateError
+        With `strict`, if the bound is above the tolerance: for one, wherever the optimum is not unique.
 
     Warns
     -----
     IllConditionedWarning
-        If alpha > 0 is too small to make Cholesky trustworthy; the system is then solved by eigenvectors.
+        If the system is too ill-conditioned to trust Cholesky; the solution of least norm is then given, by a
+        pivoted factor. The warning states the rank and names the features that are nearly dependent.
     """
     if not (alpha >= 0 and np.isfinite(alpha)):
         msg = f"alpha {alpha}"
@@ -108,15 +127,12 @@ def solve(
                 stacklevel=2,
             )
     else:
-        method = "eigen"
-        weights, eigenvalues, rank, involved = _by_eigenvectors(c.gram, alpha, c.cross, names)
-        if alpha == 0:
-            lost = f"rank {rank} of {d}" if rank < d else f"reciprocal condition below {RCOND_FLOOR:g}"
-            msg = f"a singular Gram matrix with alpha 0: {lost}, {involved} nearly dependent or constant"
-            raise SolveError(msg, "independent features, or alpha > 0", "raise alpha, or drop one of them")
+        method = "least_norm"
+        weights, rank, involved = _by_pivots(c.gram, alpha, c.cross, names)
+        eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
         warnings.warn(
-            f"alpha {alpha:g} leaves the system ill-conditioned: solved by eigenvectors with rank {rank} of {d}; "
-            f"{involved} nearly dependent or constant",
+            f"alpha {alpha:g} leaves the system ill-conditioned: the solution of least norm, with rank {rank} of "
+            f"{d}; {involved} nearly dependent or constant",
             IllConditionedWarning,
             stacklevel=2,
         )
@@ -126,6 +142,8 @@ def solve(
     intercept = c.mean_y - c.mean_x @ weights if fit_intercept else np.zeros_like(c.mean_y)
     positive = np.maximum(eigenvalues, 0.0)
     dof = float(np.sum(positive / (positive + alpha))) if alpha > 0 else float(rank)
+    if strict:
+        certificate.require(tolerance)
     return Solution(weights, intercept, float(alpha), method, rank, dof, certificate)
 
 
@@ -153,7 +171,7 @@ def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray |
 def weights_for(c: Centered, alpha: float) -> np.ndarray:
     """Weights of one alpha, without intercept, certificate or warnings."""
     weights = _cholesky(c.gram, alpha, c.cross)
-    return _by_eigenvectors(c.gram, alpha, c.cross, None)[0] if weights is None else weights
+    return _by_pivots(c.gram, alpha, c.cross, None)[0] if weights is None else weights
 
 
 def _factor(gram: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, float, float] | None:
@@ -198,28 +216,50 @@ def noise_share(c: Centered, alpha: float) -> float:
     return float(relative.max() * factored[3]) if varying.any() else 0.0
 
 
-def _by_eigenvectors(
+def _by_pivots(
     gram: np.ndarray, alpha: float, cross: np.ndarray, names: list[str] | None
-) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """Solve in the span of the eigenvectors that stand above rounding, the limit of ridge as alpha vanishes.
+) -> tuple[np.ndarray, int, str]:
+    """The solution of least norm in the numerical rank of a system; returns weights, rank and who is dependent.
 
-    Returns the weights, the Gram matrix's eigenvalues, the rank, and who is dependent. In these units, not scaled
-    ones: a feature whose variance is below rounding of the largest is dropped with the dependent ones.
+    The rank is decided by Cholesky with complete pivoting of the system scaled to a unit diagonal (Higham, Accuracy and
+    stability of numerical algorithms, 10.3), so that a feature in small units is not taken for rounding of one in large
+    units. With factor N of full column rank in natural units and N = QT, the pseudo-inverse is ``Q (TT')^-1 Q'``;
+    sorted rows and pivoted columns keep this QR accurate row by row (Cox and Higham, 1998).
     """
-    eigenvalues, vectors = scipy.linalg.eigh(gram, check_finite=False)
-    shifted = eigenvalues + alpha
-    keep = shifted > eigenvalue_noise(len(gram), float(shifted[-1]))
-    basis = vectors[:, keep]
-    weights = basis @ ((basis.T @ cross) / shifted[keep, None])
-    involved = _involved(vectors[:, ~keep | (shifted < 1e-12 * shifted[-1])], names)
-    return weights, eigenvalues, int(keep.sum()), involved
+    system, varies = gram.copy(), np.diag(gram) > 0
+    # What does not vary has weight zero whatever alpha is: it counts among the dependent ones.
+    system[np.diag_indices(len(gram))] += np.where(varies, alpha, 0.0)
+    units = np.sqrt(np.where(varies, np.diag(system), 1.0))
+    system /= units
+    system /= units[:, None]
+    if not varies.any():
+        return np.zeros_like(cross), 0, _involved(np.eye(len(gram)), names)
+    noise = eigenvalue_noise(len(gram), 1.0)
+    lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(system, lower=1, tol=noise)
+    factor, order = np.tril(lower[:, :rank]), pivots - 1
+    natural = factor * units[order, None]
+    rows = np.argsort(-np.abs(natural).max(axis=1), kind="stable")
+    basis, triangle, _ = scipy.linalg.qr(natural[rows], mode="economic", pivoting=True, check_finite=False)
+    place = order[rows]
+    half = scipy.linalg.solve_triangular(triangle, basis.T @ cross[place], check_finite=False)
+    weights = np.empty_like(cross)
+    weights[place] = basis @ scipy.linalg.solve_triangular(triangle, half, trans="T", check_finite=False)
+    # Those that stand this little above the others before them belong to a dependency, too.
+    n_clear = int((np.diag(factor) > _NEARLY).sum())
+    combination = scipy.linalg.solve_triangular(
+        factor[:n_clear, :n_clear], factor[n_clear:, :n_clear].T, lower=True, trans="T", check_finite=False
+    )
+    vectors = np.zeros((len(gram), len(gram) - n_clear))
+    vectors[order] = np.vstack([-combination, np.eye(vectors.shape[1])])
+    return weights, int(rank), _involved(vectors, names)
 
 
 def _involved(vectors: np.ndarray, names: list[str] | None, most: int = 5) -> str:
+    """Features with a large part in dependencies, one a column: vectors that the scaled system takes to nothing."""
     if not vectors.size:
         return "no single feature"
-    share = np.abs(vectors).max(axis=1)
-    # A dependency shows as large entries of one null vector; an all-zero feature as a single 1.
-    worst = [int(j) for j in np.argsort(-share) if share[j] > 0.1][:most]
-    labels = [names[j] if names else f"feature {j}" for j in worst]
-    return "features " + ", ".join(labels) if labels else "many features together"
+    share = np.abs(vectors / np.linalg.norm(vectors, axis=0)).max(axis=1)
+    worst = [int(j) for j in np.argsort(-share, kind="stable") if share[j] > 0.1]
+    labels = [names[j] if names else f"feature {j}" for j in worst[:most]]
+    more = f" and {len(worst) - most} more" if len(worst) > most else ""
+    return "features " + ", ".join(labels) + more if labels else "many features together"
