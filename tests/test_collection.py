@@ -3,12 +3,15 @@
 import os
 import time
 import uuid
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from store_helpers import add, everything, folders, header_of, leave_to_the_disk, moments_of, shard_of, write
 
 from streamfit.errors import ConfigError, StoreError
 from streamfit.store import Collected, Departure, Place, Store, collect, compact, verify
+from streamfit.store.log import record_key
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +107,36 @@ def test_expired_segments_go_at_once(store):
     assert folders(store) == ids(store.head())
     assert not folders(store) & parts
     assert everything(Store(store.place.local)) == before
+
+
+@pytest.mark.parametrize("grace", [0, 3600])
+def test_what_was_committed_long_ago_is_no_orphan(store, grace):
+    """Segments that earlier commits gave up have expired, however old they are; what nobody committed is an orphan."""
+    for number in range(4):
+        add(store, number=number)
+        store.commit(drop=ids(store.head()))
+    never = write(store, shard_of(9))
+    add(store)
+    for name in [*ids_of_all(store), never.id]:
+        age(store.place.local / "segments" / name, 7200)
+        age(store.place.local / "ledgers" / f"{name}.parquet", 7200)
+    rewind(store, 7000)
+    done = collect(Store(store.place.local), keep=0, grace=grace)
+    assert (done.segments, done.orphans) == (4, 1)
+    assert folders(store) == ids(store.head())
+
+
+def ids_of_all(store):
+    """Segments that any commit named."""
+    return set().union(*map(ids, store.records()))
+
+
+def rewind(store, seconds):
+    """Make all commits look older."""
+    for record in store.records():
+        then = datetime.fromisoformat(record.when) - timedelta(seconds=seconds)
+        older = replace(record, when=then.isoformat(timespec="seconds"))
+        (store.place.local / record_key(record.sequence)).write_bytes(older.to_bytes())
 
 
 @pytest.mark.parametrize("name", ["_log/.{}.partial", "segments/gram#7"])

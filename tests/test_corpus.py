@@ -345,6 +345,21 @@ def test_file_that_is_no_whole_parquet_is_one_shard_error(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", ["gone", "truncated"])
+def test_file_that_was_whole_when_it_was_listed_has_changed(tmp_path, fault):
+    """It is told from one that never could be read."""
+    write(tmp_path / "t", x=RNG.normal(size=1000), y=WHOLE[:1000])
+    source = table_of(tmp_path / "t", "x")
+    (shard,) = source.shards()
+    if fault == "gone":
+        (tmp_path / "t").unlink()
+    else:
+        (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-100])
+    for read in (source.read, lambda s: source.positions(s, "x", frozenset("1"))):
+        with pytest.raises(ShardChangedError, match=r"^t#0: .*expected the file that was found"):
+            list(read(shard))
+
+
 def test_equal_pages_under_other_column_names_are_other_rows(tmp_path):
     """A row group's bytes hold values alone; names and types belong to its identity."""
     values = np.arange(100.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,7 +230,17 @@ def test_saved_dataset_whose_values_moved_is_refused(tmp_path):
     assert "_opened" in vars(source)
     packed = pickle.dumps(source)
     assert len(packed) < 2000
-    assert pickle.loads(packed).documents(us) == ["c"]
+    assert pickle.loads(packed).documents(us) == ["c"]  # bytes of this very process, as Dask sends them
+
+
+def test_saved_dataset_that_is_gone_has_changed(tmp_path):
+    """It was there when it was listed, so it is a shard that changed, and not a corpus that never was."""
+    (shard,) = saved(tmp_path / "1", {"text": ["a", "b"]}).shards()
+    shutil.rmtree(tmp_path / "1")
+    source = SavedDataset(Files(str(tmp_path / "1")))
+    for read in (source.documents, lambda s: source.positions(s, "text", frozenset("a"))):
+        with pytest.raises(ShardChangedError, match=r"1#0-2: .*expected the data set that was found"):
+            read(shard)
 
 
 def test_positions_of_a_text_file(tmp_path):

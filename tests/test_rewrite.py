@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from streamfit.corpus import Files, ParquetTable, Source
 from streamfit.engine import Machine, WorkOptions, accumulate, connect, find_rows, rewrite
 from streamfit.engine.work import sum_shards
-from streamfit.errors import MismatchError, ShardError, StoreError
-from streamfit.store import Store, compact, verify
+from streamfit.errors import MismatchError, ShardChangedError, ShardError, StoreError
+from streamfit.store import FullError, Store, compact, verify
 
 TABLE = KINDS["float64"]
 
@@ -250,6 +250,24 @@ def test_a_full_store_forgets_without_exceeding_its_bound(tmp_path, counted):
     assert store.head().n_rows == 4600
 
 
+def test_a_store_that_stays_full_is_told_so(counted, monkeypatch):
+    """If others fill it whenever room was made, the removal gives up with their error, and nothing is changed."""
+    there = counted("float64")
+    store, tries = there.store(compacted=True), []
+    head = store.head()
+
+    def full(self, *_, **options):
+        tries.append(options["drop"])
+        raise FullError("9 live segments", "at most 8", "run `streamfit compact`")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", full)
+        with pytest.raises(FullError, match="9 live segments; expected at most 8"):
+            forget(store, there.source, {1})
+    assert len(tries) > 1
+    assert store.head() == head
+
+
 # Faults
 
 
@@ -271,10 +289,10 @@ def test_a_shard_that_must_be_read_and_cannot_be_is_named(movable, fault, fast):
         shutil.copy(folder / "part-0.parquet", folder / "part-1.parquet")
     else:
         (folder / "part-1.parquet").unlink()
-    complaint = "content changed .*--corpus.*nothing was changed" if fault == "changed" else ".*No such file"
-    with pytest.raises(ShardError, match=f"part-1.parquet#0: {complaint}"):
+    complaint = f"{'content changed' if fault == 'changed' else '.*No such file'}.*--corpus.*nothing was changed"
+    with pytest.raises(ShardChangedError, match=f"part-1.parquet#0: {complaint}"):
         rewrite(store, source, {content: (1,)}, fast=fast)
-    with pytest.raises(ShardError, match=rf"part-1.parquet#\d: {complaint}"):
+    with pytest.raises(ShardChangedError, match=rf"part-1.parquet#\d: {complaint}"):
         find_rows(store, source, "doc_id", ["d1.txt"])
     assert Store(store.place.local).head() == head
     assert rewrite(store, source, {key_to_id(store)["part-2.parquet#0"]: None}, fast=True).departures[0].n_rows == 30

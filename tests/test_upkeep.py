@@ -99,6 +99,7 @@ def test_lost_race_of_a_compaction_changes_nothing(store):
     other.commit(drop=[parts[0].id])
     head, before = other.head(), everything(other)
     assert not commit_merged(store, parts, merged)
+    assert merged.id not in folders(store)
     assert store.head() == Store(store.place.local).head() == head
     assert everything(store) == before
     assert compact(store) == 1

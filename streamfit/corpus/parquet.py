@@ -142,7 +142,15 @@ class ParquetTable(Source):
 @contextmanager
 def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(shard.uri) as file:
+        opened = pq.ParquetFile(shard.uri)
+    except (pa.ArrowException, OSError) as error:
+        if shard.start < 0:  # it could not be read when it was listed, either
+            msg = f"{shard.key}: {_first_line(error)}"
+            raise ShardError(msg, "a whole Parquet file", "write the file again, or skip bad shards") from error
+        msg = f"{shard.key}: {_first_line(error)}"
+        raise ShardChangedError(msg, "the file that was found when the corpus was listed", "run again") from error
+    try:
+        with opened as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         msg = f"{shard.key}: {_first_line(error)}"

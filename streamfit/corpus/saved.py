@@ -136,7 +136,13 @@ class SavedDataset(Documents):
 
     def _checked(self, shard: Shard) -> tuple[list[str], np.ndarray]:
         """Texts of the part, and which of them are the shard's."""
-        texts = self._texts(shard.uri, shard.start, shard.stop)
+        try:
+            texts = self._texts(shard.uri, shard.start, shard.stop)
+        except ShardError:
+            raise
+        except CorpusError as error:
+            msg = f"{shard.key}: {error.got}"
+            raise ShardChangedError(msg, "the data set that was found when the run began", "run again") from error
         if _digest(texts) != shard.bytes_id or self._sealed(shard, texts).content_id != shard.content_id:
             msg = f"{shard.key}: content changed while the corpus was read"
             raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")

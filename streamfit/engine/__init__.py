@@ -5,7 +5,7 @@ from streamfit.engine.progress import say
 from streamfit.engine.recount import recount
 from streamfit.engine.rewrite import Rewritten, find_rows, rewrite
 from streamfit.engine.run import RunSummary, accumulate, plan_for
-from streamfit.engine.work import WorkOptions, work_group
+from streamfit.engine.work import WorkOptions, placed, work_group
 
 __all__ = [
     "Machine",
@@ -15,6 +15,7 @@ __all__ = [
     "accumulate",
     "connect",
     "find_rows",
+    "placed",
     "plan_for",
     "recount",
     "rewrite",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from distributed import Client
@@ -11,7 +10,7 @@ from distributed import Client
 from streamfit.corpus import Source
 from streamfit.engine.crew import crew
 from streamfit.engine.tasks import Recount
-from streamfit.engine.work import WorkOptions
+from streamfit.engine.work import WorkOptions, placed
 from streamfit.errors import StreamfitError
 from streamfit.plan import Shard
 from streamfit.store import Store, Verification
@@ -68,8 +67,7 @@ def recount(
                     f" (content {gone[0].bytes_id[:12]})"
                 )
                 continue
-            placed = [(s, found[s.bytes_id]) for s in shards]
-            now = tuple(replace(s, uri=w.uri, start=w.start, stop=w.stop) for s, w in placed)
+            now = tuple(placed(shard, found) for shard in shards)
             workers.add(Recount(segment, now))
             n_rows[segment.id] = (len(now), segment.n_rows)
         results = workers.results()

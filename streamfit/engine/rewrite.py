@@ -16,10 +16,21 @@ from distributed import Client
 from streamfit.corpus import Source
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.tasks import Count, Find, Subtract
-from streamfit.engine.work import GroupResult, WorkOptions
-from streamfit.errors import MismatchError, ShardError
+from streamfit.engine.work import GroupResult, WorkOptions, placed
+from streamfit.errors import MismatchError, ShardChangedError
 from streamfit.plan import Shard, default_group_rows, make_groups
-from streamfit.store import Departure, FullError, Record, Removal, Segment, Store, compact, make_room, merge_segments
+from streamfit.store import (
+    Departure,
+    FullError,
+    Record,
+    Removal,
+    Segment,
+    Store,
+    by_kind,
+    compact,
+    make_room,
+    merge_segments,
+)
 
 Leaving = Mapping[str, tuple[int, ...] | None]
 """Content ids of shards that leave: whole for None, or the positions of the rows or documents that do."""
@@ -94,12 +105,18 @@ def rewrite(
     ------
     MismatchError
         If a shard is not counted, or other writers kept changing the store.
-    ShardError
+    FullError
+        If other writers kept filling it.
+    ShardChangedError
         If a shard that must be read is gone or has changed; the store is as it was.
+    ShardError
+        If one that is to come cannot be counted.
     """
     store.refuse_past()
     options = replace(options or WorkOptions(), skip_bad_shards=False)
-    for attempt in range(_ATTEMPTS):
+    attempts = 0
+    while True:
+        attempts += 1
         missing = [content for content in leaving if content not in store.counted()]
         if missing:
             msg = f"{len(missing)} shards that are not counted, such as {missing[0][:12]}"
@@ -111,12 +128,13 @@ def rewrite(
             return work.commit(results, kind, why)
         except FullError:
             # What left was the last of its kind, and the bound went with it.
+            if attempts == _ATTEMPTS:
+                raise
             compact(store)
         except MismatchError:
             # A compaction or another run changed a segment meanwhile: what was counted is counted again.
-            if attempt + 1 == _ATTEMPTS or work.still_stands():
+            if attempts == _ATTEMPTS or work.still_stands():
                 raise
-    raise AssertionError
 
 
 class _Work:
@@ -130,7 +148,7 @@ class _Work:
         holders = {content: store.holder(content) for content in leaving}
         self._touched = {s.id: s for s in holders.values() if s is not None}
         self._leaving = leaving
-        self._before = {s.id: [_placed(shard, where) for shard in store.ledger(s)] for s in self._touched.values()}
+        self._before = {s.id: [placed(shard, where) for shard in store.ledger(s)] for s in self._touched.values()}
         self._rest = {segment_id: tuple(self._kept(shards)) for segment_id, shards in self._before.items()}
 
     def _kept(self, shards: Iterable[Shard]) -> Iterable[Shard]:
@@ -165,11 +183,9 @@ class _Work:
 
     def commit(self, results: Sequence[GroupResult], kind: Literal["forgotten", "replaced"], why: str) -> Rewritten:
         store = self._store
-        fresh: dict[object, list[Segment]] = {}
-        for segment in (r.segment for r in results if r.segment is not None):
-            fresh.setdefault(segment.kind, []).append(segment)
+        fresh = by_kind(r.segment for r in results if r.segment is not None)
         # One segment a kind, so that a rewrite never fills a store.
-        new = [parts[0] if len(parts) == 1 else merge_segments(store, parts, store) for parts in fresh.values()]
+        new = [parts[0] if len(parts) == 1 else merge_segments(store, parts, store) for parts in fresh]
         left_rows = {s.content_id: s.planned_rows for segment in new for s in store.ledger(segment)}
         departures = tuple(self._departure(content, left_rows) for content in self._leaving)
         name, digest = store.write_removal(departures)
@@ -224,13 +240,15 @@ def find_rows(
 
     Raises
     ------
+    ShardChangedError
+        If a shard is gone or has changed.
     ShardError
-        If a shard cannot be read, has changed, or has no such column.
+        If it has no such column.
     """
     wanted = frozenset(values)
     counted = sorted(store.counted().values(), key=lambda s: s.key)
     # What was imported as sums has no rows to look through: it can only be forgotten whole.
-    shards = [_placed(shard, where or {}) for shard in counted if "imported" not in dict(shard.labels)]
+    shards = [placed(shard, where or {}) for shard in counted if "imported" not in dict(shard.labels)]
     if lost := [shard.key for shard in shards if not shard.uri]:
         msg = f"{len(lost)} counted shards whose place is not known, such as {lost[0]}"
         raise MismatchError(msg, "a place to read each", "say with --corpus where the data lie")
@@ -244,19 +262,14 @@ def find_rows(
     return found
 
 
-def _placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
-    there = where.get(shard.bytes_id)
-    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
-
-
 @contextmanager
 def _changed_since() -> Iterator[None]:
     """Say what to do about a shard that is no longer what was counted."""
     try:
         yield
-    except ShardError as error:
+    except ShardChangedError as error:
         remedy = "restore the file, say with --corpus where its content lies now, or use --fast, which reads only the"
-        raise ShardError(
+        raise ShardChangedError(
             error.got,
             "the content that was counted, to take it out or to count its neighbours anew",
             f"{remedy} shards that rows leave; nothing was changed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from streamfit.counts import Tables, add_tables
 from streamfit.engine.work import GroupResult, WorkOptions, sum_shards, work_group
 from streamfit.errors import StoreError
 from streamfit.plan import Group, Shard
-from streamfit.store import Segment, Store, merge_segments
+from streamfit.store import Segment, Store, merge_live
 
 Report = Callable[[int], None]
 
@@ -42,17 +42,7 @@ class Merge:
     segments: tuple[Segment, ...]
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment | None:
-        return merged(store, self.segments)
-
-
-def merged(store: Store, segments: Sequence[Segment]) -> Segment | None:
-    """As `merge_segments` in one store, or None if segments are no longer live and were collected."""
-    try:
-        return merge_segments(store, segments, store)
-    except StoreError:
-        if {s.id for s in segments} <= {s.id for s in store.head().segments}:
-            raise
-        return None
+        return merge_live(store, self.segments)
 
 
 @dataclass(frozen=True)

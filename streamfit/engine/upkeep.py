@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from streamfit.engine.crew import Crew
-from streamfit.engine.tasks import Merge, merged
-from streamfit.store import FullError, Record, Refusal, Segment, Store, collect, commit_merged, mergeable
+from streamfit.engine.tasks import Merge
+from streamfit.store import FullError, Record, Refusal, Segment, Store, collect, commit_merged, compact, mergeable
 
 log = logging.getLogger("streamfit")
 _CROWDED = 0.75
@@ -34,7 +34,7 @@ class Upkeep:
                 record = self._store.commit(segments, refused, recount=recount)
             except FullError:
                 # Merges on the workers were too slow for the commits, or another run fills the store as well.
-                self._compact()
+                compact(self._store)
                 continue
             if not self._merging and len(record.segments) > _CROWDED * record.bound:
                 for group in mergeable(record):
@@ -42,17 +42,9 @@ class Upkeep:
                     self._workers.add(Merge(tuple(group)), first=True)
             return record
 
-    def _compact(self) -> None:
-        for group in mergeable(self._store.head()):
-            segment = merged(self._store, group)
-            if segment and not commit_merged(self._store, group, segment):
-                self._store.discard(segment)
-
     def merged(self, task: Merge, segment: Segment | None) -> None:
         """Put a merged segment in the place of its parts, and collect once all are."""
         done = segment is not None and commit_merged(self._store, task.segments, segment)
-        if segment is not None and not done:
-            self._store.discard(segment)
         log.info("event=compact segments=%d committed=%s", len(task.segments), done)
         self._merging -= 1
         if not self._merging:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from threadpoolctl import threadpool_limits
@@ -82,6 +82,12 @@ class Sums:
     tables: Tables
     n_rows: dict[Shard, int]
     refused: tuple[Refusal, ...] = ()
+
+
+def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
+    """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
+    there = where.get(shard.bytes_id)
+    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
 
 
 def work_group(

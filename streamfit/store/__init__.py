@@ -12,12 +12,15 @@ from streamfit.store.store import Store
 from streamfit.store.upkeep import (
     GRACE,
     Collected,
+    by_kind,
     collect,
     commit_merged,
     compact,
     make_room,
+    merge_live,
     merge_segments,
     mergeable,
+    purge,
 )
 from streamfit.store.verify import Verification, digest_of, verify
 
@@ -40,6 +43,7 @@ __all__ = [
     "Store",
     "Verification",
     "absorb",
+    "by_kind",
     "collect",
     "commit_merged",
     "compact",
@@ -50,7 +54,9 @@ __all__ = [
     "import_segments",
     "make_room",
     "merge",
+    "merge_live",
     "merge_segments",
     "mergeable",
+    "purge",
     "verify",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -101,7 +102,22 @@ def read_group(
     StoreError
         If anything is missing or a checksum fails.
     """
-    try:
+    attributes, nodes = open_group(objects, path, keep)
+    with reading(path):
+        return attributes, {name: np.asarray(node[...]) for name, node in nodes.items()}
+
+
+def open_group(
+    objects: ObjectStore, path: str, keep: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Any], dict[str, zarr.Array[Any]]]:
+    """As `read_group`, with arrays that are not read yet; every chunk of theirs is there.
+
+    Raises
+    ------
+    StoreError
+        If anything is missing.
+    """
+    with reading(path):
         group = zarr.open_group(ZarrObjects(objects), path=path, mode="r")
         present = {m["path"] for batch in obstore.list(objects, f"{path}/") for m in batch}
         attributes = dict(group.attrs)
@@ -110,13 +126,26 @@ def read_group(
         for name in filter(keep, names):
             node: Any = group[name]
             _check_chunks(f"{path}/{name}", node, present)
-            arrays[name] = np.asarray(node[...])
+            arrays[name] = node
+    return attributes, arrays
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Make one kind of error of all that reading arrays of a group may raise.
+
+    Raises
+    ------
+    StoreError
+        If anything is missing or a checksum fails.
+    """
+    try:
+        yield
     except StoreError:
         raise
     except Exception as error:  # codecs raise whatever their C library made of the damage
         msg = f"cannot read {path}: {first_line(error)}"
         raise StoreError(msg, "what was written there", "run `streamfit verify`; restore it from a backup") from error
-    return attributes, arrays
 
 
 def _check_chunks(path: str, array: zarr.Array[Any], present: set[str]) -> None:

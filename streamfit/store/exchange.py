@@ -11,10 +11,10 @@ from pathlib import Path
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.plan import Shard
 from streamfit.store.ledger import Departure
-from streamfit.store.log import Record, Refusal, Removal, Segment
+from streamfit.store.log import Record, Refusal, Removal
 from streamfit.store.place import first_line
 from streamfit.store.store import Store
-from streamfit.store.upkeep import make_room, sum_segments
+from streamfit.store.upkeep import by_kind, make_room, sum_segments
 
 
 def absorb(target: Store, source: Store, action: str, *, anonymous: bool = False) -> Record:
@@ -40,12 +40,10 @@ def absorb(target: Store, source: Store, action: str, *, anonymous: bool = False
 
 def _absorb(target: Store, sources: Sequence[Store], action: str, anonymous: bool = False) -> Record:
     rename: Callable[[Shard], Shard] = _nameless if anonymous else lambda shard: shard
-    kinds: dict[object, list[tuple[Store, Segment]]] = {}
-    for source in sources:
-        for segment in source.head().segments:
-            kinds.setdefault(segment.kind, []).append((source, segment))
+    holders = {segment: source for source in sources for segment in source.head().segments}
+    kinds = by_kind(holders)
     make_room(target, len(kinds))
-    merged = [sum_segments(parts, target, rename) for parts in kinds.values()]
+    merged = [sum_segments([(holders[segment], segment) for segment in group], target, rename) for group in kinds]
     removals: list[Removal] = []
     refused: list[Refusal] = []
     for source in sources:

@@ -83,10 +83,6 @@ class Place:
         """As it was given, for messages."""
         return self._given
 
-    def child(self, name: str) -> str:
-        """Address of something below."""
-        return f"{self.url}/{name}"
-
     def make(self) -> None:
         """Make the folder, where there are folders.
 

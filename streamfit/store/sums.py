@@ -52,15 +52,31 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
     shapes = {"weight": (1,), "sum_x": (d,), "gram": (n_tiles(d), b, b), "cross": (k, d)}
     sums = {}
     for name in SUMS:
-        there = [(exponent, name + suffix) for exponent, suffix in _SUFFIX.items() if name + suffix in arrays]
-        # Chunks carry checksums, the JSON beside them does not.
-        if not there or any(arrays[key].shape != shapes.get(name, (k,)) for _, key in there):
-            msg = f"{name} of {where} was altered"
-            raise StoreError(msg, f"shape {shapes.get(name, (k,))}", "restore it from a backup")
-        # In place, for these arrays may be half of the memory that there is.
-        limbs = tuple(np.multiply(a := arrays[key], 2.0**-exponent, out=a) for exponent, key in there)
-        sums[name] = GridSum(tuple(limb[0] for limb in limbs) if name == "weight" else limbs, there[0][0])
+        total = sum_of(arrays, name, shapes.get(name, (k,)), where)
+        sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
     return Moments(frame, one_hot, n_rows, **sums)
+
+
+def limb_names(name: str) -> tuple[str, ...]:
+    """Names that the arrays of one sum may have, from the coarsest limb to the finest."""
+    return tuple(name + suffix for suffix in _SUFFIX.values())
+
+
+def sum_of(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], where: str) -> GridSum:
+    """One exact sum of its arrays, which are overwritten: they may be half of the memory that there is.
+
+    Raises
+    ------
+    StoreError
+        If it is missing or of another shape.
+    """
+    there = [(exponent, name + suffix) for exponent, suffix in _SUFFIX.items() if name + suffix in arrays]
+    # Chunks carry checksums, the JSON beside them does not.
+    if not there or any(arrays[key].shape != shape for _, key in there):
+        msg = f"{name} of {where} was altered"
+        raise StoreError(msg, f"shape {shape}", "restore it from a backup")
+    limbs = tuple(np.multiply(a := arrays[key], 2.0**-exponent, out=a) for exponent, key in there)
+    return GridSum(limbs, there[0][0])
 
 
 def tables_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

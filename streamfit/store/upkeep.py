@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,15 +27,22 @@ from streamfit.store.store import Store
 
 GRACE = 86_400.0
 """Seconds that an uncommitted segment is left alone: longer than a group takes from its first byte to its commit."""
+_SKEW = timedelta(minutes=1)
+"""By how much the clocks of a disk and of those who commit may differ, for telling orphans from what expired."""
 _STAGED = re.compile(r"\.partial$|#\d+$")
 
 
 def mergeable(head: Record) -> list[list[Segment]]:
     """Live segments by kind, those kinds that have several, the most numerous first."""
+    return sorted((group for group in by_kind(head.segments) if len(group) > 1), key=len, reverse=True)
+
+
+def by_kind(segments: Iterable[Segment]) -> list[list[Segment]]:
+    """Segments that may be merged with one another: of one fold, source and labels."""
     kinds: dict[object, list[Segment]] = {}
-    for segment in head.segments:
+    for segment in segments:
         kinds.setdefault(segment.kind, []).append(segment)
-    return sorted((group for group in kinds.values() if len(group) > 1), key=len, reverse=True)
+    return [*kinds.values()]
 
 
 def merge_segments(source: Store, segments: Sequence[Segment], target: Store) -> Segment:
@@ -80,10 +87,17 @@ def merge_live(store: Store, segments: Sequence[Segment]) -> Segment | None:
 
 
 def commit_merged(store: Store, old: Sequence[Segment], new: Segment) -> bool:
-    """Put a merged segment in the place of its parts; False if another writer changed one of them meanwhile."""
+    """Put a merged segment in the place of its parts.
+
+    Returns
+    -------
+    bool
+        False if another writer changed one of the parts meanwhile; the merged segment is deleted then.
+    """
     try:
         store.commit([new], action=f"compact {len(old)} segments", drop=[segment.id for segment in old], recount=True)
     except MismatchError:
+        store.discard(new)
         return False
     return True
 
@@ -134,7 +148,7 @@ class Collected:
     Parameters
     ----------
     segments, orphans : int
-        Segments that commits within the grace gave up, and those that no commit has named for that long, or ever.
+        Segments that earlier commits named, and those that none ever did.
     n_bytes : int
     """
 
@@ -169,14 +183,15 @@ def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> C
     kept += [newest, *(store.record(pin.sequence) for pin in newest.pins)]
     named = {segment.id for record in kept for segment in record.segments}
     since = datetime.now(UTC) - timedelta(seconds=grace)
-    expired = _named_since(store, newest.oldest, since) - named
     removals = {removal.id for removal in newest.removed}
     wanted = {f"segments/{name}" for name in named} | {ledger_key(name) for name in named}
     wanted |= {removal_key(name) for name in removals} | {newest.header_at}
+    loose = {key: max(when for _, _, when in items) for key, items in found.items() if key not in wanted}
+    expired = _named_before(store, newest.oldest, since, loose) - named
     segments = orphans = n_bytes = 0
     for folder, items in found.items():
         name = folder.split("/")[1].removesuffix(".parquet")
-        if folder in wanted or (name not in expired and max(when for _, _, when in items) > since):
+        if folder in wanted or (name not in expired and loose[folder] > since):
             continue
         if folder.endswith(".parquet"):
             store.place.delete([folder])
@@ -189,6 +204,23 @@ def collect(store: Store, *, keep: int | None = None, grace: float = GRACE) -> C
     return Collected(segments, orphans, n_bytes)
 
 
+def purge(store: Store, *, keep: int | None = None, grace: float = GRACE, action: str = "purge") -> Collected:
+    """Delete the segments that the newest commit no longer needs, at once; earlier commits cannot be gone back to.
+
+    Pins still hold theirs. Segments being written by another run are left alone, for they are not committed yet.
+
+    Parameters
+    ----------
+    store : Store
+    keep, grace
+        As in `collect`.
+    action : str
+        What the log is to say.
+    """
+    store.amend(action, lambda head: {"horizon": head.sequence})
+    return collect(store, keep=keep, grace=grace)
+
+
 def _listed(store: Store) -> dict[str, list[tuple[str, int, datetime]]]:
     """All objects but the log, by what they are deleted with."""
     found: dict[str, list[tuple[str, int, datetime]]] = {}
@@ -199,13 +231,18 @@ def _listed(store: Store) -> dict[str, list[tuple[str, int, datetime]]]:
     return found
 
 
-def _named_since(store: Store, oldest: int, since: datetime) -> set[str]:
-    """Segments of commits that expired, as far back as an uncommitted segment might be young."""
+def _named_before(store: Store, oldest: int, since: datetime, loose: Mapping[str, datetime]) -> set[str]:
+    """Segments of commits that expired, as far back as one that is loose may have been committed.
+
+    A commit comes after its segments, so that the log of years is read only where something of that age is left.
+    """
+    left = {key.split("/")[1]: when - _SKEW for key, when in loose.items() if key.startswith("segments/")}
     found: set[str] = set()
     for sequence in range(oldest - 1, -1, -1):
         names, when = store.named(sequence)
         found |= names
-        if when < since:
+        left = {name: written for name, written in left.items() if name not in names}
+        if when < min([since, *left.values()]):
             break
     return found
 

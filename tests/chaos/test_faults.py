@@ -56,6 +56,7 @@ def mounted(tmp_path):
         option = ",".join([f"size={size}", *options])
         command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            # Only a file system of its own can be made full or read-only, and mounting one takes rights that few have.
             pytest.skip("mounting is not allowed here")
         return folder
 
