@@ -1,25 +1,54 @@
 """From moments to weights: the solve, its certificate, and the choice of alpha."""
 
-from streamfit.solve.certificate import Certificate, certify
+from streamfit.solve.alpha_scores import AlphaScores, Evidence, maximise_evidence, score_alphas
+from streamfit.solve.certificate import TOLERANCE, Certificate, certify
+from streamfit.solve.leave_one_out import LeaveOneOut, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
+from streamfit.solve.per_target import TargetSolution, solve_targets
+from streamfit.solve.posterior import Posterior, TStatistics, posterior
+from streamfit.solve.prune import Pruned, RemovalCosts, prune, removal_costs
+from streamfit.solve.refine import Gradient, GradientPass, certify_data, corrected
 from streamfit.solve.ridge import IllConditionedWarning, Solution, solve
 from streamfit.solve.select import AlphaPath, cross_validate, held_out_r2
+from streamfit.solve.spectrum import Spectrum, decompose
 from streamfit.solve.stack import Stack, stack
 
 __all__ = [
+    "TOLERANCE",
     "AlphaPath",
+    "AlphaScores",
     "Certificate",
+    "Evidence",
+    "Gradient",
+    "GradientPass",
     "IllConditionedWarning",
     "Influence",
+    "LeaveOneOut",
     "Mixture",
+    "Posterior",
+    "Press",
+    "Pruned",
+    "RemovalCosts",
     "Solution",
+    "Spectrum",
     "Stack",
+    "TStatistics",
+    "TargetSolution",
     "best_mixture",
     "certify",
+    "certify_data",
+    "corrected",
     "cross_validate",
+    "decompose",
     "held_out_r2",
     "influence",
+    "maximise_evidence",
     "mixture_loss",
+    "posterior",
+    "prune",
+    "removal_costs",
+    "score_alphas",
     "solve",
+    "solve_targets",
     "stack",
 ]

@@ -1,0 +1,227 @@
+"""Corrected semi-normal equations: one more pass over the rows for the gradient, one solve with the stored sums.
+
+Floor 3: imports arrays, centered, errors, frame, solve siblings. Rows stream through `GradientPass`; `Gradient` is the
+frozen sum, and the only thing that a correction needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+
+from streamfit.arrays import Array, class_sums, namespace, to_device_of, to_host
+from streamfit.centered import Centered
+from streamfit.errors import MismatchError, SolveError
+from streamfit.solve.certificate import Certificate, eigenvalue_noise
+from streamfit.solve.ridge import Solution, weights_for, without_constants
+
+_EPS = float(np.finfo(np.float64).eps)
+_ENTRIES = 2**22
+"""Residuals held at a time."""
+_TERMS = 4096
+"""Rows of a block: terms that a product adds one after another."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Sums over rows of what weights miss; `+` joins those of disjoint rows.
+
+    Of residuals ``r_t = y_t - offset - B'(φ_t - mean_x)``, all in float64.
+
+    Parameters
+    ----------
+    slope : array of shape (n_features, n_targets)
+        ``sum_t w_t (φ_t - mean_x) r_t'``: minus half the gradient of the loss by B, the penalty left out.
+    level : array of shape (n_targets,)
+        ``sum_t w_t r_t``, the same by the offset.
+    squares : array of shape (n_targets,)
+        ``sum_t w_t r_t²``.
+    spread : array of shape (n_features,)
+        ``sum_t w_t (φ_t - mean_x)²``.
+    n_rows : int
+    weight : float
+    """
+
+    slope: np.ndarray
+    level: np.ndarray
+    squares: np.ndarray
+    spread: np.ndarray
+    n_rows: int
+    weight: float
+
+    def __add__(self, other: Gradient) -> Gradient:
+        return Gradient(
+            self.slope + other.slope,
+            self.level + other.level,
+            self.squares + other.squares,
+            self.spread + other.spread,
+            self.n_rows + other.n_rows,
+            self.weight + other.weight,
+        )
+
+
+@dataclass(frozen=True)
+class GradientPass:
+    """What a pass is made with: weights, and the point about which features are taken.
+
+    Parameters
+    ----------
+    weights : array of shape (n_features, n_targets)
+    offset : array of shape (n_targets,)
+        Prediction at `mean_x`.
+    mean_x : array of shape (n_features,)
+    """
+
+    weights: np.ndarray
+    offset: np.ndarray
+    mean_x: np.ndarray
+
+    @classmethod
+    def of(cls, solution: Solution, mean_x: np.ndarray) -> GradientPass:
+        """The pass for a solution."""
+        return cls(solution.weights, solution.intercept + mean_x @ solution.weights, mean_x)
+
+    def block(self, phi: Array, y: Array, weights: Array | None = None) -> Gradient:
+        """The gradient of some rows. In float64, on the device of `phi`; O(n D K).
+
+        Parameters
+        ----------
+        phi : array of shape (n_rows, n_features)
+        y : array of shape (n_rows, n_targets), or integer (n_rows,) for class ids
+        weights : array of shape (n_rows,), optional
+
+        Raises
+        ------
+        MismatchError
+            If shapes do not fit.
+        """
+        (d, k), step = self.weights.shape, max(64, _ENTRIES // self.weights.shape[1])
+        if phi.ndim != 2 or phi.shape[1] != d or y.shape[0] != phi.shape[0] or (y.ndim == 2 and y.shape[1] != k):
+            msg = f"features of shape {tuple(phi.shape)}, targets of shape {tuple(y.shape)}"
+            raise MismatchError(msg, f"(n_rows, {d}), and (n_rows, {k}) or class ids of shape (n_rows,)")
+        n = int(phi.shape[0])
+        parts = [slice(lo, min(lo + step, n)) for lo in range(0, max(1, n), step)]
+        some = [self._part(phi[p, :], y[p, ...], None if weights is None else weights[p]) for p in parts]
+        return sum(some[1:], some[0])
+
+    def _part(self, phi: Array, y: Array, weights: Array | None) -> Gradient:
+        xp, k = namespace(phi), self.weights.shape[1]
+        b, offset = to_device_of(self.weights, phi), to_device_of(self.offset, phi)
+        z = xp.astype(phi, xp.float64) - to_device_of(self.mean_x, phi)
+        residual = -(z @ b + offset)
+        if y.ndim == 2:
+            residual = residual + xp.astype(y, xp.float64)
+        w = (
+            xp.ones(z.shape[0], dtype=xp.float64, device=z.device)
+            if weights is None
+            else xp.astype(weights, xp.float64)
+        )
+        wz = z * w[:, None]
+        slope = xp.matrix_transpose(wz) @ residual
+        level = w @ residual
+        squares = w @ (residual * residual)
+        if y.ndim == 1:
+            # With indicators e_y, never formed: r = e_y + residual.
+            present, own = class_sums(wz, y, k)
+            _, counts = class_sums(w[:, None], y, k)
+            at_own = xp.take_along_axis(residual, xp.astype(y, xp.int64)[:, None], axis=1)
+            _, at_own = class_sums(w[:, None] * at_own, y, k)
+            each = np.arange(k) if present is None else to_host(present)
+            slope, level, squares = (np.array(to_host(a)) for a in (slope, level, squares))
+            counted = to_host(counts)[:, 0]
+            slope[:, each] += to_host(own).T
+            level[each] += counted
+            squares[each] += counted + 2.0 * to_host(at_own)[:, 0]
+        spread = xp.sum(wz * z, axis=0)
+        slope, level, squares, spread = (np.asarray(to_host(a)) for a in (slope, level, squares, spread))
+        return Gradient(slope, level, squares, spread, int(phi.shape[0]), float(xp.sum(w)))
+
+
+def corrected(c: Centered, alpha: float, solution: Solution, gradient: Gradient, *, fit_intercept: bool) -> Solution:
+    """Move weights by one solve of the stored system with the measured gradient; the certificate is the old one.
+
+    ``B + (G + alpha I)^-1 (slope - alpha B)``: iterative refinement of normal equations, with the residual from the
+    rows themselves (Björck, Numerical methods for least squares problems, 2.4.5 and 6.6.5). Where the stored sums
+    differ from the data's by a perturbation E, the error shrinks by ``||(G + alpha I)^-1 E||`` a step.
+
+    Parameters
+    ----------
+    c : Centered
+        The sums that were solved.
+    alpha : float
+    solution : Solution
+    gradient : Gradient
+        Of all rows, at this solution.
+    fit_intercept : bool
+
+    Raises
+    ------
+    SolveError
+        If the pass was not over the rows that were counted.
+    """
+    _refuse_other_rows(c, gradient)
+    sums = without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
+    mean = c.mean_x if fit_intercept else np.zeros_like(c.mean_x)
+    toward = gradient.slope - alpha * solution.weights
+    if fit_intercept:
+        toward = np.where((np.diag(sums.gram) > 0)[:, None], toward, 0.0)
+    weights = solution.weights + weights_for(replace(sums, cross=toward), alpha)
+    offset = solution.intercept + mean @ solution.weights
+    offset = offset + gradient.level / gradient.weight if fit_intercept else offset
+    intercept = offset - mean @ weights if fit_intercept else np.zeros_like(offset)
+    return replace(solution, weights=np.ascontiguousarray(weights), intercept=intercept)
+
+
+def certify_data(
+    c: Centered, alpha: float, solution: Solution, gradient: Gradient, *, fit_intercept: bool
+) -> Certificate:
+    """The certificate of weights from a pass over the rows: of the data, not of the stored sums alone.
+
+    ``L - L* <= (||slope - alpha B||² + slack) / μ + ||level||² / weight``, where the second is what the intercept may
+    still gain. μ is alpha, which the rows' own Gram matrix, having no negative eigenvalue, cannot go below; or, where
+    that is more, the stored matrix's smallest eigenvalue less what rounding may have done to it.
+
+    Parameters
+    ----------
+    c, alpha, solution, gradient, fit_intercept
+        As in `corrected`.
+
+    Raises
+    ------
+    SolveError
+        If the pass was not over the rows that were counted.
+    """
+    _refuse_other_rows(c, gradient)
+    sums = c if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
+    toward = gradient.slope - alpha * solution.weights
+    norm, scale = float(np.linalg.norm(toward)), float(np.linalg.norm(sums.cross))
+    eigenvalues = scipy.linalg.eigvalsh(sums.gram, check_finite=False)
+    top = max(float(eigenvalues[-1]), 0.0) + alpha
+    # |E_ij| <= sqrt(noise_i noise_j) bounds the norm of the rounding E of the stored matrix by its trace.
+    certain = float(eigenvalues[0]) + alpha - eigenvalue_noise(len(eigenvalues), top) - float(sums.noise.sum())
+    mu = max(certain, alpha, 0.0)
+    # Rounding of the pass: of predictions, of products, and of sums over the rows of a block and over blocks.
+    n_terms = len(eigenvalues) + _TERMS
+    sizes = np.sqrt(gradient.spread)
+    missed = np.sqrt(np.maximum(gradient.squares, 0.0)) + np.abs(solution.weights).T @ sizes * (len(eigenvalues) * _EPS)
+    slack = n_terms * _EPS * float(np.linalg.norm(sizes)) * float(np.linalg.norm(missed))
+    level = float(gradient.level @ gradient.level) / gradient.weight if fit_intercept else 0.0
+    loss = float(gradient.squares.sum() + alpha * np.vdot(solution.weights, solution.weights))
+    condition = top / mu if mu > 0 else float("inf")
+    return Certificate(
+        relative_gradient=norm / scale if scale > 0 else norm,
+        strong_convexity=mu,
+        suboptimality=(norm + slack) ** 2 / mu + level if mu > 0 else float("inf"),
+        loss=loss,
+        condition=condition,
+        digits_lost=float(np.log10(condition)),
+        null_loss=float(sums.ss_y.sum()),
+    )
+
+
+def _refuse_other_rows(c: Centered, gradient: Gradient) -> None:
+    if gradient.n_rows != c.n_rows or abs(gradient.weight - c.weight) > 1e-6 * c.weight:
+        msg = f"a pass over {gradient.n_rows:,} rows of weight {gradient.weight:.9g}"
+        raise SolveError(msg, f"all {c.n_rows:,} counted rows, of weight {c.weight:.9g}", "read what was counted")

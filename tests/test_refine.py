@@ -1,0 +1,143 @@
+"""One more pass over the rows: the gradient is NumPy's, corrections end at least squares, the data's bound holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+
+from streamfit.errors import MismatchError, SolveError
+from streamfit.frame import Frame
+from streamfit.moments import Moments
+from streamfit.solve import GradientPass, certify_data, corrected, solve
+from streamfit.targets import Dense, OneHot
+
+N, D, K = 3000, 8, 3
+rng = np.random.default_rng(3)
+W = rng.uniform(0.0, 2.0, N)
+Y = rng.normal(size=(N, K)) + np.array([0.0, 1e3, -5.0])
+
+
+def features(condition, seed=0):
+    """Rows whose centred matrix has this condition number, about a mean of fifty."""
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.normal(size=(N, D)) - 0.0)
+    v, _ = np.linalg.qr(rng.normal(size=(D, D)))
+    return np.sqrt(N) * u * np.geomspace(1.0, 1.0 / condition, D) @ v.T + 50.0
+
+
+def sums(phi, y, weights=None, precision="float32"):
+    kind = Dense(y.shape[1]) if y.ndim == 2 else OneHot(K)
+    frame = Frame.from_sample(phi[:500], y[:500] if y.ndim == 2 else np.eye(K)[y[:500]], kind)
+    return Moments.from_rows(phi, y, frame, kind, weights=weights, precision=precision).centered()
+
+
+def exact(phi, y, alpha):
+    """Weights and loss of the optimum by QR in extended precision of the centred rows."""
+    z, t = phi.astype(np.longdouble), y.astype(np.longdouble)
+    mean_x, mean_y = z.mean(axis=0), t.mean(axis=0)
+    rows = np.vstack([z - mean_x, np.sqrt(np.longdouble(alpha)) * np.eye(D, dtype=np.longdouble)])
+    right = np.vstack([t - mean_y, np.zeros((D, y.shape[1]), np.longdouble)])
+    # NumPy has no extended LAPACK: modified Gram-Schmidt, twice.
+    q, r = rows.copy(), np.eye(D, dtype=np.longdouble)
+    for _ in range(2):
+        step = np.zeros((D, D), np.longdouble)
+        for j in range(D):
+            step[j, j] = np.sqrt((q[:, j] ** 2).sum())
+            q[:, j] /= step[j, j]
+            step[j, j + 1 :] = q[:, j] @ q[:, j + 1 :]
+            q[:, j + 1 :] -= np.outer(q[:, j], step[j, j + 1 :])
+        r = step @ r
+    weights = q.T @ right
+    for j in range(D - 1, -1, -1):
+        weights[j] = (weights[j] - r[j, j + 1 :] @ weights[j + 1 :]) / r[j, j]
+    return weights, float(((rows @ weights - right) ** 2).sum())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [False, True])
+def test_the_gradient_is_numpys(on, weighted, classes):
+    phi, w = features(10.0), W if weighted else None
+    y = rng.integers(K, size=N) if classes else Y
+    dense = np.eye(K)[y] if classes else y
+    walk = GradientPass(rng.normal(size=(D, K)), rng.normal(size=K), phi.mean(axis=0))
+    parts = [
+        walk.block(on(phi[s]), on(y[s]), None if w is None else on(w[s]))
+        for s in (slice(0, 1000), slice(1000, 1001), slice(1001, N))
+    ]
+    found = parts[0] + parts[1] + parts[2]
+    each = np.ones(N) if w is None else w
+    z = phi - walk.mean_x
+    residual = dense - walk.offset - z @ walk.weights
+    np.testing.assert_allclose(found.slope, (z * each[:, None]).T @ residual, rtol=1e-10, atol=1e-8)
+    np.testing.assert_allclose(found.level, each @ residual, rtol=1e-10, atol=1e-8)
+    np.testing.assert_allclose(found.squares, each @ residual**2, rtol=1e-10)
+    np.testing.assert_allclose(found.spread, each @ z**2, rtol=1e-10)
+    assert (found.n_rows, found.weight) == (N, pytest.approx(each.sum()))
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weights", [None, W], ids=["plain", "weighted"])
+def test_a_float32_fit_ends_at_scikit_learns_optimum(fit_intercept, weights):
+    phi = features(30.0)
+    c = sums(phi, Y, weights)
+    first = solve(c, 0.5, fit_intercept=fit_intercept)
+    theirs = Ridge(0.5, fit_intercept=fit_intercept, solver="svd").fit(phi, Y, sample_weight=weights)
+    mean = c.mean_x if fit_intercept else np.zeros(D)
+    fitted = first
+    for _ in range(3):
+        gradient = GradientPass.of(fitted, mean).block(phi, Y, weights)
+        fitted = corrected(c, 0.5, fitted, gradient, fit_intercept=fit_intercept)
+    size = np.linalg.norm(theirs.coef_)
+    assert np.linalg.norm(fitted.weights - theirs.coef_.T) <= 1e-11 * size
+    assert np.linalg.norm(first.weights - theirs.coef_.T) > 1e-9 * size, "nothing was to be corrected"
+    np.testing.assert_allclose(fitted.intercept, theirs.intercept_, rtol=1e-9, atol=1e-9)
+
+
+def test_condition_1e8_counted_in_float32_reaches_the_float64_optimum():
+    """Of the Gram matrix; the bound holds on every step of the way, and falls by orders of magnitude."""
+    phi, alpha = features(1e4), 1e-4 * N
+    best, least = exact(phi, Y, alpha)
+    c = sums(phi, Y)
+    fitted = solve(c, alpha)
+    gaps, bounds, errors = [], [], []
+    for _ in range(5):
+        gradient = GradientPass.of(fitted, c.mean_x).block(phi, Y)
+        certificate = certify_data(c, alpha, fitted, gradient, fit_intercept=True)
+        gaps.append(certificate.loss - least)
+        bounds.append(certificate.suboptimality)
+        errors.append(float(np.linalg.norm(fitted.weights - best) / np.linalg.norm(best)))
+        fitted = corrected(c, alpha, fitted, gradient, fit_intercept=True)
+    assert all(gap <= bound + 1e-12 * least for gap, bound in zip(gaps, bounds, strict=True))
+    assert errors[-1] < 1e-10 < 1e-7 < errors[0]
+    assert bounds[-1] < 1e-8 * bounds[0]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-3, 1.0]), st.floats(1e-10, 10.0))
+def test_the_bound_of_the_data_holds_for_any_weights(seed, alpha, size):
+    phi = features(20.0)
+    c = sums(phi, Y)
+    best, _ = exact(phi, Y, alpha)
+    draw = np.random.default_rng(seed)
+    off = size * draw.normal(size=(D, K))
+    moved = solve(c, alpha)
+    weights = np.asarray(best + off, dtype=np.float64)
+    level = size * draw.normal(size=K)
+    mean = phi.mean(axis=0)
+    moved = type(moved)(weights, Y.mean(axis=0) + level - mean @ weights, alpha, "", D, 0.0, moved.certificate)
+    certificate = certify_data(c, alpha, moved, GradientPass.of(moved, c.mean_x).block(phi, Y), fit_intercept=True)
+    z = phi - mean
+    excess = np.sum((z @ off) ** 2) + alpha * np.sum(off**2) + N * np.sum(level**2)
+    assert excess <= certificate.suboptimality * (1 + 1e-9)
+
+
+def test_a_pass_over_other_rows_is_refused():
+    phi = features(10.0)
+    c = sums(phi, Y)
+    solution = solve(c, 1.0)
+    walk = GradientPass.of(solution, c.mean_x)
+    for use in (corrected, certify_data):
+        with pytest.raises(SolveError, match=r"2,999 rows.*expected all 3,000"):
+            use(c, 1.0, solution, walk.block(phi[1:], Y[1:]), fit_intercept=True)
+    with pytest.raises(MismatchError, match=r"\(n_rows, 8\)"):
+        walk.block(phi[:, 1:], Y)
