@@ -22,11 +22,12 @@ from streamfit.config import SolveSection, load_machine
 from streamfit.counts import add_tables
 from streamfit.engine import WorkOptions, connect, say, work_group
 from streamfit.errors import MismatchError
+from streamfit.forgetting import forget
 from streamfit.jobs import solve_store
 from streamfit.plan import default_group_rows, make_groups
 from streamfit.removals import RemovalCertificate, certificates
-from streamfit.store import Store, digest_of
-from streamfit.stores import forget, locate, open_any, purge, source_of
+from streamfit.store import Store, digest_of, purge
+from streamfit.stores import locate, open_any, source_of
 
 
 def main(

@@ -52,7 +52,8 @@ def main(
         fewer = compact(opened)
         collected = collect(opened)
         checked = opened.head().sequence
-        found = verify_store(opened, where, client, against=corpus, sample=sample, seed=checked)
+        share = None if corpus is None else sample
+        found = verify_store(opened, where, client, against=corpus, sample=share, seed=checked)
     for fault in found.faults:
         say(console, f"fault: {fault}", "red")
     if found.faults:

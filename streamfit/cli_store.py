@@ -22,11 +22,11 @@ from streamfit.corpus import Labels
 from streamfit.corpus.values import Period
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import ConfigError, MismatchError
+from streamfit.forgetting import forget as forget_rows
 from streamfit.removals import certificates
 from streamfit.solve import IllConditionedWarning
-from streamfit.stores import Corpus, labels_of, open_any, purge, verify_store
+from streamfit.stores import SAMPLE, Corpus, labels_of, open_any, verify_store
 from streamfit.stores import add as add_data
-from streamfit.stores import forget as forget_rows
 from streamfit.worth import worth
 
 app = typer.Typer()
@@ -159,7 +159,7 @@ def forget(
         f" {done.read_rows:,} rows were read for it, the store holds {done.record.n_rows:,}",
     )
     if purge_now:
-        collected = purge(opened)
+        collected = st.purge(opened)
         say(console, f"{collected.segments} old segments deleted ({collected.n_bytes:,} bytes)")
     say(console, f"certificate: streamfit certificate-of-removal {store} --commit {done.record.sequence}", "dim")
 
@@ -325,8 +325,9 @@ def collect(
     """Delete what neither a pin nor a kept commit needs, and what killed runs left."""
     opened = open_any(store)
     if expire:
-        opened.amend("expire", lambda head: {"horizon": head.sequence})
-    done = st.collect(opened, keep=keep, grace=grace)
+        done = st.purge(opened, keep=keep, grace=grace, action="expire")
+    else:
+        done = st.collect(opened, keep=keep, grace=grace)
     say(Console(), f"deleted {done.segments} expired segments and {done.orphans} orphans, {done.n_bytes:,} bytes")
 
 
@@ -336,7 +337,9 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="Corpus to read again and compare with.", show_default=False)
     ] = None,
-    sample: Annotated[float, typer.Option(help="Share of shards to read again.")] = 0.05,
+    sample: Annotated[
+        float | None, typer.Option(help=f"Share of shards to read again, {SAMPLE:g} without it.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of that share.", min=0)] = 0,
     machine: MachineOption = None,
     as_json: JsonOption = False,
@@ -344,7 +347,7 @@ def verify(
     """Check log, ledgers, checksums, chunks and sums; against a corpus, that the sums are those of its rows."""
     opened = open_any(store)
     if against is None:
-        found = verify_store(opened, Machine("serial"), None)
+        found = verify_store(opened, Machine("serial"), None, sample=sample)
     else:
         with working(machine) as (where, client):
             found = verify_store(opened, where, client, against=against, sample=sample, seed=seed)

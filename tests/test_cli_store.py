@@ -367,6 +367,7 @@ def test_dense_sums_out_and_in(run: Path, suffix: str):
         ("solve run --as-of 2025-01-01 --alpha 1", "row"),
         ("solve run --mix source:*=0 --alpha 1", "row"),
         ("verify run --against corpus --sample 2 --machine serial.toml", "expected a share in (0, 1]"),
+        ("verify run --sample 0.5", "sample 0.5 of no corpus"),
         ("verify run --against nowhere --machine serial.toml", "no file or directory at nowhere"),
         ("export run out.csv", "out.csv"),
         ("export run out.npz --empty", "--empty or --anonymous with .npz"),

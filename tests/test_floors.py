@@ -16,7 +16,7 @@ FLOORS = (
     {"corpus", "store"},
     {"engine"},
     {"models", "tables", "text"},
-    {"config", "doctor", "report", "jobs", "stores", "removals", "worth", "demo", "cli", "cli_store"},
+    {"config", "doctor", "report", "jobs", "stores", "forgetting", "removals", "worth", "demo", "cli", "cli_store"},
 )
 LOW_FLOORS_MAY_NOT_IMPORT = {"dask", "distributed", "zarr", "obstore", "pyarrow", "datasets", "tokenizers"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -25,10 +25,10 @@ from zarr.storage import LocalStore, ZipStore
 from streamfit.corpus import Files, ParquetTable
 from streamfit.engine import Machine, accumulate
 from streamfit.features import Linear
+from streamfit.forgetting import forget
 from streamfit.frame import Frame
 from streamfit.moments import Moments
 from streamfit.store import Header, Store, compact, export_segments, verify
-from streamfit.stores import forget
 from streamfit.tables import Block, prepare_table
 from streamfit.targets import Dense, OneHot
 

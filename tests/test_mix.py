@@ -179,6 +179,9 @@ def test_times_of_any_precision_and_zone():
     assert factors([], segments[:5], half_life="12h") == [0.5, 0.5, 0.5, 0.5, 1.0]
     mix = Mix(as_of=datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
     assert [*mix.factors(segments).values()] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    without = Mix(as_of=datetime(2026, 1, 1))  # UTC, as in text
+    assert without == Mix(as_of=datetime(2026, 1, 1, tzinfo=UTC))
+    assert [*without.factors(segments).values()] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_nothing_of_a_period_is_known_before_its_end():

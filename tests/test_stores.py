@@ -28,9 +28,10 @@ from corpora import (  # noqa: F401
 from streamfit.corpus import Files, Labels, ParquetTable
 from streamfit.engine import accumulate
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
+from streamfit.forgetting import forget
 from streamfit.removals import certificates
-from streamfit.store import Store, collect, digest_of
-from streamfit.stores import Corpus, add, forget, labels_of, open_any, purge, verify_store
+from streamfit.store import Store, collect, digest_of, purge
+from streamfit.stores import Corpus, add, labels_of, open_any, verify_store
 
 TABLE = KINDS["float64"]
 
@@ -356,6 +357,8 @@ def test_labels_by_hand_go_before_those_of_a_run():
     }  # fmt: skip
     alone = Corpus(labels=run).labelled({"source": "mail", "lang": "fr"}).labels
     assert alone.of_file("no match") == {"source": "mail", "lang": "fr", "site": "a"}
+    odd = Labels(r"(?P<source>\w)(?P<lang>[(]?P<lang>|(?P=source))").without(["source"])
+    assert odd.of_file("aa") == {"lang": "a"}, "a pattern stays what it is, whatever it looks like"
 
 
 def test_text_is_added_as_it_was_split(tmp_path, serial, quiet):
@@ -465,6 +468,12 @@ def forge(store: Store, *, counts: bool) -> None:
 def test_a_share_that_is_none_is_refused(there, serial, sample):
     with pytest.raises(ConfigError, match=r"expected a share in \(0, 1\]"):
         verify_store(there[1], serial, None, against=str(there[0]), sample=sample)
+
+
+def test_a_share_of_no_corpus_is_refused(there, serial):
+    """It would not be drawn from anything."""
+    with pytest.raises(ConfigError, match=r"sample 0\.5 of no corpus; .*--against"):
+        verify_store(there[1], serial, None, sample=0.5)
 
 
 # Opening

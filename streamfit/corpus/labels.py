@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -47,6 +47,8 @@ class Labels:
         What the label `time` is cut to, wherever it comes from.
     fixed : tuple of (str, str)
         Labels given by hand to every shard.
+    unused : tuple of str
+        Groups of `path` that give no label.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class Labels:
     time: str = ""
     period: Period = "day"
     fixed: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.period not in get_args(Period):
@@ -86,7 +89,29 @@ class Labels:
         if not groups:
             msg = f"labels by the pattern {self.path!r}, which has no named group"
             raise ConfigError(msg, "one group (?P<name>...) for each label")
-        return groups
+        return [group for group in groups if group not in self.unused]
+
+    def without(self, names: Collection[str]) -> Labels:
+        r"""The same but for the labels of some names, wherever they come from.
+
+        A pattern that gives no other label is not searched any more, so that paths need not match it.
+
+        Examples
+        --------
+        >>> labels = Labels(path=r"(?P<source>[^/]+)/(?P<time>\d{4}-\d{2})", columns=("region",))
+        >>> labels.without(["time", "region"]).of_file("web/2026-11/part-3.parquet")
+        {'source': 'web'}
+        """
+        groups = self._groups()
+        left = set(groups) - set(names)
+        return replace(
+            self,
+            path=self.path if left else "",
+            columns=tuple(name for name in self.columns if name not in names),
+            time="" if "time" in names else self.time,
+            fixed=tuple((name, value) for name, value in self.fixed if name not in names),
+            unused=(*self.unused, *(group for group in groups if group not in left)) if left else (),
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -113,7 +138,7 @@ class Labels:
             if found is None:
                 msg = f"{name}: not matched by the pattern {self.path!r} of [corpus.labels]"
                 raise CorpusError(msg, "a path that gives labels", "change the pattern, or leave the file out")
-            labels |= {group: value or "" for group, value in found.groupdict().items()}
+            labels |= {group: found[group] or "" for group in self._groups()}
         where = f"by the pattern {self.path!r}"
         return {
             label: self._checked(label, value, f"{name}: the label {label!r} {where}", CorpusError)

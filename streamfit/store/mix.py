@@ -38,7 +38,7 @@ class Mix:
     half_life : float, optional
         Days. Without it age does not matter.
     as_of : datetime, optional
-        Without it the newest time label.
+        In UTC if it has no zone. Without it the newest time label.
 
     Examples
     --------
@@ -50,6 +50,10 @@ class Mix:
     rules: tuple[Rule, ...] = ()
     half_life: float | None = None
     as_of: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.as_of is not None and self.as_of.tzinfo is None:
+            object.__setattr__(self, "as_of", self.as_of.replace(tzinfo=UTC))
 
     @classmethod
     def parse(cls, rules: Iterable[str] = (), half_life: str | None = None, as_of: str | None = None) -> Mix:

@@ -25,8 +25,7 @@ from chaos.harness import (
 
 from streamfit.cli import main
 from streamfit.errors import StoreError
-from streamfit.store import Collected, Place, Store, collect, compact, verify
-from streamfit.stores import purge
+from streamfit.store import Collected, Place, Store, collect, compact, purge, verify
 
 N_SHARDS = 24
 LIMITED = "import resource, os, sys; {what}; os.execv(sys.argv[1], sys.argv[1:])"
