@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -90,6 +91,11 @@ def same(store: Store, other: Store) -> bool:
     found = verify(store)
     assert not found.faults
     return sums(store) == sums(other) and found.digest == verify(other).digest
+
+
+def key_to_id(store: Store) -> dict[str, str]:
+    """Content ids of counted shards by their keys."""
+    return {shard.key: content for content, shard in store.counted().items()}
 
 
 # Tables
@@ -238,3 +244,17 @@ KINDS = {
         text_kind("dataset", write_datasets),
     )
 }
+
+
+def counted_tables(where: Path) -> tuple[Path, Store]:
+    """The tables, in a folder, and the store beside it that counted them in small groups."""
+    kind = KINDS["float64"]
+    kind.write(where / "corpus", ())
+    return where / "corpus", kind.counted(where / "store", where / "corpus", group_rows=1)
+
+
+def same_as_of(store: Store, folder: Path) -> bool:
+    """Whether a store holds what the tables of a folder sum to."""
+    where = folder.with_name("reference")
+    shutil.rmtree(where, ignore_errors=True)
+    return same(store, KINDS["float64"].counted(where, folder))

@@ -3,104 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from cli_runs import FILES, GROUPS, ROWS, N, begin, copy_of, fitted, ok, read, rows_of, told, total, weights_of, write
 from corpora import unsynced, write_groups  # noqa: F401
-from sklearn.linear_model import Ridge
-from test_cli import Outcome, streamfit
+from test_cli import streamfit
 
 from streamfit.cli import app
-from streamfit.models import LinearModel
-from streamfit.store import Store, digest_of
-
-X = ("x0", "x1", "x2")
-FILES = {"web-2026-01": 1.0, "web-2026-03": 1.0, "code-2026-01": 1.0, "code-2026-02": -1.0}
-"""Files by source and month, and the sign of their targets."""
-GROUPS, ROWS = 4, 60
-N = 4 * GROUPS  # one commit a row group
-
-
-def rows_of(name: str) -> pa.Table:
-    rng = np.random.default_rng([*name.encode()])
-    x = rng.normal(size=(GROUPS * ROWS, 3)) + 1.0
-    y = FILES.get(name, 1.0) * (x @ [1.0, -2.0, 0.5]) + rng.normal(size=len(x))
-    return pa.table({f"x{j}": x[:, j] for j in range(3)} | {"y": y, "doc": np.arange(len(x)) // 10})
-
-
-def write(folder: Path, *names: str) -> None:
-    for name in names:
-        rows = rows_of(name)
-        write_groups(folder / f"{name}.parquet", [rows.slice(ROWS * i, ROWS) for i in range(GROUPS)])
-
-
-def fitted(*names: str, weights: dict[str, float] | None = None, alpha: float = 1.0) -> np.ndarray:
-    """Weights of scikit-learn for some files."""
-    rows = [rows_of(name) for name in names]
-    x = np.concatenate([np.column_stack([t[c] for c in X]) for t in rows])
-    w = np.repeat([(weights or {}).get(name, 1.0) for name in names], GROUPS * ROWS)
-    return Ridge(alpha=alpha).fit(x, np.concatenate([t["y"] for t in rows]), sample_weight=w).coef_
+from streamfit.store import Store
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
-    """A run on four files with labels by their path, a segment a row group, of three folds."""
-    folder = tmp_path_factory.mktemp("cli")
-    write(folder / "corpus", *FILES)
-    columns = ", ".join(f'"{name}"' for name in X)
-    (folder / "ridge.toml").write_text(
-        f'kind = "ridge"\nrun = "{folder / "run"}"\nprecision = "float64"\ngroup_rows = {ROWS}\n'
-        f'[corpus]\nroot = "{folder / "corpus"}"\nfeatures = [{columns}]\ntarget = ["y"]\n'
-        "[corpus.labels]\npath = '(?P<source>[a-z]+)-(?P<time>[0-9]{4}-[0-9]{2})'\nperiod = \"month\"\n"
-        "[solve]\nalphas = [1]\nfolds = 3\n[store]\nkeep = 8\n"
-    )
-    (folder / "serial.toml").write_text('kind = "serial"\n')
-    done = streamfit("fit", folder / "ridge.toml", "--machine", folder / "serial.toml")
-    assert done.returncode == 0, done.stderr
-    return folder
+    """A run that nobody changes."""
+    return begin(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture
 def run(begun: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to be changed; its corpus beside it."""
-    shutil.copytree(begun / "corpus", tmp_path / "corpus")
-    shutil.copytree(begun / "run", tmp_path / "run")
-    shutil.copy(begun / "serial.toml", tmp_path)
-    return tmp_path / "run"
-
-
-def ok(*arguments: object, **more) -> str:
-    """What a command prints that must end well."""
-    done: Outcome = streamfit(*arguments, **more)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Traceback" not in done.stdout
-    return done.stdout
-
-
-def told(*arguments: object, **more) -> str:
-    """The one line of a command that must be refused."""
-    done: Outcome = streamfit(*arguments, **more)
-    assert done.returncode == 2, done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr
-
-
-def read(*arguments: object):
-    return json.loads(ok(*arguments, "--json"))
-
-
-def weights_of(run: Path, *arguments: object) -> np.ndarray:
-    """Weights of a solve that is saved."""
-    ok("solve", run, *arguments, "-o", run / "out")
-    return LinearModel.load(run / "out").solution.weights[:, 0]
-
-
-def total(run: Path) -> str:
-    return digest_of(Store(run / "store").moments())
+    """A copy of it, to be changed; its corpus beside it."""
+    return copy_of(begun, tmp_path)
 
 
 # Looking
@@ -184,49 +108,7 @@ def test_solve_goes_back(run: Path):
     assert "expected one of" in told("solve", run, "--at", "whole")
 
 
-# Putting in and taking out
-
-
-def test_add_reads_what_is_new(run: Path):
-    """Labels by hand; a second time nothing; a changed file only with --replace."""
-    serial = ("--machine", run.parent / "serial.toml")
-    write(run.parent / "new", "mail-2026-04")
-    label = ("--label", "source=mail", "--label", "time=2026-04")
-    assert "counted 240 rows of 4 shards" in ok("add", run, run.parent / "new", *label, *serial)
-    assert "4 shards are counted already" in ok("add", run, run.parent / "new" / "*.parquet", *serial)
-    assert read("status", run)["rows_by_label"]["source:mail"] == 240
-    np.testing.assert_allclose(weights_of(run, "--alpha", 1), fitted(*FILES, "mail-2026-04"), rtol=1e-8)
-    write_groups(run.parent / "new" / "mail-2026-04.parquet", [rows_of("other").slice(0, 40)])
-    assert "has changed since it was counted" in told("add", run, run.parent / "new", *label, *serial)
-    text = ok("add", run, run.parent / "new", "--replace", *label, *serial)
-    assert "replaced mail-2026-04.parquet#0: content" in text
-    assert read("status", run)["rows"] == 1000
-
-
-def test_forget_and_its_certificate(run: Path):
-    """Rows by a column, slowly or fast; what is printed is what the record says."""
-    serial = ("--machine", run.parent / "serial.toml")
-    corpus = ("--corpus", run.parent / "corpus")
-    shutil.copytree(run, run.parent / "fast")
-    text = ok("forget", run, "--where", "doc=3", "--where", "doc=7", "--why", "asked", *serial, *corpus)
-    assert f"commit {N + 1}: 80 rows of 8 shards are forgotten; 400 rows were read for it, the store holds 880" in text
-    ok("forget", run.parent / "fast", "--where", "doc=3", "--where", "doc=7", "--fast", *serial, *corpus)
-    assert total(run) == total(run.parent / "fast")
-    (certificate,) = read("certificate-of-removal", run)
-    assert (certificate["removal"]["why"], certificate["removal"]["n_rows"]) == ("asked", 80)
-    assert certificate["digest"] == total(run)
-    assert len(certificate["still_held"]) == 8
-    text = ok("certificate-of-removal", run, "--commit", N + 1)
-    assert "8 old segments with these rows are still on disk: run `streamfit collect STORE --expire --grace 0`" in text
-    ok("collect", run, "--expire")
-    assert "no segment with these rows is left on disk" in ok("certificate-of-removal", run)
-    text = ok("forget", run, "--shard", "web-2026-01.parquet", "--purge", *serial, *corpus)
-    assert "old segments deleted" in text
-    assert [c["still_held"] for c in read("certificate-of-removal", run)] == [[], []]
-    assert "4 shards were forgotten and are left out" in ok("add", run, run.parent / "corpus", *serial)
-    ok("add", run, run.parent / "corpus", "--again", *serial)
-    assert "counted again since" in ok("certificate-of-removal", run, "--commit", N + 3)
-    assert read("status", run)["rows"] == 880, "whole shards are back, rows of others are not"
+# Weighing and keeping
 
 
 def test_influence_weighs_sources_and_says_how_to_solve(run: Path):
@@ -245,9 +127,6 @@ def test_influence_weighs_sources_and_says_how_to_solve(run: Path):
     for name, factor in facts["mixture"]["factors"].items():
         assert float(found[f"source:{name}"]) == pytest.approx(factor, rel=1e-5)
     ok(*command.replace("'", "").split()[1:])
-
-
-# Keeping
 
 
 def test_compact_and_collect_keep_a_store_small(run: Path):
@@ -285,47 +164,6 @@ def test_verify_says_what_is_wrong(run: Path):
     assert done.returncode == 2
     assert len(json.loads(done.stdout)["faults"]) == 1
     assert "has 1 fault(s)" in done.stderr
-
-
-def test_merge_and_exchange(run: Path):
-    """Two sites that count under one header: merged, or exchanged as files, their sums are those of one store."""
-    serial, here = ("--machine", run.parent / "serial.toml"), run.parent
-    assert "segments of 0 rows" in ok("export", run, here / "header.zip", "--empty")
-    for i, site in enumerate(("a", "b")):
-        ok("import", here / "header.zip", here / site)
-        for name in [*FILES][2 * i : 2 * i + 2]:
-            ok("add", here / site, here / "corpus" / f"{name}.parquet", *serial)
-    assert "holds 960 rows of 2 stores" in ok("merge", here / "a", here / "b", "-o", here / "merged")
-    assert total_of(here / "merged") == total(run)
-    assert "segments of 480 rows" in ok("export", here / "b", here / "b.zip", "--anonymous")
-    assert "holds 960 rows" in ok("import", here / "b.zip", here / "a")
-    assert total_of(here / "a") == total(run)
-    assert {s["uri"] for s in read("status", here / "a", "--shards")["shards_listed"]} == {
-        "", *(str(here / "corpus" / f"{name}.parquet") for name in FILES if "web" in name)
-    }  # fmt: skip
-
-
-def total_of(store: Path) -> str:
-    return digest_of(Store(store).moments())
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".zarr"])
-def test_dense_sums_out_and_in(run: Path, suffix: str):
-    """For other tools, mixed if so asked; what was summed elsewhere is a source of its own."""
-    here, file = run.parent, run.parent / f"sums{suffix}"
-    assert "dense sums of 960 rows" in ok("export", run, file)
-    assert "dense sums" in ok("export", run, here / f"web{suffix}", "--mix", "source:code=0", "--at", N)
-    ok("export", run, here / "header.zip", "--empty")
-    ok("import", here / "header.zip", here / "site")
-    text = ok("import", file, here / "site", "--label", "source=elsewhere", "--label", "time=2026")
-    assert "960 rows as source elsewhere" in text
-    assert read("status", here / "site")["rows_by_label"] == {
-        "source:elsewhere": 960, "time:2026": 960, f"imported:sums{suffix}": 960
-    }  # fmt: skip
-    ok("solve", here / "site", "--alpha", 1, "-o", here / "m")
-    np.testing.assert_allclose(LinearModel.load(here / "m").solution.weights[:, 0], fitted(*FILES), rtol=1e-8)
-    ok("import", here / f"web{suffix}", here / "site")
-    assert "source:web" in ok("status", here / "site")
 
 
 # Mistakes
@@ -411,10 +249,9 @@ def test_names_with_brackets_are_printed_as_they_are(run: Path):
 
 
 def test_every_command_of_a_keeper_explains_itself():
-    names = {
-        command.name or command.callback.__name__
-        for command in app.registered_groups[0].typer_instance.registered_commands
-    }
+    keeping = app.registered_groups[0].typer_instance
+    groups = [keeping, *(group.typer_instance for group in keeping.registered_groups)]
+    names = {command.name or command.callback.__name__ for group in groups for command in group.registered_commands}
     assert names == {
         "add", "merge", "forget", "certificate-of-removal", "influence", "log", "pin", "unpin", "compact", "collect",
         "verify", "export", "import",

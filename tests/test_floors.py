@@ -16,7 +16,21 @@ FLOORS = (
     {"corpus", "store"},
     {"engine"},
     {"models", "tables", "text"},
-    {"config", "doctor", "report", "jobs", "stores", "forgetting", "removals", "worth", "demo", "cli", "cli_store"},
+    {
+        "config",
+        "doctor",
+        "report",
+        "jobs",
+        "stores",
+        "forgetting",
+        "removals",
+        "worth",
+        "demo",
+        "cli",
+        "cli_data",
+        "cli_options",
+        "cli_store",
+    },
 )
 LOW_FLOORS_MAY_NOT_IMPORT = {"dask", "distributed", "zarr", "obstore", "pyarrow", "datasets", "tokenizers"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

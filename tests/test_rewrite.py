@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from corpora import KINDS, LONE, N_DOCS, Kind, X, found, name_of, same, sums, sums_of, unsynced  # noqa: F401
+from corpora import KINDS, LONE, N_DOCS, Kind, X, found, key_to_id, name_of, same, sums, sums_of, unsynced  # noqa: F401
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -170,10 +170,6 @@ def watched(counted):
     there = counted("float64")
     yield there, Watched(Files(str(there.corpus)), X, ("y",))
     BEFORE.clear()
-
-
-def key_to_id(store: Store) -> dict[str, str]:
-    return {shard.key: content for content, shard in store.counted().items()}
 
 
 def test_a_fast_removal_reads_only_what_leaves(watched):

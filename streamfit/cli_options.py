@@ -1,0 +1,52 @@
+"""What commands share: arguments and options, the machine that was asked for, and how facts are shown. Floor 7."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from distributed import Client
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streamfit.config import load_machine
+from streamfit.engine import Machine, connect
+
+StoreArgument = Annotated[str, typer.Argument(help="Folder of a store or of its run, or s3://, gs://, az://.")]
+MachineOption = Annotated[
+    Path | None, typer.Option("--machine", help="TOML file of a machine; this one without it.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="name=value for all that comes, such as source=web or time=2026-11-23; repeatable."),
+]
+AtOption = Annotated[
+    str | None, typer.Option("--at", help="The store as of this commit, or of this pin.", show_default=False)
+]
+
+
+@contextmanager
+def working(machine: Path | None) -> Iterator[tuple[Machine, Client | None]]:
+    """The machine that was asked for, and its client."""
+    where = load_machine(machine)
+    with connect(where) as client:
+        yield where, client
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print facts as a table of two columns."""
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(str(value)))
+    Console().print(table)
+
+
+def dump(facts: Any) -> None:
+    """Print facts as JSON."""
+    typer.echo(json.dumps(facts, indent=1))
