@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import array_api_compat
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 
 from streamfit.errors import ConfigError
@@ -93,6 +94,32 @@ def row_major(array: Array) -> Array:
     if isinstance(array, np.ndarray) or array_api_compat.is_cupy_array(array):
         return array if array.flags.c_contiguous else array.copy(order="C")
     return array
+
+
+def r_factor(rows: Array) -> Array:
+    """Triangle R of a QR decomposition (Householder, LAPACK or cuSOLVER), its diagonal not negative, zeros below.
+
+    Parameters
+    ----------
+    rows : floating array of shape (n, p)
+
+    Returns
+    -------
+    array of shape (p, p)
+        Rows of zeros at its end where n < p.
+    """
+    xp, (n, p) = namespace(rows), rows.shape
+    if isinstance(rows, np.ndarray):
+        r = scipy.linalg.qr(rows, mode="r", check_finite=False)[0][:p]
+    elif array_api_compat.is_cupy_array(rows):
+        r = xp.linalg.qr(rows, mode="r")
+    else:
+        r = xp.linalg.qr(rows, mode="reduced").R
+    if n < p:
+        r = xp.concat([r, xp.zeros((p - n, p), dtype=rows.dtype, device=device_of(rows))])
+    diagonal = xp.linalg.diagonal(r)
+    signs = xp.where(diagonal < 0, -xp.ones_like(diagonal), xp.ones_like(diagonal))
+    return xp.triu(r * signs[:, None]) + 0.0  # no -0.0, which has other bits than 0.0
 
 
 def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:

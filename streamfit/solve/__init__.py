@@ -4,6 +4,7 @@ from streamfit.solve.alpha_scores import AlphaScores, Evidence, maximise_evidenc
 from streamfit.solve.certificate import TOLERANCE, Certificate, certify
 from streamfit.solve.leave_one_out import LeaveOneOut, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
+from streamfit.solve.orthogonal import cross_validate_triangles, solve_triangle
 from streamfit.solve.per_target import TargetSolution, solve_targets
 from streamfit.solve.posterior import Posterior, TStatistics, posterior
 from streamfit.solve.prune import Pruned, RemovalCosts, prune, removal_costs
@@ -39,6 +40,7 @@ __all__ = [
     "certify_data",
     "corrected",
     "cross_validate",
+    "cross_validate_triangles",
     "decompose",
     "held_out_r2",
     "influence",
@@ -50,5 +52,6 @@ __all__ = [
     "score_alphas",
     "solve",
     "solve_targets",
+    "solve_triangle",
     "stack",
 ]

@@ -233,7 +233,7 @@ def _by_pivots(
     system /= units
     system /= units[:, None]
     if not varies.any():
-        return np.zeros_like(cross), 0, _involved(np.eye(len(gram)), names)
+        return np.zeros_like(cross), 0, involved_features(np.eye(len(gram)), names)
     noise = eigenvalue_noise(len(gram), 1.0)
     lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(system, lower=1, tol=noise)
     factor, order = np.tril(lower[:, :rank]), pivots - 1
@@ -251,11 +251,20 @@ def _by_pivots(
     )
     vectors = np.zeros((len(gram), len(gram) - n_clear))
     vectors[order] = np.vstack([-combination, np.eye(vectors.shape[1])])
-    return weights, int(rank), _involved(vectors, names)
+    return weights, int(rank), involved_features(vectors, names)
 
 
-def _involved(vectors: np.ndarray, names: list[str] | None, most: int = 5) -> str:
-    """Features with a large part in dependencies, one a column: vectors that the scaled system takes to nothing."""
+def involved_features(vectors: np.ndarray, names: list[str] | None, most: int = 5) -> str:
+    """Name features with a large part in dependencies.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_features, n_dependencies)
+        Combinations of the scaled features that vanish.
+    names : list of str, optional
+    most : int
+        So many are named.
+    """
     if not vectors.size:
         return "no single feature"
     share = np.abs(vectors / np.linalg.norm(vectors, axis=0)).max(axis=1)

@@ -175,10 +175,7 @@ def cross_validate(
     IllConditionedWarning
         If some alphas are left out for that reason.
     """
-    grid = np.sort(np.asarray(alphas, dtype=np.float64))
-    if not len(grid) or not (grid > 0).all() or not np.isfinite(grid).all():
-        msg = f"alphas {grid.tolist()} for cross-validation"
-        raise SolveError(msg, "positive finite numbers")
+    grid = checked_grid(alphas)
     filled = {k: m for k, m in sorted(folds.items()) if m.n_rows > 0}
     if len(filled) < 2:
         msg = f"{len(filled)} fold(s) with rows"
@@ -216,6 +213,21 @@ def cross_validate(
         )
     each = np.maximum(of_targets, 0.0) if per_target else None
     return AlphaPath(grid, np.maximum(losses, 0.0), np.array(baseline), np.array(weights), trusted, each)
+
+
+def checked_grid(alphas: np.ndarray) -> np.ndarray:
+    """Alphas in ascending order.
+
+    Raises
+    ------
+    SolveError
+        If there is none, or one is not positive and finite.
+    """
+    grid = np.sort(np.asarray(alphas, dtype=np.float64))
+    if not len(grid) or not (grid > 0).all() or not np.isfinite(grid).all():
+        msg = f"alphas {grid.tolist()} for cross-validation"
+        raise SolveError(msg, "positive finite numbers")
+    return grid
 
 
 def _read(moments: Moments, fit_intercept: bool) -> Centered:
