@@ -10,11 +10,12 @@ from streamfit.features import Linear
 from streamfit.frame import Frame
 from streamfit.moments import Moments
 from streamfit.plan import Shard
-from streamfit.store import Header
+from streamfit.store import Header, Store
 from streamfit.targets import Dense
 
 D, K = 5, 3
 NUMBERS = count()
+TALLY = {"ids": (np.array([[0], [4]]), np.array([2, 7]))}
 
 
 def header_of(precision="float64", targets=None, n_features=D, **changes):
@@ -62,6 +63,14 @@ def add(store, *, number=None, seed=0, tally=None, **changes):
     return moments_of(store.header, seed)
 
 
+def new_store(folder, name, header=None, numbers=(), **changes):
+    """A store under a name in a folder, with shards of some numbers."""
+    store = Store.create(folder / name, header or header_of(n_folds=1))
+    for number in numbers:
+        add(store, number=number, seed=number, **changes)
+    return store
+
+
 def everything(store):
     """Sums, tables and shards: all that a reader can ask for, whatever segments it is spread over."""
     tables = list(store.tables())
@@ -78,3 +87,16 @@ def folders(store):
 def leave_to_the_disk(monkeypatch):
     """Skip fsync, which other tests are about and which takes most of the time of small stores."""
     monkeypatch.setattr("streamfit.store.place.sync", lambda path: None)
+
+
+# Damage
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-30])

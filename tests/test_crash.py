@@ -4,41 +4,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from chaos.harness import STREAMFIT, write_corpus, write_problem
 
 from streamfit.config import load_problem
 from streamfit.jobs import fit
 from streamfit.store import Store
 
-STREAMFIT = Path(sys.executable).with_name("streamfit")
-N_SHARDS, ROWS = 48, 50
-CONFIG = """
-kind = "ridge"
-run = "{run}"
-precision = "float64"
-group_rows = {rows}
-[corpus]
-kind = "parquet"
-root = "{corpus}"
-features = ["x", "z"]
-target = ["y"]
-[[features]]
-kind = "linear"
-[[features]]
-kind = "rbf"
-n = 40
-[solve]
-alphas = [0.1, 1.0]
-folds = 3
-"""
+N_SHARDS = 48
 
 
 class Command:
@@ -87,29 +64,19 @@ class Command:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Many small row groups, so that a run is many commits."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(5)
-    for i in range(2):
-        x, z, noise = rng.normal(size=(3, N_SHARDS // 2 * ROWS))
-        table = pa.table({"x": x, "z": z, "y": np.sin(x) + z + noise})
-        pq.write_table(table, folder / f"{i}.parquet", row_group_size=ROWS)
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), N_SHARDS)
 
 
 @pytest.fixture
 def config(tmp_path, corpus):
     (tmp_path / "machine.toml").write_text("n_workers = 2\nthreads_per_worker = 1\n")
-    path = tmp_path / "problem.toml"
-    path.write_text(CONFIG.format(run=tmp_path / "run", corpus=corpus, rows=ROWS))
-    return path
+    return write_problem(tmp_path, corpus, max_live=2 * N_SHARDS)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, corpus, serial, quiet):
     """Moments of a run in one process that nobody interrupts."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    path = folder / "problem.toml"
-    path.write_text(CONFIG.format(run=folder / "run", corpus=corpus, rows=ROWS))
+    path = write_problem(tmp_path_factory.mktemp("undisturbed"), corpus, max_live=2 * N_SHARDS)
     return fit(load_problem(path), serial, None, quiet).solved.moments
 
 

@@ -1,11 +1,12 @@
 """Dense sums: exports are the sum by its definition; imports are shifted, checked, and count once."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import zarr
-from store_helpers import D, K, add, header_of, leave_to_the_disk, moments_of, moved, rows_of
+from store_helpers import D, K, add, header_of, leave_to_the_disk, moments_of, moved, new_store, rows_of
 
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.store import CountedTwiceError, Mix, Store, export_dense, import_dense, verify
@@ -20,14 +21,7 @@ def _unsynced(monkeypatch):
 @pytest.fixture
 def new(tmp_path):
     """Makes stores under a name."""
-
-    def make(name, header=None, numbers=(), **changes):
-        store = Store.create(tmp_path / name, header or header_of(n_folds=1))
-        for number in numbers:
-            add(store, number=number, seed=number, **changes)
-        return store
-
-    return make
+    return partial(new_store, tmp_path)
 
 
 def plain_sums(header, seeds, factor=1.0):

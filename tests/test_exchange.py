@@ -2,11 +2,25 @@
 
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 import zarr
-from store_helpers import D, K, add, everything, header_of, leave_to_the_disk, moments_of, moved, shard_of, write
+from store_helpers import (
+    TALLY,
+    D,
+    K,
+    add,
+    everything,
+    header_of,
+    leave_to_the_disk,
+    moments_of,
+    moved,
+    new_store,
+    shard_of,
+    write,
+)
 from zarr.storage import ZipStore
 
 from streamfit.errors import ConfigError, MismatchError, StoreError
@@ -35,14 +49,7 @@ def _unsynced(monkeypatch):
 @pytest.fixture
 def new(tmp_path):
     """Makes stores under a name."""
-
-    def make(name, header=None, numbers=(), **changes):
-        store = Store.create(tmp_path / name, header or header_of(n_folds=1))
-        for number in numbers:
-            add(store, number=number, seed=number, **changes)
-        return store
-
-    return make
+    return partial(new_store, tmp_path)
 
 
 def forget(store, number):
@@ -54,8 +61,6 @@ def forget(store, number):
 
 
 # Files of segments
-
-TALLY = {"ids": (np.array([[0], [4]]), np.array([2, 7]))}
 
 
 def test_file_of_segments_carries_every_bit(tmp_path, new):

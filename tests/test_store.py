@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import D, K, add, header_of, moments_of, shard_of
+from store_helpers import D, K, add, flip, header_of, moments_of, shard_of, truncate
 
 from streamfit.errors import MismatchError, StoreError
 from streamfit.exact import COARSE
@@ -191,16 +191,6 @@ def test_racing_coordinators_lose_and_double_nothing(store, same):
 
 
 # Damage
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-30])
 
 
 def edit(path):

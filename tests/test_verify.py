@@ -11,7 +11,20 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_helpers import D, K, add, header_of, leave_to_the_disk, moments_of, moved, shard_of, write
+from store_helpers import (
+    TALLY,
+    D,
+    K,
+    add,
+    flip,
+    header_of,
+    leave_to_the_disk,
+    moments_of,
+    moved,
+    shard_of,
+    truncate,
+    write,
+)
 
 from streamfit.errors import StoreError
 from streamfit.features import Linear
@@ -20,8 +33,6 @@ from streamfit.moments import Moments
 from streamfit.store import Departure, Header, Removal, Store, collect, compact, digest_of, import_dense, merge, verify
 from streamfit.store.ledger import Ledgers
 from streamfit.targets import Dense
-
-TALLY = {"ids": (np.array([[0], [4]]), np.array([2, 7]))}
 
 
 @pytest.fixture(autouse=True)
@@ -171,16 +182,6 @@ def test_sums_that_were_rounded_elsewhere_are_no_fault(tmp_path):
 def segment_files(store, pattern):
     """Files of the first live segment."""
     return sorted((store.place.local / "segments" / store.head().segments[0].id).glob(pattern))
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(bytes(data))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-30])
 
 
 @pytest.mark.parametrize(
