@@ -37,7 +37,8 @@ class Verification:
     warnings : list of str
         Nothing is wrong, but should be known.
     digest : str
-        SHA-256 of the sum of all segments: equal for equal data, however it came there.
+        SHA-256 of the moments of all segments: equal for equal data, however it came there. Tables of counts are not in
+        it.
     """
 
     checked: dict[str, int] = field(default_factory=dict)
