@@ -89,6 +89,11 @@ class Moments:
         accumulator.add(phi, y, weights=weights)
         return accumulator.moments()
 
+    @property
+    def total_weight(self) -> float:
+        """Sum of w."""
+        return float(to_host(self.weight.value()))
+
     def _sums(self) -> dict[str, GridSum]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), GridSum)}
 
@@ -130,7 +135,7 @@ class Moments:
         MismatchError
             If there are no rows: nothing can be divided by their weight.
         """
-        weight = float(to_host(self.weight.value()))
+        weight = self.total_weight
         if not weight > 0:
             msg = f"moments of {self.n_rows} rows with total weight {weight:g}"
             raise MismatchError(msg, "a positive total weight", "add rows before solving")
@@ -138,7 +143,8 @@ class Moments:
         y_units = np.ldexp(1.0, self.frame.y_exponents)
         sum_x, sum_y = to_host(self.sum_x.value()), to_host(self.sum_y.value())
         gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
-        noise = units**2 * self._diagonal_noise(np.diag(gram))
+        mean_x = self.frame.origin + units * (sum_x / weight)
+        noise = diagonal_noise(np.diag(gram), self.gram.bottom, self.n_rows, weight, units, mean_x)
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
         gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
@@ -147,19 +153,34 @@ class Moments:
         return Centered(
             n_rows=self.n_rows,
             weight=weight,
-            mean_x=self.frame.origin + units * (sum_x / weight),
+            mean_x=mean_x,
             mean_y=self.frame.y_origin + y_units * (sum_y / weight),
             gram=gram,
             cross=cross,
             ss_y=np.maximum(ss_y, 0.0),
-            noise=noise + weight * (8.0 * _EPS * (self.frame.origin + units * (sum_x / weight))) ** 2,
+            noise=noise,
         )
 
-    def _diagonal_noise(self, raw: np.ndarray) -> np.ndarray:
-        """What rounding of products and of the grid may leave on the diagonal, in the units of the frame."""
-        product_eps = _EPS if self.gram.bottom < BASE else 2.0**-24
-        # Roundings of blocks, at most one a row, each uniform within half a step: three of their sum's deviations.
-        return np.asarray(product_eps * raw + 2.0**self.gram.bottom * (1.0 + np.sqrt(abs(self.n_rows))))
+
+def diagonal_noise(
+    raw: np.ndarray, bottom: int, n_rows: int, weight: float, units: np.ndarray, mean_x: np.ndarray
+) -> np.ndarray:
+    """What rounding may have left on the diagonal of the centred Gram matrix; see `Centered.noise`.
+
+    Parameters
+    ----------
+    raw : array of shape (n_features,)
+        The diagonal before centring, in the units of the frame.
+    bottom : int
+        Exponent of the grid's step.
+    n_rows : int
+    weight : float
+    units, mean_x : arrays of shape (n_features,)
+    """
+    product_eps = _EPS if bottom < BASE else 2.0**-24
+    # Roundings of blocks, at most one a row, each uniform within half a step: three of their sum's deviations.
+    of_sums = product_eps * raw + 2.0**bottom * (1.0 + np.sqrt(abs(n_rows)))
+    return np.asarray(units**2 * of_sums + weight * (8.0 * _EPS * mean_x) ** 2)
 
 
 class MomentsAccumulator:

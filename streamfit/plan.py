@@ -186,12 +186,12 @@ class Plan:
     def lines(self, n_folds: int) -> list[str]:
         """The plan as text."""
         return [
-            f"{self.n_shards:,} shards, {_size(self.read_bytes)}, about {self.n_rows:,} rows"
+            f"{self.n_shards:,} shards, {size_text(self.read_bytes)}, about {self.n_rows:,} rows"
             f" in {len(self.groups):,} groups",
             f"{self.n_features:,} features x {self.n_targets:,} targets in {self.precision}:"
-            f" {_size(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
-            f"memory: {_size(self.worker_bytes)} for each of {self.n_workers} workers,"
-            f" {_size(self.solve_bytes(n_folds))} for the solve"
+            f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
+            f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
+            f" {size_text(self.solve_bytes(n_folds))} for the solve"
             + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
         ]
 
@@ -209,11 +209,12 @@ class Plan:
         )
         for who, need, limit in needs:
             if limit is not None and need > limit:
-                msg = f"a plan that needs {_size(need)} for {who}, with {_size(limit)} there"
+                msg = f"a plan that needs {size_text(need)} for {who}, with {size_text(limit)} there"
                 raise PlanError(msg, "a plan that fits", "use fewer features or workers, or a larger machine")
 
 
-def _size(n_bytes: int) -> str:
+def size_text(n_bytes: int) -> str:
+    """Bytes as people read them."""
     size = float(n_bytes)
     for unit in ("B", "kB", "MB"):
         if size < 1000:

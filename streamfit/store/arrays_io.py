@@ -148,6 +148,18 @@ def reading(path: str) -> Iterator[None]:
         raise StoreError(msg, "what was written there", "run `streamfit verify`; restore it from a backup") from error
 
 
+def check_again(objects: ObjectStore, path: str, array: zarr.Array[Any]) -> None:
+    """Check an array that was opened before: what was deleted since reads as zeros.
+
+    Raises
+    ------
+    StoreError
+        If a chunk is missing.
+    """
+    with reading(path):
+        _check_chunks(path, array, {m["path"] for batch in obstore.list(objects, f"{path}/") for m in batch})
+
+
 def _check_chunks(path: str, array: zarr.Array[Any], present: set[str]) -> None:
     # A missing chunk would read as zeros.
     counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
