@@ -13,8 +13,9 @@ from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import accumulate_into, linear_model, logged, open_store, remember, solve_store
+from streamfit.jobs import accumulate_into, linear_model, logged, open_store, remember
 from streamfit.models import LinearModel
+from streamfit.solving import solve_store
 from streamfit.tables import score_table
 
 

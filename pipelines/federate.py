@@ -26,8 +26,9 @@ from streamfit.config import SolveSection
 from streamfit.corpus import Files, ParquetTable
 from streamfit.engine import Machine, say
 from streamfit.errors import ConfigError, MismatchError
-from streamfit.jobs import accumulate_into, linear_model, solve_store
+from streamfit.jobs import accumulate_into, linear_model
 from streamfit.models import LinearModel
+from streamfit.solving import solve_store
 from streamfit.store import Store, export_segments, import_segments
 from streamfit.tables import Block, prepare_table
 

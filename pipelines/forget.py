@@ -23,9 +23,9 @@ from streamfit.counts import add_tables
 from streamfit.engine import WorkOptions, connect, say, work_group
 from streamfit.errors import MismatchError
 from streamfit.forgetting import forget
-from streamfit.jobs import solve_store
 from streamfit.plan import default_group_rows, make_groups
 from streamfit.removals import RemovalCertificate, certificates
+from streamfit.solving import solve_store
 from streamfit.store import Store, digest_of, purge
 from streamfit.stores import locate, open_any, source_of
 

@@ -19,7 +19,8 @@ from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import accumulate_into, linear_model, logged, solve_store
+from streamfit.jobs import accumulate_into, linear_model, logged
+from streamfit.solving import solve_store
 from streamfit.store import Store
 from streamfit.stores import Corpus, add, open_any
 

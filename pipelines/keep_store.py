@@ -25,7 +25,8 @@ from streamfit.cli import script
 from streamfit.config import SolveSection, load_machine
 from streamfit.engine import connect, say
 from streamfit.errors import MismatchError
-from streamfit.jobs import Solved, linear_model, solve_store
+from streamfit.jobs import linear_model
+from streamfit.solving import Solved, solve_store
 from streamfit.store import Pin, Store, collect, compact
 from streamfit.stores import Corpus, add, labels_of, open_any, verify_store
 

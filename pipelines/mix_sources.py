@@ -24,8 +24,9 @@ from rich.table import Table
 from streamfit.cli import script
 from streamfit.config import SolveSection
 from streamfit.engine import say
-from streamfit.jobs import linear_model, solve_store
+from streamfit.jobs import linear_model
 from streamfit.solve import solve
+from streamfit.solving import solve_store
 from streamfit.store import Mix, Store
 from streamfit.store.mix import Rule
 from streamfit.stores import open_any

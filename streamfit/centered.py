@@ -6,10 +6,11 @@ Floor 2: imports frame.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from streamfit.frame import tile_pairs
+from streamfit.frame import Frame, tile_pairs
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,39 @@ class Centered:
             cross=self.cross + self.weight * np.outer(dx, dy),
             ss_y=self.ss_y + self.weight * dy * dy,
         )
+
+
+class Statistic(Protocol):
+    """What of rows adds up in a store and is enough for a solve: `Moments`, or a `Triangle`."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows summed."""
+
+    @property
+    def frame(self) -> Frame:
+        """Units that it is taken in."""
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of w."""
+
+    def __add__(self, other: Any, /) -> Self: ...
+
+    def __sub__(self, other: Any, /) -> Self: ...
+
+    def __mul__(self, factor: float, /) -> Self: ...
+
+    def centered(self) -> Centered:
+        """Centred float64 matrices in natural units."""
+
+    def to_host(self) -> Self:
+        """The same in host memory."""
+
+
+def as_centered(sums: Statistic | Centered) -> Centered:
+    """Sums as solvers read them."""
+    return sums if isinstance(sums, Centered) else sums.centered()
 
 
 def unpack_tiles(tiles: np.ndarray, n_features: int) -> np.ndarray:

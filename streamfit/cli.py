@@ -1,6 +1,7 @@
 """The command line. Floor 7.
 
-Exit codes: 0 done, 1 a fault of streamfit itself, 2 a mistake in input, data or environment, 130 interrupted.
+Exit codes: 0 done, 1 a fault of streamfit itself, 2 a mistake in input, data or environment, 3 an optimum that is not
+proved to the tolerance, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,30 +15,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import psutil
 import typer
 from rich.console import Console
 
-from streamfit.cli_store import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
+from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
+from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
-from streamfit.config import SolveSection, load_machine, load_problem
+from streamfit.config import load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.demo import run_demo
 from streamfit.doctor import examine
 from streamfit.engine import Machine, connect, say
-from streamfit.errors import ConfigError, StreamfitError
-from streamfit.jobs import evaluate_documents, linear_model, solve_store
+from streamfit.errors import CertificateError, ConfigError, StreamfitError
+from streamfit.jobs import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.report import print_scores
-from streamfit.store import Mix
 from streamfit.stores import open_any
 from streamfit.tables import score_table, table_source
 from streamfit.text import LanguageModel
 from streamfit.text.model import EXPERTS
 
-_INTERRUPTED = 130
+_NOT_CERTIFIED, _INTERRUPTED = 3, 130
 
 app = typer.Typer(
     add_completion=True,
@@ -45,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Exact one-pass fits of models that are linear in their parameters.",
 )
+app.add_typer(solve_app)
 app.add_typer(store_app)
 
 
@@ -63,7 +64,7 @@ def _guarded(command: Callable[[], object]) -> None:
         command()
     except StreamfitError as error:
         say(Console(stderr=True), f"error: {error}", "red")
-        sys.exit(2)
+        sys.exit(_NOT_CERTIFIED if isinstance(error, CertificateError) else 2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # typer makes an exit of an interrupt before it comes here.
         code = _INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
@@ -158,6 +159,7 @@ def status(
         "features": header.features.n_features,
         "targets": header.targets.n_targets,
         "precision": header.precision,
+        "statistic": header.statistic,
         "rows_by_fold": {str(k): folds[k] for k in sorted(folds)},
         "rows_by_label": dict(sorted(labels.items())),
         "skipped": [{"key": r.key, "reason": r.reason} for r in head.refused],
@@ -176,59 +178,6 @@ def status(
         tags = " ".join(f"{name}:{value}" for name, value in (("source", shard.source), *shard.labels))
         gone = f", {len(shard.without)} positions left out" if shard.without else ""
         say(console, f"{shard.content_id[:16]}  {shard.planned_rows:>10,} rows  {shard.key}  {tags}{gone}")
-
-
-@app.command()
-def solve(
-    store: StoreArgument,
-    alpha: Annotated[
-        list[float] | None,
-        typer.Option(help="Penalty; give it several times and cross-validation picks one.", show_default=False),
-    ] = None,
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--mix", help="Weights of segments by label: source:web=0.3,source:code=2. Patterns as in fnmatch."
-        ),
-    ] = None,
-    half_life: Annotated[
-        str | None, typer.Option(help="Halve the weight of rows with this age, such as 30d.", show_default=False)
-    ] = None,
-    as_of: Annotated[
-        str | None,
-        typer.Option(help="ISO date that age is counted from; what is newer is left out.", show_default=False),
-    ] = None,
-    at: AtOption = None,
-    no_intercept: Annotated[bool, typer.Option("--no-intercept", help="Fit without an intercept.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write the linear model to.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
-
-    Without --alpha, cross-validation picks from 10^-3 ... 10^5.
-    """
-    opened = open_any(store, at)
-    weights = Mix.parse(mix or [], half_life, as_of)
-    grid = tuple(alpha) if alpha else tuple(10.0**k for k in range(-3, 6))
-    if not all(a >= 0 and np.isfinite(a) for a in grid):
-        msg = f"alpha {grid}"
-        raise ConfigError(msg, "finite numbers >= 0")
-    # A single alpha may be 0, which a config's grid may not: the solve then proves that it is allowed to be.
-    section = SolveSection.model_construct(alphas=grid, folds=2, fit_intercept=not no_intercept)
-    console = Console(quiet=as_json)
-    solved = solve_store(opened, section, console, None if weights.plain else weights)
-    if as_json:
-        facts = {"alpha": solved.solution.alpha, "method": solved.solution.method, "rank": solved.solution.rank}
-        facts |= {"effective_dof": solved.solution.effective_dof, "seconds": solved.seconds}
-        facts |= {"commit": opened.head().sequence, "rows": solved.moments.n_rows}
-        if solved.path is not None:
-            facts |= solved.path.to_json()
-        dump({**facts, "certificate": solved.solution.certificate.to_json()})
-    if output is not None:
-        linear_model(opened, solved).save(output)
-        say(console, f"model: {output}")
 
 
 @app.command()

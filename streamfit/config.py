@@ -19,7 +19,8 @@ from streamfit.arrays import Backend, Precision
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.engine import Machine
 from streamfit.errors import ConfigError
-from streamfit.store import KEEP, MAX_LIVE
+from streamfit.solve import TOLERANCE
+from streamfit.store import KEEP, MAX_LIVE, StatisticKind
 from streamfit.text import LanguageSettings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -156,11 +157,33 @@ class LanguageSection(_Section):
 
 
 class SolveSection(_Section):
-    """The final solve: one alpha, or a grid of which cross-validation picks one."""
+    """The final solve: one alpha, or a grid of which one is picked.
+
+    Parameters
+    ----------
+    alphas : tuple of float
+    folds : int
+    fit_intercept : bool
+    choose_by : {'kfold', 'gcv', 'evidence'}
+        Held-out folds, generalised cross-validation, or the marginal likelihood, which looks between the grid's ends.
+    one_standard_error : bool
+        The largest alpha that the folds cannot tell from the best one.
+    per_target : bool
+        An alpha for each target.
+    blocks : {'', 'features'} or dict of str to patterns
+        An alpha for each map of features, or for each set of features by patterns on their names.
+    tolerance : float
+        Share of the targets' sum of squares to which the optimum must be proved; infinite accepts anything.
+    """
 
     alphas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
     folds: Annotated[int, Field(ge=2)] = 5
     fit_intercept: bool = True
+    choose_by: Literal["kfold", "gcv", "evidence"] = "kfold"
+    one_standard_error: bool = False
+    per_target: bool = False
+    blocks: Literal["", "features"] | dict[str, tuple[str, ...]] = ""
+    tolerance: Annotated[float, Field(ge=0)] = TOLERANCE
 
 
 class StoreSection(_Section):
@@ -187,6 +210,17 @@ class RidgeProblem(_Problem):
     corpus: TableSection
     features: Annotated[tuple[FeatureSection, ...], Field(min_length=1)] = (FeatureSection(kind="linear"),)
     sample_rows: Count = 20_000
+    statistic: StatisticKind = "gram"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _triangles_are_float64(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("statistic") == "qr":
+            if given.get("precision", "float64") != "float64":
+                msg = "statistic 'qr' takes precision 'float64', which it has if none is given"
+                raise ValueError(msg)
+            return {**given, "precision": "float64"}
+        return given
 
 
 class LanguageProblem(_Problem):

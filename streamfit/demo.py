@@ -21,17 +21,16 @@ from streamfit.engine import Machine, WorkOptions, connect, rewrite, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import (
     Fitted,
-    Solved,
     accumulate_into,
     build_model,
     evaluate_documents,
     fit,
     held_out,
     logged,
-    solve_store,
     training_source,
 )
 from streamfit.solve import held_out_r2, solve
+from streamfit.solving import Solved, solve_store
 from streamfit.store import Store
 from streamfit.text import LanguageModel, Score
 

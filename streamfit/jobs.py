@@ -9,49 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import LanguageProblem, Problem, RidgeProblem, SolveSection, TextSection
+from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
 from streamfit.errors import CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
-from streamfit.moments import Moments
 from streamfit.plan import Shard
-from streamfit.solve import AlphaPath, IllConditionedWarning, Solution, cross_validate, solve
-from streamfit.store import Header, Mix, Store
+from streamfit.solving import Solved, solve_store
+from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
 
 log = logging.getLogger("streamfit")
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A solve of everything that a store holds.
-
-    Parameters
-    ----------
-    solution : Solution
-    path : AlphaPath or None
-        Held-out loss of each alpha, where there was a choice.
-    moments : Moments
-    seconds : float
-    """
-
-    solution: Solution
-    path: AlphaPath | None
-    moments: Moments
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -162,6 +140,7 @@ def _header(problem: Problem, skip: bool) -> Header:
         seed=problem.seed,
         sample_rows=problem.sample_rows,
         skip_bad_shards=skip,
+        statistic=problem.statistic,
     )
 
 
@@ -177,9 +156,9 @@ def _same_settings(problem: Problem, store: Store) -> None:
         settings = settings_of(
             _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
         )
-        wanted = {**reader_of(problem.corpus.table()), **settings}
+        wanted = {**reader_of(problem.corpus.table()), **settings, "statistic": problem.statistic}
     reader = store.header.reader
-    found = {**reader, **reader.get("settings", {})}
+    found = {**reader, **reader.get("settings", {}), "statistic": store.header.statistic}
     differ = [name for name, value in wanted.items() if found.get(name) != value]
     if differ:
         was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
@@ -234,54 +213,6 @@ def accumulate_into(
     for refusal in summary.refused:
         say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
     return summary
-
-
-def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix | None = None) -> Solved:
-    """Solve from the sums alone: choose alpha by cross-validation where there are several, and certify.
-
-    Parameters
-    ----------
-    store : Store
-    section : SolveSection
-    console : rich Console
-    mix : Mix, optional
-        Weights of segments, in the folds that alpha is chosen on as well.
-
-    Raises
-    ------
-    StoreError
-        If the store holds no rows.
-    SolveError
-        If there is no one solution, or too few folds.
-    """
-    started = time.perf_counter()
-    if not store.head().n_rows:
-        msg = f"{store.place} holds no rows yet"
-        raise StoreError(msg, "at least one committed segment", "run `streamfit fit` or `resume` first")
-    folds = store.fold_moments(mix)
-    total: Moments | None = None
-    for moments in folds.values():
-        total = moments if total is None else total + moments
-    assert total is not None
-    path = None
-    alpha = section.alphas[0]
-    with warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always", IllConditionedWarning)
-        if len(section.alphas) > 1:
-            path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
-            alpha = path.best
-        solution = solve(total, alpha, fit_intercept=section.fit_intercept, names=store.header.features.names())
-    for warning in raised:
-        say(console, str(warning.message), "yellow")
-    seconds = time.perf_counter() - started
-    log.info("event=solve alpha=%g seconds=%.1f loss=%.10g", alpha, seconds, solution.certificate.loss)
-    chosen = f" (of {len(section.alphas)}, by {len(folds)}-fold cross-validation)" if path else ""
-    say(console, f"solved with alpha {alpha:g}{chosen} in {seconds:.1f} s")
-    if path is not None and path.at_edge:
-        say(console, "the best alpha is at the edge of the grid: widen `alphas`", "yellow")
-    for line in solution.certificate.lines():
-        say(console, "  " + line, "dim")
-    return Solved(solution, path, total, seconds)
 
 
 def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:

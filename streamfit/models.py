@@ -63,7 +63,10 @@ class LinearModel:
         spec, arrays = self.features.to_spec()
         named = {f"features.{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
         named |= {"weights": np.ascontiguousarray(self.solution.weights), "intercept": self.solution.intercept}
-        solved = {name: getattr(self.solution, name) for name in ("alpha", "method", "rank", "effective_dof")}
+        if self.solution.target_alphas is not None:
+            named["target_alphas"] = self.solution.target_alphas
+        kept = ("alpha", "method", "rank", "effective_dof", "block_alphas")
+        solved = {name: getattr(self.solution, name) for name in kept}
         solved["certificate"] = asdict(self.solution.certificate)
         return {"features": spec, "solution": solved, "info": self.info}, named
 
@@ -73,7 +76,8 @@ class LinearModel:
         prefix = "features."
         features = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
         solved = {**spec["solution"], "certificate": Certificate(**spec["solution"]["certificate"])}
-        solution = Solution(weights=arrays["weights"], intercept=arrays["intercept"], **solved)
+        weights, intercept, alphas = arrays["weights"], arrays["intercept"], arrays.get("target_alphas")
+        solution = Solution(weights=weights, intercept=intercept, target_alphas=alphas, **solved)
         return cls(from_spec(spec["features"], features), solution, spec["info"])
 
     def save(self, folder: str | Path) -> None:

@@ -129,6 +129,8 @@ class Plan:
     n_workers : int
     feature_bytes : int
         Bytes of the feature map's own arrays.
+    triangle : bool
+        Whether a triangular factor is kept instead of sums of products.
     """
 
     groups: tuple[Group, ...]
@@ -139,6 +141,7 @@ class Plan:
     one_hot: bool
     n_workers: int
     feature_bytes: int
+    triangle: bool = False
 
     @property
     def n_shards(self) -> int:
@@ -157,13 +160,17 @@ class Plan:
 
     @property
     def flops_per_row(self) -> int:
-        """Multiply-adds of the triangle and the cross-moment, counted as two operations each."""
+        """Multiply-adds of products, or of a decomposition, counted as two operations each."""
         d = self.n_features
+        if self.triangle:  # Householder: of the rows, and of the triangle that each two blocks of rows are put below
+            return 3 * (1 + d + self.n_targets) ** 2
         return d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)
 
     @property
     def sum_bytes(self) -> int:
         """Bytes of one set of sums: the size of a segment before compression."""
+        if self.triangle:
+            return 8 * (1 + self.n_features + self.n_targets) ** 2
         b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
         return 8 * limbs * (n_tiles(self.n_features) * b * b + self.n_features * self.n_targets)
 
@@ -173,6 +180,9 @@ class Plan:
         item = 4 if self.precision == "float32" else 8
         rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
         targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        if self.triangle:  # rows that wait until there are enough, stacked on the triangle, and LAPACK's copy
+            columns = 1 + self.n_features + self.n_targets
+            targets += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
         return PROCESS_BYTES + 3 * self.sum_bytes + rows + targets + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:
@@ -180,7 +190,7 @@ class Plan:
 
         What comes before and after is not in it: the sample that features are chosen from, n-gram counts, evaluation.
         """
-        d, k = self.n_features, self.n_targets
+        d, k = self.n_features, self.n_targets + self.n_targets**2 // max(1, self.n_features) * self.triangle
         return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (10 * d * d + 9 * d * k)
 
     def lines(self, n_folds: int) -> list[str]:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from streamfit.engine import say
-from streamfit.solve import AlphaPath
+from streamfit.errors import ConfigError
+from streamfit.solve import AlphaPath, AlphaScores, Pruned
 from streamfit.text import Score
 
 _INK, _ACCENT, _MUTED = "#1f2933", "#b4541a", "#8a97a5"
@@ -148,6 +149,49 @@ def plot_alphas(path: AlphaPath) -> Figure:
     axes.set_xlabel("alpha")
     axes.set_ylabel("held-out R²")
     return figure
+
+
+def plot_scores(scores: AlphaScores) -> Figure:
+    """Generalised cross-validation and log evidence along the grid of alphas, from the training sums alone."""
+    figure, axes = _axes()
+    gcv, evidence = scores.total("gcv"), scores.total("evidence")
+    axes.loglog(scores.alphas, gcv, color=_ACCENT, linewidth=2, marker="o")
+    axes.set_xlabel("alpha")
+    axes.set_ylabel("generalised cross-validation", color=_ACCENT)
+    axes.axvline(scores.best("gcv"), color=_ACCENT, linestyle=":", linewidth=1)
+    other = axes.twinx()
+    other.semilogx(scores.alphas, evidence, color=_MUTED, linewidth=2, marker="s")
+    other.axvline(scores.best("evidence"), color=_MUTED, linestyle=":", linewidth=1)
+    other.set_ylabel("log evidence", color=_MUTED)
+    other.spines["top"].set_visible(False)
+    return figure
+
+
+def plot_pruning(pruned: Pruned) -> Figure:
+    """Loss, and held-out error where there is one, against the number of features left."""
+    figure, axes = _axes()
+    axes.plot(pruned.n_left, pruned.losses / pruned.losses[0], color=_MUTED, linewidth=2, label="loss")
+    if pruned.held_out is not None:
+        axes.plot(pruned.n_left, pruned.held_out / pruned.held_out[0], color=_ACCENT, linewidth=2, label="held out")
+    axes.set_xlabel("features left")
+    axes.set_ylabel("relative to all features")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of its suffix.
+
+    Raises
+    ------
+    ConfigError
+        If the format is unknown or the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except (ValueError, OSError) as error:
+        msg = f"cannot write the figure {path}: {error}"
+        raise ConfigError(msg, "a file in a folder that is there, ending in .png, .svg or .pdf") from error
 
 
 def plot_curve(rows: Sequence[int], r2: Sequence[float]) -> Figure:

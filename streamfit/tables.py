@@ -23,7 +23,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
-from streamfit.store import Header
+from streamfit.store import Header, StatisticKind
 from streamfit.targets import Dense, OneHot
 
 
@@ -54,6 +54,7 @@ def prepare_table(
     seed: int,
     sample_rows: int,
     skip_bad_shards: bool = False,
+    statistic: StatisticKind = "gram",
 ) -> Header:
     """Choose centers, widths and units from a sample, and freeze them as a store's header.
 
@@ -77,6 +78,7 @@ def prepare_table(
         precision=precision,
         n_folds=n_folds,
         reader=reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)},
+        statistic=statistic,
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from streamfit.centered import Statistic
 from streamfit.errors import ConfigError, MismatchError
-from streamfit.moments import Moments
 from streamfit.solve import Influence, Mixture, Stack, best_mixture, cross_validate, influence, mixture_loss, stack
 from streamfit.store import Store
 
@@ -126,7 +126,7 @@ def worth(
     )
 
 
-def _held_out(store: Store, fold: int, like: str | None) -> Moments:
+def _held_out(store: Store, fold: int, like: str | None) -> Statistic:
     name, sign, value = (like or "").partition(":")
     if like and not sign:
         msg = f"--like {like!r}"

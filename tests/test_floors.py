@@ -21,6 +21,8 @@ FLOORS = (
         "doctor",
         "report",
         "jobs",
+        "solving",
+        "passes",
         "stores",
         "forgetting",
         "removals",
@@ -29,6 +31,7 @@ FLOORS = (
         "cli",
         "cli_data",
         "cli_options",
+        "cli_solve",
         "cli_store",
     },
 )

@@ -1,10 +1,11 @@
 """Running the plan: one group's work, the cluster it runs on, and the loops that commit."""
 
 from streamfit.engine.cluster import Machine, connect
-from streamfit.engine.progress import say
+from streamfit.engine.progress import progressing, say
 from streamfit.engine.recount import recount
 from streamfit.engine.rewrite import Rewritten, find_rows, rewrite
 from streamfit.engine.run import RunSummary, accumulate, plan_for
+from streamfit.engine.visit import visit
 from streamfit.engine.work import WorkOptions, placed, work_group
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "find_rows",
     "placed",
     "plan_for",
+    "progressing",
     "recount",
     "rewrite",
     "say",
+    "visit",
     "work_group",
 ]

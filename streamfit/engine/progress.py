@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -59,6 +59,16 @@ class Meter:
         if self._bar is not None and self._task is not None:
             rows, gflops = self.rates()
             self._bar.update(self._task, completed=done, rate=f"{rows:,.0f} rows/s  {gflops:,.0f} GFLOP/s")
+
+
+@contextmanager
+def progressing(console: Console, what: str, n_rows: int) -> Iterator[Callable[[int], None]]:
+    """A bar of rows for a pass that stores nothing; what it gives is called with numbers of rows."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *clocks, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=n_rows)
+        yield lambda n: bar.update(task, advance=n)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def rewrite(
     Raises
     ------
     MismatchError
-        If a shard is not counted, or other writers kept changing the store.
+        If a shard is not counted, other writers kept changing the store, or a triangle is to be subtracted from.
     FullError
         If other writers kept filling it.
     ShardChangedError
@@ -113,6 +113,9 @@ def rewrite(
         If one that is to come cannot be counted.
     """
     store.refuse_past()
+    if fast and store.header.statistic == "qr":
+        msg = f"{store.place} keeps a triangular factor, from which nothing can be subtracted"
+        raise MismatchError(msg, "statistic 'gram'", "leave out --fast: the rest is then counted anew")
     options = replace(options or WorkOptions(), skip_bad_shards=False)
     attempts = 0
     while True:

@@ -267,6 +267,7 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         one_hot=header.targets.one_hot,
         n_workers=n_workers,
         feature_bytes=sum(a.nbytes for a in arrays.values()),
+        triangle=header.statistic == "qr",
     )
 
 

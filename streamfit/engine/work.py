@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
+from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.counts import Tables
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardError
-from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import Group, Shard
 from streamfit.store import Refusal, Segment, Store
 
@@ -71,14 +71,14 @@ class Sums:
 
     Parameters
     ----------
-    moments : Moments
+    moments : Moments or Triangle
     tables : mapping of str to (keys, counts)
     n_rows : dict of Shard to int
         Rows of each shard, in the order in which they were read.
     refused : tuple of Refusal
     """
 
-    moments: Moments
+    moments: Statistic
     tables: Tables
     n_rows: dict[Shard, int]
     refused: tuple[Refusal, ...] = ()
@@ -138,10 +138,8 @@ def sum_shards(
     n_rows: dict[Shard, int] = {}
     tally = source.tally()
     with threadpool_limits(1):
-        sums = MomentsAccumulator(
-            header.frame, header.targets, header.precision, like=like, n_threads=options.n_threads
-        )
-        for shard, item in _prefetched(source, shards, options.skip_bad_shards):
+        sums = header.accumulator(like, options.n_threads)
+        for shard, item in prefetched(source, shards, options.skip_bad_shards):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
@@ -171,9 +169,7 @@ def sum_shards(
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 
 
-def _prefetched(
-    source: Source, shards: Sequence[Shard], skip: bool
-) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+def prefetched(source: Source, shards: Sequence[Shard], skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
     """Blocks of each shard, decoded by a thread ahead of the products.
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.

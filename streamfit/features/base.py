@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from streamfit.arrays import Array, namespace, to_device_of
+from streamfit.arrays import Array, namespace, to_device_of, to_host
 from streamfit.errors import ConfigError, MismatchError
 
 _KINDS: dict[str, type[FeatureMap]] = {}
@@ -63,6 +64,16 @@ class FeatureMap(ABC):
     def __add__(self, other: FeatureMap) -> FeatureMap:
         """Concatenate: the features of both maps of the same inputs."""
         return Concat(_parts(self) + _parts(other))
+
+    def keep(self, indices: Sequence[int]) -> FeatureMap:
+        """The map of some of these features alone, which computes no others where it can.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Ascending, in [0, n_features).
+        """
+        return Pick(self, np.asarray(indices, dtype=np.int64))
 
     @property
     def bounds(self) -> np.ndarray:
@@ -197,8 +208,28 @@ class Concat(FeatureMap):
     def n_features(self) -> int:
         return sum(part.n_features for part in self.parts)
 
+    def blocks(self) -> dict[str, slice]:
+        """Columns of each part by name: its kind, numbered where several are of one."""
+        kinds, found, start = self._kinds(), {}, 0
+        for i, (kind, part) in enumerate(zip(kinds, self.parts, strict=True)):
+            name = f"{i}.{kind}" if len(set(kinds)) < len(kinds) else kind
+            found[name] = slice(start, start + part.n_features)
+            start += part.n_features
+        return found
+
+    def _kinds(self) -> list[str]:
+        return [type(part.outer if isinstance(part, Chain) else part).__name__.lower() for part in self.parts]
+
+    def keep(self, indices: Sequence[int]) -> FeatureMap:
+        wanted, start, kept = np.asarray(indices, dtype=np.int64), 0, []
+        for part in self.parts:
+            own = wanted[(wanted >= start) & (wanted < start + part.n_features)] - start
+            kept += [part if len(own) == part.n_features else part.keep(own.tolist())] if len(own) else []
+            start += part.n_features
+        return kept[0] if len(kept) == 1 else Concat(tuple(kept))
+
     def names(self) -> list[str]:
-        kinds = [type(part.outer if isinstance(part, Chain) else part).__name__ for part in self.parts]
+        kinds = self._kinds()
         several = len(set(kinds)) < len(kinds)
         return [f"{i}.{name}" if several else name for i, part in enumerate(self.parts) for name in part.names()]
 
@@ -238,6 +269,9 @@ class Chain(FeatureMap):
     def n_features(self) -> int:
         return self.outer.n_features
 
+    def keep(self, indices: Sequence[int]) -> FeatureMap:
+        return Chain(self.inner, self.outer.keep(indices))
+
     def names(self) -> list[str]:
         return self.outer.names()
 
@@ -247,3 +281,48 @@ class Chain(FeatureMap):
 
     def apply(self, x: Array) -> Array:
         return self.outer.apply(self.inner.apply(x))
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Pick(FeatureMap):
+    """Some columns of another map.
+
+    Parameters
+    ----------
+    inner : FeatureMap
+    indices : integer array of shape (n_features,)
+
+    Raises
+    ------
+    MismatchError
+        If there are none, or one is out of range.
+    """
+
+    inner: FeatureMap
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        host = to_host(self.indices)
+        if not len(host) or host.min() < 0 or host.max() >= self.inner.n_features:
+            msg = f"columns {host.tolist()[:5]}"
+            raise MismatchError(msg, f"one or more in [0, {self.inner.n_features})")
+
+    @property
+    def n_inputs(self) -> int:
+        return self.inner.n_inputs
+
+    @property
+    def n_features(self) -> int:
+        return int(self.indices.shape[0])
+
+    def names(self) -> list[str]:
+        every = self.inner.names()
+        return [every[int(j)] for j in to_host(self.indices)]
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.asarray(self.inner.bounds[self.indices])
+
+    def apply(self, x: Array) -> Array:
+        return namespace(x).take(self.inner.apply(x), self.indices, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,9 @@ class RBF(FeatureMap):
     @property
     def n_features(self) -> int:
         return int(self.centers.shape[0])
+
+    def keep(self, indices: Sequence[int]) -> RBF:
+        return RBF(self.centers[np.asarray(indices)], self.gamma)
 
     @property
     def bounds(self) -> np.ndarray:

@@ -1,8 +1,10 @@
 """From moments to weights: the solve, its certificate, and the choice of alpha."""
 
 from streamfit.solve.alpha_scores import AlphaScores, Evidence, maximise_evidence, score_alphas
+from streamfit.solve.banded import BandedSolution, Contributions, contributions, solve_banded
+from streamfit.solve.banded_choice import BandedChoice, choose_banded
 from streamfit.solve.certificate import TOLERANCE, Certificate, certify
-from streamfit.solve.leave_one_out import LeaveOneOut, Press
+from streamfit.solve.leave_one_out import LeaveOneOut, LeaveOneOutPass, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
 from streamfit.solve.orthogonal import cross_validate_triangles, solve_triangle
 from streamfit.solve.per_target import TargetSolution, solve_targets
@@ -18,13 +20,17 @@ __all__ = [
     "TOLERANCE",
     "AlphaPath",
     "AlphaScores",
+    "BandedChoice",
+    "BandedSolution",
     "Certificate",
+    "Contributions",
     "Evidence",
     "Gradient",
     "GradientPass",
     "IllConditionedWarning",
     "Influence",
     "LeaveOneOut",
+    "LeaveOneOutPass",
     "Mixture",
     "Posterior",
     "Press",
@@ -38,6 +44,8 @@ __all__ = [
     "best_mixture",
     "certify",
     "certify_data",
+    "choose_banded",
+    "contributions",
     "corrected",
     "cross_validate",
     "cross_validate_triangles",
@@ -51,6 +59,7 @@ __all__ = [
     "removal_costs",
     "score_alphas",
     "solve",
+    "solve_banded",
     "solve_targets",
     "solve_triangle",
     "stack",

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.bands import Bands, Blocks, as_solved
 from streamfit.solve.certificate import Certificate
 from streamfit.solve.ridge import solve, weights_for
@@ -77,7 +76,7 @@ class BandedSolution:
 
 
 def solve_banded(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alphas: Mapping[str, float],
     blocks: Blocks,
     *,
@@ -124,7 +123,7 @@ def solve_banded(
     >>> solution.weights.round(6).tolist(), {name: round(dof, 6) for name, dof in solution.effective_dof.items()}
     ([[2.0], [0.5]], {'a': 0.666667, 'b': 0.5})
     """
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     bands = Bands.of(blocks, len(c.gram))
     each = bands.read(alphas)
     scaled, s, alpha = bands.scaled(as_solved(c, fit_intercept), each)
@@ -197,7 +196,7 @@ class Contributions:
 
 
 def contributions(
-    train: Moments | Centered, solution: BandedSolution, *, held_out: Moments | Centered | None = None
+    train: Statistic | Centered, solution: BandedSolution, *, held_out: Statistic | Centered | None = None
 ) -> Contributions:
     """Share out R² among the blocks, and refit without each.
 
@@ -236,7 +235,7 @@ def contributions(
         raise SolveError(msg, "the sums that it was solved from")
     rows = fitted
     if held_out is not None:
-        rows = held_out.centered() if isinstance(held_out, Moments) else held_out
+        rows = as_centered(held_out)
         if rows.cross.shape != b.shape:
             msg = f"held-out sums of {rows.cross.shape[0]} features and {rows.cross.shape[1]} targets"
             raise SolveError(msg, "{} and {}".format(*b.shape), "count all with the same features")

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.banded import BandedSolution, solve_banded
 from streamfit.solve.banded_criteria import BandedEvidence, BandedFolds, total
 from streamfit.solve.banded_search import Search, best_single, raised
@@ -113,7 +112,7 @@ class BandedChoice:
 
 
 def choose_banded(
-    sums: Moments | Centered | Mapping[int, Moments],
+    sums: Statistic | Centered | Mapping[int, Statistic],
     blocks: Blocks,
     *,
     criterion: Criterion = "evidence",

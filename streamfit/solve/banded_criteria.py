@@ -11,9 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.alpha_scores import log_evidence
 from streamfit.solve.bands import Bands, as_solved
 from streamfit.solve.inverse import inverse_factor
@@ -117,7 +116,7 @@ class BandedFolds:
         If there are fewer folds.
     """
 
-    def __init__(self, folds: Mapping[int, Moments], bands: Bands, fit_intercept: bool) -> None:
+    def __init__(self, folds: Mapping[int, Statistic], bands: Bands, fit_intercept: bool) -> None:
         filled = {k: m for k, m in sorted(folds.items()) if m.n_rows > 0}
         if len(filled) < 2:
             msg = f"{len(filled)} fold(s) with rows"
@@ -143,7 +142,7 @@ class BandedFolds:
         return loss / self._weight, gradient / self._weight
 
 
-def total(folds: Mapping[int, Moments]) -> Moments:
+def total(folds: Mapping[int, Statistic]) -> Statistic:
     """Sums of all folds.
 
     Raises

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.ridge import without_constants
 
 Blocks = Mapping[str, Sequence[int] | slice]
@@ -116,9 +115,9 @@ class Bands:
         return scaled, s, alpha
 
 
-def as_solved(moments: Moments | Centered, fit_intercept: bool) -> Centered:
+def as_solved(moments: Statistic | Centered, fit_intercept: bool) -> Centered:
     """Sums as `solve` reads them: about their means and without constants, or about zero."""
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     return without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
 
 

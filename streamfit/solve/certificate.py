@@ -81,13 +81,13 @@ class Certificate:
         """Plain numbers."""
         return {**asdict(self), "unique": self.unique, "share": self.share}
 
-    def lines(self) -> list[str]:
-        """The certificate as text, a line a fact."""
+    def lines(self, of: str = "of the stored sums") -> list[str]:
+        """The certificate as text, a line a fact; `of` says what it was measured on."""
         return [
             f"relative gradient  {self.relative_gradient:.2e}",
             f"strong convexity   {self.strong_convexity:.4g}" + ("  (the optimum is unique)" if self.unique else ""),
             f"loss               {self.loss:.10g}",
-            f"loss - optimum     <= {self.suboptimality:.2e}  ({self.share:.1e} of the targets'; of the stored sums)",
+            f"loss - optimum     <= {self.suboptimality:.2e}  ({self.share:.1e} of the targets'; {of})",
             f"condition          {self.condition:.3g}  ({self.digits_lost:.1f} of 15.9 digits at risk)",
         ]
 

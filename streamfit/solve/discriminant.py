@@ -13,9 +13,8 @@ import numpy as np
 import scipy.special
 
 from streamfit.arrays import Array
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.certificate import eigenvalue_noise
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.pca import signed
@@ -110,7 +109,7 @@ class Discriminant:
 
 
 def discriminant(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     *,
     shrinkage: float = 0.0,
     priors: Sequence[float] | np.ndarray | None = None,
@@ -162,7 +161,7 @@ def discriminant(
     if not 0.0 <= shrinkage <= 1.0:
         msg = f"shrinkage {shrinkage}"
         raise SolveError(msg, "a number between 0 and 1")
-    c = without_constants(moments.centered() if isinstance(moments, Moments) else moments)
+    c = without_constants(as_centered(moments))
     class_weights = _class_weights(c)
     given = class_weights / c.weight if priors is None else _priors(priors, len(class_weights))
     shifts = c.cross / class_weights  # class means about the mean of all, one a column

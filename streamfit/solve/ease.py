@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from streamfit.arrays import Array
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.rows import host_rows
 
@@ -96,7 +95,7 @@ class EASE:
         }
 
 
-def ease(moments: Moments | Centered, alpha: float) -> EASE:
+def ease(moments: Statistic | Centered, alpha: float) -> EASE:
     """Fit EASE: items from items, none from itself.
 
     Minimises ``sum_t w_t ||x_t - B'x_t||² + alpha ||B||²`` over B with a zero diagonal; no intercept, alpha unscaled
@@ -136,7 +135,7 @@ def ease(moments: Moments | Centered, alpha: float) -> EASE:
     if not (alpha >= 0 and np.isfinite(alpha)):
         msg = f"alpha {alpha}"
         raise SolveError(msg, "a finite number >= 0")
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     gram = c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y)).gram
     factor = inverse_factor(gram, alpha)
     weights = factor.T @ factor

@@ -130,6 +130,8 @@ class LeaveOneOut:
         Nonnegative, unscaled by n.
     block : int
         Targets at a time.
+    trusted : boolean array of shape (n_alphas,), optional
+        `Spectrum.trusted` of the alphas in ascending order, where it is known: it takes a few factorisations.
 
     Raises
     ------
@@ -150,8 +152,15 @@ class LeaveOneOut:
     [1.0]
     """
 
-    def __init__(self, spectrum: Spectrum, alphas: np.ndarray, *, block: int = BLOCK_TARGETS) -> None:
-        self._spectrum, self._block = spectrum, block
+    def __init__(
+        self,
+        spectrum: Spectrum,
+        alphas: np.ndarray,
+        *,
+        block: int = BLOCK_TARGETS,
+        trusted: np.ndarray | None = None,
+    ) -> None:
+        self._spectrum, self._block, self._trusted = spectrum, block, trusted
         self._alphas = np.sort(spectrum.checked(np.atleast_1d(alphas)))
         self._shrink = 1.0 / (spectrum.eigenvalues + self._alphas[:, None])
         self._losses = np.zeros((len(self._alphas), spectrum.n_targets))
@@ -222,5 +231,34 @@ class LeaveOneOut:
             self._weight,
             sums.n_rows,
             sums.weight,
-            self._spectrum.trusted(self._alphas),
+            self._spectrum.trusted(self._alphas) if self._trusted is None else self._trusted,
         )
+
+
+@dataclass(frozen=True)
+class LeaveOneOutPass:
+    """What a pass for leave-one-out errors is made with, as a description that travels; see `LeaveOneOut`.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    alphas : array of shape (n_alphas,)
+        Ascending.
+    trusted : boolean array of shape (n_alphas,)
+    """
+
+    spectrum: Spectrum
+    alphas: np.ndarray
+    trusted: np.ndarray
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, alphas: np.ndarray) -> LeaveOneOutPass:
+        """The pass for a grid of alphas."""
+        grid = np.sort(spectrum.checked(np.atleast_1d(alphas)))
+        return cls(spectrum, grid, spectrum.trusted(grid))
+
+    def block(self, phi: Array, y: Array, weights: Array | None = None) -> Press:
+        """Errors of some rows; shapes as for `LeaveOneOut.add`."""
+        rows = LeaveOneOut(self.spectrum, self.alphas, trusted=self.trusted)
+        rows.add(phi, y, weights)
+        return rows.press()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 
+from streamfit.centered import Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.sources import Sources
 from streamfit.solve.stack import stack_of
 
@@ -102,7 +102,7 @@ class Mixture:
 
 
 def influence(
-    parts: Mapping[str, Moments], target: Moments, alpha: float, *, fit_intercept: bool = True
+    parts: Mapping[str, Statistic], target: Statistic, alpha: float, *, fit_intercept: bool = True
 ) -> tuple[Influence, ...]:
     """Refit without each source in turn, and compare held-out losses.
 
@@ -115,7 +115,7 @@ def influence(
     ----------
     parts : mapping of str to Moments
         Training sums of at least two sources.
-    target : Moments
+    target : Statistic
         Held-out sums, of a fold that is not in `parts`.
     alpha : float
         Positive.
@@ -163,8 +163,8 @@ def influence(
 
 
 def best_mixture(
-    parts: Mapping[str, Moments],
-    target: Moments,
+    parts: Mapping[str, Statistic],
+    target: Statistic,
     alpha: float,
     *,
     fit_intercept: bool = True,
@@ -185,7 +185,7 @@ def best_mixture(
     ----------
     parts : mapping of str to Moments
         Training sums of at least two sources.
-    target : Moments
+    target : Statistic
         Held-out sums, of a fold that is not in `parts`. The loss found on it is optimistic by the choice of S - 1
         numbers: report that of a third fold.
     alpha : float
@@ -291,8 +291,8 @@ def best_mixture(
 
 
 def mixture_loss(
-    parts: Mapping[str, Moments],
-    target: Moments,
+    parts: Mapping[str, Statistic],
+    target: Statistic,
     alpha: float,
     factors: Mapping[str, float],
     *,
@@ -303,7 +303,7 @@ def mixture_loss(
     Parameters
     ----------
     parts : mapping of str to Moments
-    target : Moments
+    target : Statistic
     alpha : float
     factors : mapping of str to float
         One a_s >= 0 for each source, not all 0.

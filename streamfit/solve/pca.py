@@ -12,9 +12,8 @@ import numpy as np
 import scipy.linalg
 
 from streamfit.arrays import Array
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.certificate import eigenvalue_noise
 from streamfit.solve.ridge import without_constants
 from streamfit.solve.rows import host_rows
@@ -101,7 +100,7 @@ class PCA:
 
 
 def pca(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     n_components: int | float | None = None,
     *,
     scale: bool = False,
@@ -147,7 +146,7 @@ def pca(
     >>> p.transform(np.array([[1.0, 3.0]])).round(6).tolist()
     [[1.0, 2.0]]
     """
-    c = without_constants(moments.centered() if isinstance(moments, Moments) else moments)
+    c = without_constants(as_centered(moments))
     n = float(c.n_rows if n_observations is None else n_observations)
     if not (n > 1 and np.isfinite(n)):
         msg = f"a variance from {n:g} observation(s)"

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.certificate import Certificate, eigenvalue_noise
 from streamfit.solve.spectrum import BLOCK_TARGETS, Spectrum, cross_block, decompose
 
@@ -52,7 +51,7 @@ class TargetSolution:
 
 
 def solve_targets(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alphas: np.ndarray | float,
     *,
     fit_intercept: bool = True,
@@ -91,7 +90,7 @@ def solve_targets(
     >>> solve_targets(m, np.array([0.0, 2.0])).weights.round(6).tolist()
     [[1.0, 0.5]]
     """
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     k = c.cross.shape[1]
     wanted = np.asarray(alphas, dtype=np.float64)
     if wanted.shape not in ((), (k,)):

@@ -13,9 +13,8 @@ import numpy as np
 import scipy.special
 
 from streamfit.arrays import Array, cached_rows, to_host
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import ConfigError, MismatchError, SolveError
-from streamfit.moments import Moments
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.ridge import Solution, solve, without_constants
 
@@ -219,7 +218,7 @@ class Posterior:
 
 
 def posterior(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alpha: float,
     *,
     fit_intercept: bool = True,
@@ -280,7 +279,7 @@ def posterior(
     if not (alpha >= 0 and np.isfinite(alpha)):
         msg = f"alpha {alpha}"
         raise SolveError(msg, "a finite number >= 0")
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     c = without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
     # First, so that a system without one answer is refused rather than solved in part.
     factor = inverse_factor(c.gram, alpha)

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.inverse import DowndatedInverse
 from streamfit.solve.ridge import IllConditionedWarning, Solution, noise_share, solve, without_constants
 
@@ -95,7 +94,7 @@ class Pruned:
 
 
 def removal_costs(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alpha: float,
     blocks: Sequence[Sequence[int]] | None = None,
     *,
@@ -144,7 +143,7 @@ def removal_costs(
 
 
 def prune(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alpha: float,
     *,
     n_features: int | None = None,
@@ -152,7 +151,7 @@ def prune(
     keep: Sequence[int] = (),
     groups: Sequence[Sequence[int]] | None = None,
     at_once: int = 1,
-    held_out: Moments | Centered | None = None,
+    held_out: Statistic | Centered | None = None,
     fit_intercept: bool = True,
 ) -> Pruned:
     """Remove the cheapest features one after another, and solve for those that stay.
@@ -272,17 +271,17 @@ def _state(c: Centered, alpha: float, test: Centered | None) -> DowndatedInverse
     return state
 
 
-def _read(moments: Moments | Centered, alpha: float, fit_intercept: bool) -> Centered:
+def _read(moments: Statistic | Centered, alpha: float, fit_intercept: bool) -> Centered:
     if not (alpha >= 0 and np.isfinite(alpha)):
         msg = f"alpha {alpha}"
         raise SolveError(msg, "a finite number >= 0")
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     return without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
 
 
-def _held_out(moments: Moments | Centered, train: Centered) -> Centered:
+def _held_out(moments: Statistic | Centered, train: Centered) -> Centered:
     """Held-out sums about the means that go with the training intercept."""
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     if c.cross.shape != train.cross.shape:
         msg = f"held-out sums of {c.cross.shape[0]} features and {c.cross.shape[1]} targets"
         raise SolveError(msg, "{} and {}".format(*train.cross.shape), "count all with the same features")

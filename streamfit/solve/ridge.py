@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.certificate import TOLERANCE, Certificate, certify, eigenvalue_noise
 
 RCOND_FLOOR = 1e-14
@@ -43,6 +42,10 @@ class Solution:
     effective_dof : float
         trace(G (G + αR)^-1), the effective degrees of freedom without the intercept.
     certificate : Certificate
+    target_alphas : array of shape (n_targets,), optional
+        Where each target has its own; `alpha` is their geometric mean then, and degrees of freedom are a mean.
+    block_alphas : dict of str to float, optional
+        Where each block of features has its own; `alpha` is their geometric mean then.
     """
 
     weights: np.ndarray
@@ -52,6 +55,8 @@ class Solution:
     rank: int
     effective_dof: float
     certificate: Certificate
+    target_alphas: np.ndarray | None = None
+    block_alphas: dict[str, float] | None = None
 
     def predict(self, phi: np.ndarray) -> np.ndarray:
         """Predictions `φ B + b`, shape (n_rows, n_targets), from features of shape (n_rows, n_features)."""
@@ -60,7 +65,7 @@ class Solution:
 
 
 def solve(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     alpha: float,
     *,
     fit_intercept: bool = True,
@@ -110,7 +115,7 @@ def solve(
     if not (alpha >= 0 and np.isfinite(alpha)):
         msg = f"alpha {alpha}"
         raise SolveError(msg, "a finite number >= 0")
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     zeros = np.zeros_like(c.mean_x), np.zeros_like(c.mean_y)
     c = without_constants(c) if fit_intercept else c.about(*zeros)
     d = len(c.gram)

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.ridge import IllConditionedWarning, noise_share, weights_for, without_constants
 from streamfit.solve.spectrum import BLOCK_TARGETS, decompose, target_blocks
 
@@ -139,7 +138,7 @@ def _one_se(alphas: np.ndarray, means: np.ndarray, errors: np.ndarray, trusted: 
 
 
 def cross_validate(
-    folds: Mapping[int, Moments],
+    folds: Mapping[int, Statistic],
     alphas: np.ndarray,
     *,
     fit_intercept: bool = True,
@@ -230,7 +229,7 @@ def checked_grid(alphas: np.ndarray) -> np.ndarray:
     return grid
 
 
-def _read(moments: Moments, fit_intercept: bool) -> Centered:
+def _read(moments: Statistic, fit_intercept: bool) -> Centered:
     """Sums as `solve` reads them."""
     c = moments.centered()
     return without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))

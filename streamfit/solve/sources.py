@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamfit.arrays import to_host
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.ridge import IllConditionedWarning, noise_share, weights_for, without_constants
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -28,7 +26,7 @@ class Sources:
     fit_intercept: bool
 
     @classmethod
-    def of(cls, parts: Mapping[str, Moments], target: Moments, alpha: float, fit_intercept: bool) -> Sources:
+    def of(cls, parts: Mapping[str, Statistic], target: Statistic, alpha: float, fit_intercept: bool) -> Sources:
         if not (alpha > 0 and np.isfinite(alpha)):
             msg = f"alpha {alpha} for a mixture of sources"
             raise SolveError(msg, "a positive finite number")
@@ -40,15 +38,15 @@ class Sources:
             if (got := (m.frame.n_features, m.frame.n_targets)) != shape:
                 msg = f"source {name!r} with {got[0]} features and {got[1]} targets"
                 raise SolveError(msg, f"{shape[0]} and {shape[1]}, as held out", "count all with the same features")
-        empty = [name for name, m in parts.items() if not float(to_host(m.weight.value())) > 0]
+        empty = [name for name, m in parts.items() if not m.total_weight > 0]
         if empty:
             msg = f"sources without weight: {', '.join(empty)}"
             raise SolveError(msg, "rows of positive weight in each", "leave them out")
-        if not float(to_host(target.weight.value())) > 0:
+        if not target.total_weight > 0:
             msg = f"held-out sums of {target.n_rows} rows without weight"
             raise SolveError(msg, "rows of positive weight", "hold out more shards")
 
-        def read(m: Moments) -> Centered:
+        def read(m: Statistic) -> Centered:
             c = m.centered()
             return c if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
 

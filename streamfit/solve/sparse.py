@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lasso_path
 
 from streamfit.arrays import Array
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
 from streamfit.moments import Moments
 from streamfit.solve.certificate import eigenvalue_noise
@@ -92,7 +92,7 @@ class SparseSolution:
 
 
 def elastic_net_path(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     l1s: Sequence[float] | np.ndarray,
     l2: float = 0.0,
     *,
@@ -201,19 +201,19 @@ def elastic_net_path(
     return [found[float(l1)] for l1 in grid]
 
 
-def elastic_net(moments: Moments | Centered, l1: float, l2: float = 0.0, **options: Any) -> SparseSolution:
+def elastic_net(moments: Statistic | Centered, l1: float, l2: float = 0.0, **options: Any) -> SparseSolution:
     """Solve the elastic net for one pair of penalties; see `elastic_net_path`, which takes the same options."""
     return elastic_net_path(moments, [l1], l2, **options)[0]
 
 
 def nonnegative_least_squares(
-    moments: Moments | Centered, alpha: float = 0.0, *, fit_intercept: bool = True
+    moments: Statistic | Centered, alpha: float = 0.0, *, fit_intercept: bool = True
 ) -> SparseSolution:
     """Minimise ``sum_t w_t (b'φ_t + b0 - y_t)² + alpha ||b||²`` over b >= 0, each target alone: `elastic_net_path`."""
     return elastic_net_path(moments, [0.0], alpha, nonnegative=True, fit_intercept=fit_intercept)[0]
 
 
-def largest_l1(moments: Moments | Centered, *, nonnegative: bool = False, fit_intercept: bool = True) -> np.ndarray:
+def largest_l1(moments: Statistic | Centered, *, nonnegative: bool = False, fit_intercept: bool = True) -> np.ndarray:
     """The l1 from which on all weights of a target are zero, shape (n_targets,): where a grid starts."""
     cross = _read(moments, fit_intercept).cross
     return np.asarray(2.0 * np.max(cross if nonnegative else np.abs(cross), axis=0, initial=0.0))
@@ -288,9 +288,9 @@ def _check(l1s: np.ndarray, l2: float, nonnegative: bool) -> None:
         raise SolveError(msg, "a positive number", "that is ridge regression: use `solve` with alpha = l2")
 
 
-def _read(moments: Moments | Centered, fit_intercept: bool) -> Centered:
+def _read(moments: Statistic | Centered, fit_intercept: bool) -> Centered:
     """Sums as they are solved: about zero where no intercept is fitted."""
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     return without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
 
 

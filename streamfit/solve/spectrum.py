@@ -13,9 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import scipy.linalg
 
-from streamfit.centered import Centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.certificate import eigenvalue_noise
 from streamfit.solve.ridge import noise_share, without_constants
 
@@ -197,7 +196,7 @@ def cross_block(c: Centered, targets: slice, *, fit_intercept: bool) -> np.ndarr
 
 
 def decompose(
-    moments: Moments | Centered,
+    moments: Statistic | Centered,
     *,
     fit_intercept: bool = True,
     smallest_alpha: float = 0.0,
@@ -248,7 +247,7 @@ def decompose(
     if method not in ("auto", "eigh", "jacobi"):
         msg = f"method {method!r}"
         raise SolveError(msg, "'auto', 'eigh' or 'jacobi'")
-    c = moments.centered() if isinstance(moments, Moments) else moments
+    c = as_centered(moments)
     sums = _as_solved(c, fit_intercept)
     varying = np.diag(sums.gram) > 0
     gram = sums.gram if varying.all() else sums.gram[np.ix_(varying, varying)]

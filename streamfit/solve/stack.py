@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
+from streamfit.centered import Statistic
 from streamfit.errors import SolveError
-from streamfit.moments import Moments
 from streamfit.solve.sources import Sources
 
 _STACK_GAP = 1e-9
@@ -52,7 +52,7 @@ class Stack:
         return {"shares": self.shares, "losses": self.losses, "loss": self.loss, "gap": self.gap}
 
 
-def stack(parts: Mapping[str, Moments], target: Moments, alpha: float, *, fit_intercept: bool = True) -> Stack:
+def stack(parts: Mapping[str, Statistic], target: Statistic, alpha: float, *, fit_intercept: bool = True) -> Stack:
     """Weigh the sources' own models so that their weighted mean has the least held-out loss.
 
     Model s minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²`` over the rows of source s alone. With f_s its
@@ -65,7 +65,7 @@ def stack(parts: Mapping[str, Moments], target: Moments, alpha: float, *, fit_in
     ----------
     parts : mapping of str to Moments
         Training sums of at least two sources.
-    target : Moments
+    target : Statistic
         Held-out sums, of a fold that is not in `parts`.
     alpha : float
         Positive.

@@ -36,8 +36,9 @@ def solve_tiles(
 
     Minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²`` as `solve` does, alpha unscaled by n, with one step of
     iterative refinement from the residual of the tiles themselves (Higham, Accuracy and stability of numerical
-    algorithms, 12.1), so without the fallback to eigenvectors. What differs:
+    algorithms, 12.1). What differs:
 
+    - Where `solve` gives up Cholesky for a solution of least norm, this raises.
     - `strong_convexity` is half of what Lanczos finds for λ_min, less its rounding error. With a random start and as
       many steps as are made here, Lanczos misses by more than half with probability 1e-9 at most (Kuczyński and
       Woźniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start, SIAM J.
@@ -155,8 +156,8 @@ def _lowest_and_dof(factor: TiledFactor, alpha: float, d: int) -> tuple[float, f
     if d <= N_PROBES:
         inverse = factor.solve(np.eye(d))
         return 1.0 / float(scipy.linalg.eigvalsh((inverse + inverse.T) / 2)[-1]), d - alpha * float(np.trace(inverse))
-    # P(miss more than a share e) <= 1.648 sqrt(D) exp(-sqrt(e) (2 steps - 1)).
-    steps = int(np.ceil((np.log(1.648 * np.sqrt(d) / _DOUBT) / np.sqrt(_SHORTFALL) + 1.0) / 2.0))
+    # P(miss more than a share e) <= 1.648 sqrt(D) exp(-sqrt(e) (2 steps - 1)), of products; one more makes them vectors.
+    steps = int(np.ceil((np.log(1.648 * np.sqrt(d) / _DOUBT) / np.sqrt(_SHORTFALL) + 1.0) / 2.0)) + 1
     operator = LinearOperator((d, d), matvec=lambda x: factor.solve(x.reshape(d, 1).copy())[:, 0], dtype=np.float64)
     # A loose tolerance: the first `steps` steps are what the bound asks for, and more only help.
     start = rng.normal(size=d)

@@ -86,11 +86,9 @@ class TiledSums:
     def of(cls, c: Centered, edge: int, *, fit_intercept: bool = True) -> TiledSums:
         """Sums that are in memory, or memory-mapped, cut into tiles."""
         c = without_constants(c) if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
-        cross = c.cross
-        return cls(
-            ArrayTiles(c.gram, edge), lambda part: cross[:, part].copy(), np.diag(c.gram).copy(), c.noise, c.mean_x,
-            c.mean_y, c.ss_y,
-        )  # fmt: skip
+        gram, cross = ArrayTiles(c.gram, edge), c.cross
+        diagonal = np.diag(c.gram).copy()
+        return cls(gram, lambda part: cross[:, part].copy(), diagonal, c.noise, c.mean_x, c.mean_y, c.ss_y)
 
 
 @dataclass(frozen=True)

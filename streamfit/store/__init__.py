@@ -2,7 +2,7 @@
 
 from streamfit.store.dense import export_dense, import_dense
 from streamfit.store.exchange import absorb, export_segments, import_segments, merge
-from streamfit.store.header import Header
+from streamfit.store.header import Header, StatisticKind
 from streamfit.store.ledger import CountedTwiceError, Departure
 from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, Segment
 from streamfit.store.mix import Mix
@@ -40,6 +40,7 @@ __all__ = [
     "Refusal",
     "Removal",
     "Segment",
+    "StatisticKind",
     "Store",
     "Verification",
     "absorb",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from streamfit.centered import unpack_tiles
+from streamfit.centered import Statistic, unpack_tiles
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import n_tiles, tile_pairs, tile_size
@@ -20,6 +20,7 @@ from streamfit.store.log import Labels, Segment
 from streamfit.store.mix import Mix
 from streamfit.store.place import first_line
 from streamfit.store.store import Store
+from streamfit.triangle import Triangle
 
 _DENSE = ("n_rows", "weight", "origin", "y_origin", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _ABOUT = ("origin", "y_origin")
@@ -27,14 +28,18 @@ _SLACK = 1.001
 """What sums that were taken in float32 may miss an inequality by."""
 
 
-def dense(moments: Moments) -> dict[str, np.ndarray]:
+def dense(moments: Statistic) -> dict[str, np.ndarray]:
     """Sums as plain float64 arrays in natural units, about the origin that they were taken with.
 
     With d = φ - origin and e = y - y_origin: `weight` = Σw, `sum_x` = Σw d, `sum_y` = Σw e, `gram` = Σw d d' of shape
     (n_features, n_features), `cross` = Σw d e' of shape (n_features, n_targets), `sum_yy` = Σw e∘e. Each number is the
     exact sum rounded once to float64. Class ids stand for indicators, with `y_origin` 0.
     """
-    frame, host = moments.frame, moments.to_host()
+    host = moments.to_host()
+    if isinstance(host, Triangle):
+        return _of_triangle(host)
+    assert isinstance(host, Moments)
+    frame = host.frame
     units, y_units = np.ldexp(1.0, frame.exponents), np.ldexp(1.0, frame.y_exponents)
     return {
         "n_rows": np.array(moments.n_rows),
@@ -46,6 +51,24 @@ def dense(moments: Moments) -> dict[str, np.ndarray]:
         "sum_yy": host.sum_yy.value() * y_units**2,
         "gram": unpack_tiles(host.gram.value(), frame.n_features) * units * units[:, None],
         "cross": host.cross.value().T * y_units * units[:, None],
+    }
+
+
+def _of_triangle(triangle: Triangle) -> dict[str, np.ndarray]:
+    frame, d = triangle.frame, triangle.frame.n_features
+    units = np.concatenate([[1.0], np.ldexp(1.0, frame.exponents), np.ldexp(1.0, frame.y_exponents)])
+    natural = np.asarray(triangle.factor) * units
+    products = natural.T @ natural
+    return {
+        "n_rows": np.array(triangle.n_rows),
+        "weight": np.array(products[0, 0]),
+        "origin": frame.origin,
+        "y_origin": frame.y_origin,
+        "sum_x": products[0, 1 : d + 1],
+        "sum_y": products[0, d + 1 :],
+        "sum_yy": np.diag(products)[d + 1 :].copy(),
+        "gram": products[1 : d + 1, 1 : d + 1],
+        "cross": products[1 : d + 1, d + 1 :],
     }
 
 
@@ -139,6 +162,9 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     if header.reader.get("kind") == "tokens":
         msg = "sums without counts of n-grams, for a store of token contexts"
         raise MismatchError(msg, "a file of segments", "`streamfit export STORE FILE.zip` at the other site")
+    if header.statistic == "qr":
+        msg = "a Gram matrix, for a store that keeps a triangular factor"
+        raise MismatchError(msg, "a file of segments", "a Gram matrix has lost the digits that a factor is kept for")
     arrays, about = read_dense(path)
     _refuse_foreign(store, path, about)
     d, k = header.frame.n_features, header.frame.n_targets

@@ -6,16 +6,21 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from streamfit.arrays import Precision
-from streamfit.errors import StoreError
+from streamfit.arrays import Array, Precision
+from streamfit.centered import Statistic
+from streamfit.errors import ConfigError, StoreError
 from streamfit.features import FeatureMap, from_spec
 from streamfit.frame import BLOCK_ROWS, Frame, tile_size
+from streamfit.moments import MomentsAccumulator
 from streamfit.targets import Targets
+from streamfit.triangle import TriangleAccumulator
 
+StatisticKind = Literal["gram", "qr"]
+"""Exact sums of products, or the triangular factor of the rows."""
 _FRAME = ("origin", "exponents", "y_origin", "y_exponents")
 
 
@@ -34,6 +39,13 @@ class Header:
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
     files : dict of str to bytes
         What the reader needs besides, for instance a tokenizer's JSON.
+    statistic : {'gram', 'qr'}
+        What is summed: `Moments`, or a `Triangle`, which takes precision float64.
+
+    Raises
+    ------
+    ConfigError
+        If a triangle is to be kept in float32.
     """
 
     features: FeatureMap
@@ -43,11 +55,27 @@ class Header:
     n_folds: int
     reader: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    statistic: StatisticKind = "gram"
+
+    def __post_init__(self) -> None:
+        if self.statistic == "qr" and self.precision != "float64":
+            msg = f"statistic 'qr' with precision {self.precision!r}"
+            raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+
+    def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
+        """What rows are added to, on the device of `like`."""
+        if self.statistic == "qr":
+            return TriangleAccumulator(self.frame, self.targets, like=like)
+        return MomentsAccumulator(self.frame, self.targets, self.precision, like=like, n_threads=n_threads)
+
+    def zeros(self) -> Statistic:
+        """The statistic of no rows."""
+        return self.accumulator().moments()
 
     def to_spec(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Description as JSON and named arrays."""
         features, arrays = self.features.to_spec()
-        spec = {
+        spec: dict[str, Any] = {
             "features": features,
             "targets": self.targets.to_json(),
             "precision": self.precision,
@@ -57,6 +85,8 @@ class Header:
             "reader": self.reader,
             "files": sorted(self.files),
         }
+        if self.statistic != "gram":
+            spec["statistic"] = self.statistic
         named = {f"features/{name}": a for name, a in arrays.items()}
         named |= {f"frame/{name}": getattr(self.frame, name) for name in _FRAME}
         named |= {f"files/{name}": np.frombuffer(data, np.uint8) for name, data in self.files.items()}
@@ -85,6 +115,7 @@ class Header:
             n_folds=spec["n_folds"],
             reader=spec["reader"],
             files={name: arrays[f"files/{name}"].tobytes() for name in spec["files"]},
+            statistic=spec.get("statistic", "gram"),
         )
 
     @cached_property
@@ -101,7 +132,7 @@ class Header:
     def difference(self, other: Header) -> str:
         """Which parts differ, in words."""
         mine, theirs = self.to_spec(), other.to_spec()
-        parts = [name for name in mine[0] if mine[0][name] != theirs[0][name]]
+        parts = [name for name in mine[0] | theirs[0] if mine[0].get(name) != theirs[0].get(name)]
         for name in sorted(mine[1].keys() | theirs[1].keys()):
             a, b = mine[1].get(name), theirs[1].get(name)
             part = name.split("/")[0] if name.startswith("features/") else name

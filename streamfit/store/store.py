@@ -12,10 +12,11 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from streamfit.centered import Statistic
 from streamfit.counts import Tables
 from streamfit.errors import MismatchError, StoreError
 from streamfit.moments import Moments
@@ -28,7 +29,7 @@ from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
 from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
-from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of
+from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of, triangle_of
 
 _T = TypeVar("_T")
 
@@ -165,7 +166,7 @@ class Store:
     # Writing
 
     def write_segment(
-        self, moments: Moments, shards: Sequence[Shard], n_rows: Sequence[int], tables: Tables | None = None
+        self, moments: Statistic, shards: Sequence[Shard], n_rows: Sequence[int], tables: Tables | None = None
     ) -> Segment:
         """Write moments and their ledger under a fresh name, durably. Nothing counts until it is committed.
 
@@ -361,7 +362,7 @@ class Store:
         """What one commit took out."""
         return self._ledgers.departures(removal)
 
-    def read(self, segment: Segment) -> Moments:
+    def read(self, segment: Segment) -> Statistic:
         """Moments of one segment.
 
         Raises
@@ -371,7 +372,7 @@ class Store:
         """
         return self._moments(segment, self._arrays(segment, lambda name: not is_count(name)))
 
-    def read_all(self, segment: Segment) -> tuple[Moments, Tables]:
+    def read_all(self, segment: Segment) -> tuple[Statistic, Tables]:
         """Moments of one segment and its tables of counts."""
         arrays = self._arrays(segment, lambda _: True)
         return self._moments(segment, arrays), tables_of(arrays)
@@ -383,16 +384,17 @@ class Store:
             raise StoreError(msg, f"{segment.n_rows} rows under this header", "restore it from a backup")
         return arrays
 
-    def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Moments:
+    def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
+        take = triangle_of if self.header.statistic == "qr" else moments_of
         one_hot = self.header.targets.one_hot
-        return moments_of(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
+        return take(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""
         for segment in self.head().segments:
             yield tables_of(self._arrays(segment, is_count))
 
-    def moments(self, keep: Callable[[Segment], bool] = lambda _: True, mix: Mix | None = None) -> Moments:
+    def moments(self, keep: Callable[[Segment], bool] = lambda _: True, mix: Mix | None = None) -> Statistic:
         """Sum of all live segments, or of those that `keep` accepts, one in memory at a time.
 
         Parameters
@@ -404,14 +406,15 @@ class Store:
         """
         return self._settled(lambda head: self._sum(head, keep, mix))
 
-    def _sum(self, head: Record, keep: Callable[[Segment], bool], mix: Mix | None) -> Moments:
+    def _sum(self, head: Record, keep: Callable[[Segment], bool], mix: Mix | None) -> Statistic:
         total = self.zeros()
         for factor, segments in (mix or Mix()).spread(head.segments):
             part = self.zeros()
-            for segment in filter(keep, segments):
+            # By content: exact sums have no order, triangles round, and are not to show when they were committed.
+            for segment in sorted(filter(keep, segments), key=lambda segment: segment.ledger):
                 part = part + self.read(segment)
             # Rows are those that were read, whatever they weigh.
-            total = total + (part if factor == 1.0 else replace(part * factor, n_rows=part.n_rows))
+            total = total + (part if factor == 1.0 else replace(cast(Moments, part * factor), n_rows=part.n_rows))
         return total
 
     def _settled(self, read: Callable[[Record], _T]) -> _T:
@@ -425,14 +428,14 @@ class Store:
                     raise
                 # A run went on long enough for segments of that commit to be collected: read the newest.
 
-    def zeros(self) -> Moments:
+    def zeros(self) -> Statistic:
         """Moments of no rows."""
-        return Moments.zeros(self.header.frame, self.header.targets, self.header.precision)
+        return self.header.zeros()
 
-    def fold_moments(self, mix: Mix | None = None) -> dict[int, Moments]:
+    def fold_moments(self, mix: Mix | None = None) -> dict[int, Statistic]:
         """Moments of each fold that has rows."""
 
-        def read(head: Record) -> dict[int, Moments]:
+        def read(head: Record) -> dict[int, Statistic]:
             folds = sorted({segment.fold for segment in head.segments})
             return {fold: self._sum(head, lambda s, fold=fold: s.fold == fold, mix) for fold in folds}  # type: ignore[misc]
 

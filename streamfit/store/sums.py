@@ -1,4 +1,7 @@
-"""Moments and counts as the named arrays of a segment, and back. Floor 4: imports moments, exact, counts."""
+"""Moments, triangles and counts as the named arrays of a segment, and back.
+
+Floor 4: imports moments, triangle, exact, counts.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from streamfit.centered import Statistic
 from streamfit.counts import Tables
 from streamfit.errors import StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
 from streamfit.frame import Frame, n_tiles, tile_size
 from streamfit.moments import Moments
+from streamfit.triangle import Triangle
 
 SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
 _TALLY = "tally_"
+_FACTOR = "factor"
 
 
 def is_count(name: str) -> bool:
@@ -22,15 +28,18 @@ def is_count(name: str) -> bool:
     return name.startswith(_TALLY)
 
 
-def arrays_of(moments: Moments, tables: Tables | None = None) -> dict[str, np.ndarray]:
+def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.ndarray]:
     """Arrays of a segment.
 
     A sum is one array for each limb: digits times their step, an exact product, so that any tool reads plain numbers.
+    A triangle is one array `factor`.
     """
     arrays = {}
     for name, (keys, counts) in (tables or {}).items():
         arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"] = keys, counts
     host = moments.to_host()
+    if isinstance(host, Triangle):
+        return {**arrays, _FACTOR: host.factor}
     for sums in SUMS:
         total: GridSum = getattr(host, sums)
         for i, limb in enumerate(total.limbs):
@@ -55,6 +64,21 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
         total = sum_of(arrays, name, shapes.get(name, (k,)), where)
         sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
     return Moments(frame, one_hot, n_rows, **sums)
+
+
+def triangle_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str) -> Triangle:
+    """The triangle of a segment.
+
+    Raises
+    ------
+    StoreError
+        If it is missing or of another shape than the frame demands.
+    """
+    n, factor = 1 + frame.n_features + frame.n_targets, arrays.get(_FACTOR)
+    if factor is None or factor.shape != (n, n):
+        msg = f"{_FACTOR} of {where} was altered"
+        raise StoreError(msg, f"shape {(n, n)}", "restore it from a backup")
+    return Triangle(frame, one_hot, n_rows, factor)
 
 
 def limb_names(name: str) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def sum_segments(
     total = target.zeros()
     tables: Tables = {}
     shards = []
-    for source, segment in parts:
+    for source, segment in sorted(parts, key=lambda part: part[1].ledger):
         moments, counts = source.read_all(segment)
         total = total + moments
         tables = add_tables([tables, counts], [1, 1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.linalg
 
-from streamfit.centered import unpack_tiles
+from streamfit.centered import Statistic, unpack_tiles
 from streamfit.errors import StreamfitError
 from streamfit.exact import BASE
 from streamfit.frame import BLOCK_ROWS
@@ -20,6 +20,7 @@ from streamfit.moments import Moments
 from streamfit.store.log import Segment
 from streamfit.store.store import Store
 from streamfit.store.sums import SUMS
+from streamfit.triangle import Triangle
 
 _DRIFT = 20
 
@@ -51,10 +52,16 @@ class Verification:
         self.checked[what] = self.checked.get(what, 0) + n
 
 
-def digest_of(moments: Moments) -> str:
-    """SHA-256 of exact sums: equal for equal totals, for their form is canonical."""
+def digest_of(moments: Statistic) -> str:
+    """SHA-256 of exact sums: equal for equal totals, for their form is canonical.
+
+    Triangles are equal but for rounding, so theirs depends on how rows were grouped and merged as well.
+    """
     digest = hashlib.sha256(f"{moments.n_rows}".encode())
     host = moments.to_host()
+    if isinstance(host, Triangle):
+        digest.update(np.ascontiguousarray(host.factor, dtype="<f8").tobytes())
+        return digest.hexdigest()
     for name in SUMS:
         total = getattr(host, name)
         digest.update(f"{name} {total.top}".encode())
@@ -93,7 +100,7 @@ def verify(store: Store) -> Verification:
         return found
     _check_ledgers(store, head.segments, found)
     whole = True
-    for segment in head.segments:
+    for segment in sorted(head.segments, key=lambda segment: segment.ledger):
         try:
             moments, tables = store.read_all(segment)
             found.count("segments")
@@ -152,9 +159,14 @@ def _check_ledgers(store: Store, segments: tuple[Segment, ...], found: Verificat
     found.faults += [f"bytes {b[:12]} are counted under several divisions" for b, c in cuts.items() if len(c) > 1]
 
 
-def _impossible(moments: Moments, where: str) -> list[str]:
+def _impossible(moments: Statistic, where: str) -> list[str]:
     """What no sum over weighted rows can be."""
     faults = []
+    if isinstance(moments, Triangle):
+        factor = moments.factor
+        whole = np.isfinite(factor).all() and (np.diag(factor) >= 0).all() and not np.tril(factor, -1).any()
+        return [] if whole else [f"the factor of {where} is no triangle with a diagonal from zero up"]
+    assert isinstance(moments, Moments)
     for name in SUMS:
         for limb in getattr(moments, name).limbs:
             if not np.array_equal(limb, np.rint(limb)):
@@ -178,7 +190,9 @@ def _rounding(total: Moments, gram: np.ndarray) -> float:
     return float(products + 2.0**total.gram.bottom * d * np.sqrt(n_rows) + 2.0**-50 * trace)
 
 
-def _check_total(total: Moments, imported: bool, found: Verification) -> None:
+def _check_total(total: Statistic, imported: bool, found: Verification) -> None:
+    if not isinstance(total, Moments):
+        return  # whatever a triangle holds, its Gram matrix is one of rows
     gram = unpack_tiles(total.gram.value(), total.frame.n_features)
     eigenvalues = scipy.linalg.eigvalsh(gram)
     rounding = _rounding(total, gram)

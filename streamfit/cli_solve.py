@@ -1,0 +1,341 @@
+"""Commands that answer from the sums of a store: solve, refine, leave-one-out, posterior, prune. Floor 7."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, working
+from streamfit.config import LanguageProblem, SolveSection, load_problem
+from streamfit.engine import say
+from streamfit.errors import ConfigError
+from streamfit.jobs import build_model, linear_model
+from streamfit.models import LinearModel
+from streamfit.passes import leave_one_out_store, refine_store
+from streamfit.report import plot_alphas, plot_pruning, plot_scores, save_figure
+from streamfit.solve import TOLERANCE, Pruned, posterior, prune
+from streamfit.solving import Solved, blocks_of, shown_warnings, solve_store, summed
+from streamfit.store import Mix, Store
+from streamfit.stores import open_any
+
+app = typer.Typer()
+GRID = tuple(10.0**k for k in range(-3, 6))
+AlphasOption = Annotated[
+    list[float] | None,
+    typer.Option("--alpha", help="Penalty; given several times, one is picked.", show_default=False),
+]
+AlphaOption = Annotated[float, typer.Option(help="Penalty.", min=0)]
+NoInterceptOption = Annotated[bool, typer.Option("--no-intercept", help="Fit without an intercept.")]
+ToleranceOption = Annotated[
+    float, typer.Option(help="Share of the targets' sum of squares to which the optimum must be proved.", min=0)
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Folder to write the model to.", show_default=False)
+]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="File for the figure: .png, .svg or .pdf.", show_default=False)
+]
+CorpusOption = Annotated[
+    str | None, typer.Option(help="Where the corpus lies now, if it was moved.", show_default=False)
+]
+
+
+@app.command("solve")
+def solve_command(
+    store: StoreArgument,
+    alpha: AlphasOption = None,
+    choose_by: Annotated[str, typer.Option(help="kfold (held-out folds), gcv or evidence.")] = "kfold",
+    one_standard_error: Annotated[
+        bool, typer.Option("--one-standard-error", help="Largest alpha that folds cannot tell from the best.")
+    ] = False,
+    per_target: Annotated[bool, typer.Option("--per-target", help="An alpha for each target.")] = False,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="An alpha for each block: 'features' (each map), or name=pattern,pattern; repeatable."),
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix", help="Weights of segments by label: source:web=0.3,source:code=2. Patterns as in fnmatch."
+        ),
+    ] = None,
+    half_life: Annotated[
+        str | None, typer.Option(help="Halve the weight of rows with this age, such as 30d.", show_default=False)
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(help="ISO date that age is counted from; what is newer is left out.", show_default=False),
+    ] = None,
+    at: AtOption = None,
+    no_intercept: NoInterceptOption = False,
+    tolerance: ToleranceOption = TOLERANCE,
+    plot: PlotOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
+
+    Without --alpha, one of 10^-3 ... 10^5 is picked. Exit code 3, and no model, where the optimum is not proved to
+    the tolerance.
+    """
+    opened = open_any(store, at)
+    weights = Mix.parse(mix or [], half_life, as_of)
+    section = _section(alpha, no_intercept, tolerance, choose_by, one_standard_error, per_target, _blocks(blocks))
+    console = Console(quiet=as_json)
+    solved = solve_store(opened, section, console, None if weights.plain else weights)
+    if as_json:
+        dump({"commit": opened.head().sequence, **solved.to_json()})
+    if plot is not None:
+        _plot_choice(solved, plot)
+        say(console, f"figure: {plot}")
+    if output is not None:
+        linear_model(opened, solved).save(output)
+        say(console, f"model: {output}")
+
+
+def _section(
+    alphas: list[float] | None,
+    no_intercept: bool,
+    tolerance: float = TOLERANCE,
+    choose_by: str = "kfold",
+    one_standard_error: bool = False,
+    per_target: bool = False,
+    blocks: Any = "",
+) -> SolveSection:
+    grid = tuple(alphas) if alphas else GRID
+    if not all(a >= 0 and np.isfinite(a) for a in grid):
+        msg = f"alpha {grid}"
+        raise ConfigError(msg, "finite numbers >= 0")
+    if choose_by not in ("kfold", "gcv", "evidence"):
+        msg = f"--choose-by {choose_by}"
+        raise ConfigError(msg, "kfold, gcv or evidence")
+    # A single alpha may be 0, which a config's grid may not: it asks for the solution of least norm.
+    given = {"choose_by": choose_by, "one_standard_error": one_standard_error, "per_target": per_target}
+    chosen: dict[str, Any] = {**given, "blocks": blocks, "tolerance": tolerance, "fit_intercept": not no_intercept}
+    return SolveSection.model_construct(alphas=grid, folds=2, **chosen)
+
+
+def _blocks(given: list[str] | None) -> str | dict[str, tuple[str, ...]]:
+    if not given or given == ["features"]:
+        return "features" if given else ""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        name, sign, patterns = text.partition("=")
+        if not sign or not name or not patterns or name in found:
+            msg = f"--blocks {text!r}"
+            raise ConfigError(msg, "features, or name=pattern,pattern with each name once")
+        found[name] = tuple(patterns.split(","))
+    return found
+
+
+def _plot_choice(solved: Solved, path: Path) -> None:
+    if solved.path is not None:
+        save_figure(plot_alphas(solved.path), path)
+    elif solved.scores is not None:
+        save_figure(plot_scores(solved.scores), path)
+    else:
+        msg = "a figure of a single alpha, or of blocks"
+        raise ConfigError(msg, "several --alpha without --blocks")
+
+
+@app.command()
+def refine(
+    store: StoreArgument,
+    alpha: AlphasOption = None,
+    passes: Annotated[int, typer.Option(help="One certifies, each more follows a correction.", min=1)] = 2,
+    no_intercept: NoInterceptOption = False,
+    tolerance: ToleranceOption = TOLERANCE,
+    corpus: CorpusOption = None,
+    output: OutputOption = None,
+    machine: MachineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the rows again, correct the solution by their own gradient in float64, and certify it on the data.
+
+    In a run's folder, alphas and intercept are those of its config unless given.
+    """
+    opened, console = open_any(store), Console(quiet=as_json)
+    problem_file = Path(store) / "problem.json"
+    problem = load_problem(problem_file) if "://" not in store and problem_file.is_file() else None
+    section = _section(alpha, no_intercept, float("inf"))
+    if problem is not None and alpha is None:
+        section = problem.solve.model_copy(update={"tolerance": float("inf")})
+    solved = solve_store(opened, section, console)
+    with working(machine) as (where, client):
+        refined = refine_store(
+            opened,
+            solved,
+            where,
+            client,
+            console,
+            fit_intercept=section.fit_intercept,
+            passes=passes,
+            corpus=corpus,
+        )
+    if as_json:
+        dump({"alpha": refined.solution.alpha, "passes": [c.to_json() for c in refined.certificates]})
+    refined.solution.certificate.require(tolerance)
+    if output is not None:
+        better = Solved(refined.solution, solved.path, solved.moments, refined.seconds)
+        if isinstance(problem, LanguageProblem):
+            build_model(problem, opened, better).save(output)
+        else:
+            linear_model(opened, better).save(output)
+        say(console, f"model: {output}")
+
+
+@app.command("leave-one-out")
+def leave_one_out(
+    store: StoreArgument,
+    alpha: AlphasOption = None,
+    no_intercept: NoInterceptOption = False,
+    corpus: CorpusOption = None,
+    machine: MachineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Exact leave-one-out errors of each alpha, from leverages, by one pass over the rows."""
+    opened, console = open_any(store), Console(quiet=as_json)
+    grid = _section(alpha, no_intercept).alphas
+    with working(machine) as (where, client):
+        press = leave_one_out_store(opened, grid, where, client, console, fit_intercept=not no_intercept, corpus=corpus)
+    if as_json:
+        dump({"best": press.best, **press.to_json()})
+        return
+    spread = opened.moments().centered()
+    variance = float(spread.ss_y.sum()) / spread.weight
+    table = Table(title=f"leave-one-out over {press.n_rows:,} rows")
+    for column in ("alpha", "mean squared error", "R²", "largest leverage", ""):
+        table.add_column(column, justify="right")
+    for each, loss, peak, trusted in zip(
+        press.alphas, press.mean_losses, press.peak_leverages, press.trusted, strict=True
+    ):
+        mark = "best" if each == press.best else "" if trusted else "rounding decides"
+        table.add_row(f"{each:g}", f"{loss:.8g}", f"{1 - loss / variance:.6f}", f"{peak:.4f}", mark)
+    console.print(table)
+
+
+@app.command("posterior")
+def posterior_command(
+    store: StoreArgument,
+    alpha: AlphaOption,
+    target: Annotated[int, typer.Option(help="Which target's weights are shown.", min=0)] = 0,
+    top: Annotated[int, typer.Option(help="At most so many features, the surest first.", min=1)] = 20,
+    no_intercept: NoInterceptOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Noise variance, and weights with their standard errors; with --alpha 0 t statistics and p values as well."""
+    opened, console = open_any(store), Console(quiet=as_json)
+    names = opened.header.features.names()
+    if target >= opened.header.targets.n_targets:
+        msg = f"--target {target}"
+        raise ConfigError(msg, f"one of 0 to {opened.header.targets.n_targets - 1}")
+    with shown_warnings(console):
+        found = posterior(opened.moments(), alpha, fit_intercept=not no_intercept)
+    weights, errors = found.solution.weights[:, target], found.standard_errors()[:, target]
+    tests = found.t_statistics() if alpha == 0 else None
+    if as_json:
+        facts = {**found.to_json(), "target": target, "features": names}
+        facts |= {"weights": weights.tolist(), "standard_errors": errors.tolist()}
+        if tests is not None:
+            facts |= {"t": tests.t[:, target].tolist(), "p": tests.p[:, target].tolist()}
+        dump(facts)
+        return
+    say(console, f"noise variance {found.noise_variance[target]:.6g}, {found.effective_dof:.1f} degrees of freedom"
+                 f" of {found.n_observations:,.0f} observations")  # fmt: skip
+    table = Table(title=f"target {target}, alpha {alpha:g}")
+    for column in ("feature", "weight", "standard error", "ratio", *(["p"] if tests else [])):
+        table.add_column(column, justify="left" if column == "feature" else "right")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = weights / errors
+    for j in np.argsort(-np.abs(np.nan_to_num(ratio)), kind="stable")[:top]:
+        extra = [f"{tests.p[j, target]:.2g}"] if tests else []
+        table.add_row(escape(names[j]), f"{weights[j]:.6g}", f"{errors[j]:.3g}", f"{ratio[j]:.3g}", *extra)
+    console.print(table)
+
+
+@app.command("prune")
+def prune_command(
+    store: StoreArgument,
+    alpha: AlphaOption,
+    keep: Annotated[int | None, typer.Option(help="Number of features to keep.", min=1, show_default=False)] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Relative increase of the loss that is allowed.", min=0, show_default=False)
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Hold this fold out, and report its error as well.", show_default=False)
+    ] = None,
+    blocks: Annotated[
+        list[str] | None, typer.Option(help="Features that leave together: name=pattern,pattern; repeatable.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(help="Features or blocks that leave at a step.", min=1)] = 1,
+    no_intercept: NoInterceptOption = False,
+    plot: PlotOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave out features, those first whose removal raises the loss least, and solve what stays from the sums.
+
+    With --output, the model computes the features that stay and no others.
+    """
+    opened, console = open_any(store), Console(quiet=as_json)
+    folds = opened.fold_moments()
+    if fold is not None and (fold not in folds or len(folds) < 2):
+        msg = f"--fold {fold}"
+        raise ConfigError(msg, f"one of {', '.join(map(str, sorted(folds)))}, and another to fit")
+    test = folds.pop(fold) if fold is not None else None
+    train = summed(folds)
+    groups = _groups(opened, blocks) if blocks else None
+    with shown_warnings(console):
+        found = prune(
+            train,
+            alpha,
+            n_features=keep,
+            budget=budget,
+            groups=groups,
+            held_out=test,
+            at_once=at_once,
+            fit_intercept=not no_intercept,
+        )
+    if as_json:
+        dump(found.to_json())
+    table = Table(title=f"{found.n_left[0]:,} to {found.n_left[-1]:,} features, alpha {alpha:g}")
+    columns = ("features", "loss", "increase", *(["held-out mean squared error"] if test is not None else []))
+    for column in columns:
+        table.add_column(column, justify="right")
+    for i in sorted({*np.linspace(0, len(found.n_left) - 1, 12).round().astype(int).tolist()}):
+        rise = found.losses[i] / found.losses[0] - 1 if found.losses[0] > 0 else 0.0
+        extra = [f"{found.held_out[i]:.8g}"] if found.held_out is not None else []
+        table.add_row(f"{found.n_left[i]:,}", f"{found.losses[i]:.8g}", f"{rise:+.3%}", *extra)
+    console.print(table)
+    for line in found.solution.certificate.lines():
+        say(console, "  " + line, "dim")
+    if plot is not None:
+        save_figure(plot_pruning(found), plot)
+        say(console, f"figure: {plot}")
+    if output is not None:
+        _pruned_model(opened, found).save(output)
+        say(console, f"model: {output}")
+
+
+def _groups(store: Store, given: list[str]) -> list[list[int]]:
+    blocks = _blocks(given)
+    found = blocks_of(store, blocks)
+    if isinstance(blocks, dict) and "rest" not in blocks:
+        found.pop("rest", None)  # what no pattern fits leaves one by one
+    every = np.arange(store.header.features.n_features)
+    return [every[part].tolist() for part in found.values()]
+
+
+def _pruned_model(store: Store, found: Pruned) -> LinearModel:
+    if store.header.reader.get("kind") == "tokens":
+        msg = "a language model of pruned features"
+        raise ConfigError(msg, "a linear model's store", "leave out --output")
+    head = store.head()
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "kept": found.kept.tolist()}
+    return LinearModel(store.header.features.keep(found.kept.tolist()), found.solution, info)
