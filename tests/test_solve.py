@@ -160,7 +160,7 @@ def test_the_least_norm_is_that_of_natural_units_whatever_they_are():
 def test_a_certificate_that_is_required_and_not_reached_is_an_error():
     m, _ = dependent()
     assert solve(moments(), 1.0, strict=True).certificate.share < 1e-20
-    with pytest.warns(IllConditionedWarning), pytest.raises(CertificateError, match="not unique.*expected 1e-06"):
+    with pytest.warns(IllConditionedWarning), pytest.raises(CertificateError, match=r"not unique.*expected 1e-06"):
         solve(m, 0.0, strict=True)
     with pytest.raises(CertificateError, match="expected 0 or less"):
         solve(moments(), 1.0, strict=True, tolerance=0.0)

@@ -156,7 +156,7 @@ def _lowest_and_dof(factor: TiledFactor, alpha: float, d: int) -> tuple[float, f
     if d <= N_PROBES:
         inverse = factor.solve(np.eye(d))
         return 1.0 / float(scipy.linalg.eigvalsh((inverse + inverse.T) / 2)[-1]), d - alpha * float(np.trace(inverse))
-    # P(miss more than a share e) <= 1.648 sqrt(D) exp(-sqrt(e) (2 steps - 1)), of products; one more makes them vectors.
+    # With s products it misses more than a share e with probability 1.648 sqrt(D) exp(-sqrt(e) (2 s - 1)) at most.
     steps = int(np.ceil((np.log(1.648 * np.sqrt(d) / _DOUBT) / np.sqrt(_SHORTFALL) + 1.0) / 2.0)) + 1
     operator = LinearOperator((d, d), matvec=lambda x: factor.solve(x.reshape(d, 1).copy())[:, 0], dtype=np.float64)
     # A loose tolerance: the first `steps` steps are what the bound asks for, and more only help.
