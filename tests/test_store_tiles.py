@@ -180,7 +180,7 @@ def least(store):
     tiles = StoreTiles(store)
     t = -(-tiles.n_features // tiles.edge)
     work = 8 * tiles.edge**2 * (t + tiles.work_tiles)
-    return PROCESS_BYTES + work + 8 * tiles.n_features * (256 + 10 + store.header.frame.n_targets)
+    return PROCESS_BYTES + work + 8 * tiles.n_features * (400 + 10 + store.header.frame.n_targets)
 
 
 @pytest.mark.parametrize(

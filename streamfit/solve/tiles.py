@@ -18,13 +18,15 @@ from streamfit.plan import PROCESS_BYTES, size_text
 from streamfit.solve.ridge import without_constants
 
 N_PROBES = 64
-"""Random vectors that estimate the effective degrees of freedom; no more features than this are solved for exactly."""
-_VECTORS = 256
-"""Arrays of shape (n_features,) that exist at a time: means, units, a Lanczos basis, probes and their solutions."""
+"""Random vectors that estimate the effective degrees of freedom."""
+N_EXACT = 128
+"""Features up to which the inverse is computed instead."""
+_VECTORS = 400
+"""Arrays of shape (n_features,) that exist at a time: means, units, a Krylov basis, probes and their solutions."""
 _TARGET_ARRAYS = 10
 """Arrays of shape (n_features, block_targets) that exist at a time."""
-_SOLVES = 35
-"""Solves of single vectors, at most, that the certificate takes: condition, smallest eigenvalue, probes."""
+_SOLVES = 20
+"""Solves, about, that the certificate takes: for condition and smallest eigenvalue."""
 
 
 class TileSource(Protocol):

@@ -48,7 +48,7 @@ def solve_tiled(
     Minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²`` over B and, unless switched off, an unpenalised
     intercept b, as `solve(store.moments(mix=mix), alpha)` does; see `solve_tiles` for how the certificate and the
     effective degrees of freedom differ. Takes D³/3 operations, and walks through the matrix three times and through the
-    factor some sixty times: with BLAS at 50 GFLOP/s that is negligible from some thousand features on.
+    factor some thirty times: that takes less than the factor from some ten thousand features on.
 
     Parameters
     ----------
