@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
 
 from streamfit.arrays import Array, namespace, r_factor, row_major, to_device_of, to_host
 from streamfit.centered import Centered
@@ -105,12 +106,21 @@ class Triangle:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def agrees(self, other: Triangle, tolerance: float = 1e-10) -> bool:
-        """Whether two triangles are equal but for rounding: each column to a share of its length."""
+    def agrees(self, other: Triangle, tolerance: float = 1e-8) -> bool:
+        """Whether two triangles are of rows that are equal but for rounding: each column to a share of its length.
+
+        Triangles are compared after the best rotation (orthogonal Procrustes: Golub and Van Loan, Matrix Computations,
+        6.4.1), for rounding of nearly dependent columns turns all that stand after them. The rotation itself is known to
+        about the root of float64's last digit.
+        """
         self._check(other)
+        if self.n_rows != other.n_rows or self == other:
+            return self.n_rows == other.n_rows
         mine, theirs = to_host(self.factor), to_host(other.factor)
-        apart = np.sqrt(np.sum((mine - theirs) ** 2, axis=0))
-        return self.n_rows == other.n_rows and bool(np.all(apart <= tolerance * np.sqrt(np.sum(mine**2, axis=0))))
+        lengths = np.sqrt(np.sum(mine**2, axis=0))
+        units = np.where(lengths > 0, lengths, 1.0)
+        rotation, _ = scipy.linalg.orthogonal_procrustes((theirs / units).T, (mine / units).T)
+        return bool(np.linalg.norm(rotation.T @ (theirs / units) - mine / units) <= tolerance)
 
     def to_host(self) -> Triangle:
         """The same triangle in host memory."""
