@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from dask.utils import parse_bytes
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +21,7 @@ from streamfit.models import LinearModel
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.report import plot_alphas, plot_pruning, plot_scores, save_figure
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
-from streamfit.solving import Solved, blocks_of, shown_warnings, solve_store, summed
+from streamfit.solving import Solved, blocks_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
 
@@ -75,6 +76,13 @@ def solve_command(
     at: AtOption = None,
     no_intercept: NoInterceptOption = False,
     tolerance: ToleranceOption = TOLERANCE,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Solve out of core, with this much memory in all, such as 2GB.", show_default=False),
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for what memory has no room for, with --memory.", show_default=False)
+    ] = None,
     plot: PlotOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -87,8 +95,14 @@ def solve_command(
     opened = open_any(store, at)
     weights = Mix.parse(mix or [], half_life, as_of)
     section = _section(alpha, no_intercept, tolerance, choose_by, one_standard_error, per_target, _blocks(blocks))
-    console = Console(quiet=as_json)
-    solved = solve_store(opened, section, console, None if weights.plain else weights)
+    console, mixed = Console(quiet=as_json), None if weights.plain else weights
+    if memory is not None or scratch is not None:
+        if plot is not None or memory is None or not alpha:
+            msg = "--memory with --plot, or without --alpha" if memory else "--scratch without --memory"
+            raise ConfigError(msg, "one --alpha, and both of --memory and --scratch or --memory alone")
+        solved = solve_out_of_core(opened, section, _bytes(memory), scratch, console, mixed)
+    else:
+        solved = solve_store(opened, section, console, mixed)
     if as_json:
         dump({"commit": opened.head().sequence, **solved.to_json()})
     if plot is not None:
@@ -119,6 +133,14 @@ def _section(
     given = {"choose_by": choose_by, "one_standard_error": one_standard_error, "per_target": per_target}
     chosen: dict[str, Any] = {**given, "blocks": blocks, "tolerance": tolerance, "fit_intercept": not no_intercept}
     return SolveSection.model_construct(alphas=grid, folds=2, **chosen)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return int(parse_bytes(text))
+    except ValueError as error:
+        msg = f"--memory {text!r}"
+        raise ConfigError(msg, "a size such as 2GB or 512MiB") from error
 
 
 def _blocks(given: list[str] | None) -> str | dict[str, tuple[str, ...]]:

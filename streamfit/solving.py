@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from streamfit.centered import Statistic
 from streamfit.config import SolveSection
-from streamfit.engine import say
+from streamfit.engine import progressing, say
 from streamfit.errors import ConfigError, SolveError, StoreError
 from streamfit.features import Concat
 from streamfit.solve import (
@@ -40,7 +41,7 @@ from streamfit.solve import (
     solve_targets,
     solve_triangle,
 )
-from streamfit.store import Mix, Store
+from streamfit.store import Mix, Store, plan_tiled, solve_tiled
 from streamfit.triangle import Triangle
 
 log = logging.getLogger("streamfit")
@@ -55,7 +56,8 @@ class Solved:
     solution : Solution
     path : AlphaPath or None
         Held-out loss of each alpha, where folds chose.
-    moments : Moments or Triangle
+    moments : Moments or Triangle, or None
+        None where they do not fit in memory.
     seconds : float
     scores : AlphaScores or None
         What the training sums say of each alpha, where they chose.
@@ -67,7 +69,7 @@ class Solved:
 
     solution: Solution
     path: AlphaPath | None
-    moments: Statistic
+    moments: Statistic | None
     seconds: float
     scores: AlphaScores | None = None
     banded: BandedChoice | None = None
@@ -77,7 +79,9 @@ class Solved:
         """Plain numbers, without the weights."""
         solution = self.solution
         facts: dict[str, Any] = {"alpha": solution.alpha, "method": solution.method, "rank": solution.rank}
-        facts |= {"effective_dof": solution.effective_dof, "seconds": self.seconds, "rows": self.moments.n_rows}
+        facts |= {"effective_dof": solution.effective_dof, "seconds": self.seconds}
+        if self.moments is not None:
+            facts["rows"] = self.moments.n_rows
         if solution.target_alphas is not None:
             facts["target_alphas"] = solution.target_alphas.tolist()
         if self.path is not None:
@@ -132,6 +136,65 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
     solved = replace(solved, seconds=time.perf_counter() - started)
     _show(solved, section, len(folds), console)
     solved.solution.certificate.require(section.tolerance)
+    return solved
+
+
+def solve_out_of_core(
+    store: Store,
+    section: SolveSection,
+    memory_bytes: int,
+    scratch: Path | None,
+    console: Console,
+    mix: Mix | None = None,
+) -> Solved:
+    """Solve for one alpha with a part of the Gram matrix in memory at a time; see `solve_tiled`.
+
+    Parameters
+    ----------
+    store, section, console, mix
+        As for `solve_store`.
+    memory_bytes : int
+        What this process may take in all.
+    scratch : Path or None
+        Folder for what memory has no room for; the system's for temporary files without it.
+
+    Raises
+    ------
+    ConfigError
+        If the section asks for a choice.
+    PlanError
+        If the memory is too small, with both numbers.
+    CertificateError
+        If the optimum is not proved to the tolerance.
+    """
+    if len(section.alphas) > 1 or section.blocks or section.per_target or section.one_standard_error:
+        msg = "a choice of alphas out of core"
+        raise ConfigError(msg, "one --alpha", "choose it on fewer features, or where the Gram matrix fits in memory")
+    started = time.perf_counter()
+    plan = plan_tiled(store, memory_bytes=memory_bytes, mix=mix)
+    for line in plan.lines():
+        say(console, line)
+    with shown_warnings(console), progressing(console, "solve", 1000) as report:
+        done = 0
+
+        def progress(n: float, of: float) -> None:
+            nonlocal done
+            now = int(1000 * n / of) if of else 0
+            report(now - done)
+            done = now
+
+        solution = solve_tiled(
+            store,
+            section.alphas[0],
+            memory_bytes=memory_bytes,
+            scratch=scratch,
+            fit_intercept=section.fit_intercept,
+            mix=mix,
+            progress=progress,
+        )
+    solved = Solved(solution, None, None, time.perf_counter() - started)
+    _show(solved, section, 0, console)
+    solution.certificate.require(section.tolerance)
     return solved
 
 

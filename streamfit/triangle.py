@@ -110,8 +110,8 @@ class Triangle:
         """Whether two triangles are of rows that are equal but for rounding: each column to a share of its length.
 
         Triangles are compared after the best rotation (orthogonal Procrustes: Golub and Van Loan, Matrix Computations,
-        6.4.1), for rounding of nearly dependent columns turns all that stand after them. The rotation itself is known to
-        about the root of float64's last digit.
+        6.4.1), for rounding of nearly dependent columns turns all that stand after them. The rotation is itself known
+        to about the root of float64's last digit.
         """
         self._check(other)
         if self.n_rows != other.n_rows or self == other:

@@ -172,8 +172,9 @@ def test_a_singular_gram_needs_a_positive_alpha(config: Path):
     assert fit(config).returncode == 0
     store = config.parent / "run" / "store"
     done = streamfit("solve", store, "--alpha", 0)
-    assert done.returncode == 2
-    assert "rank 8 of 9" in done.stderr
+    assert done.returncode == 3, "the solution of least norm is not unique, and nothing proves it"
+    assert "rank 8 of 9" in done.stdout
+    assert streamfit("solve", store, "--alpha", 0, "--tolerance", "inf").returncode == 0
     assert streamfit("solve", store, "--alpha", -1).returncode == 2
     assert streamfit("solve", store, "--alpha", 1).returncode == 0
 
@@ -221,12 +222,12 @@ def test_scores_of_targets_with_a_large_mean_and_of_many_classes(tmp_path: Path)
 
 
 def test_every_command_explains_itself():
-    for command in ("demo", "fit", "resume", "status", "solve", "evaluate", "generate", "doctor"):
+    for command in ("demo", "fit", "resume", "status", "evaluate", "generate", "doctor"):
         done = streamfit(command, "--help")
         assert done.returncode == 0
         assert "Usage" in done.stdout
     assert {c.callback.__name__ for c in app.registered_commands} == {
-        "demo", "fit", "resume", "status", "solve", "evaluate", "generate", "doctor"
+        "demo", "fit", "resume", "status", "evaluate", "generate", "doctor"
     }  # fmt: skip
 
 

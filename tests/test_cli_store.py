@@ -249,7 +249,7 @@ def test_names_with_brackets_are_printed_as_they_are(run: Path):
 
 
 def test_every_command_of_a_keeper_explains_itself():
-    keeping = app.registered_groups[0].typer_instance
+    keeping = app.registered_groups[1].typer_instance
     groups = [keeping, *(group.typer_instance for group in keeping.registered_groups)]
     names = {command.name or command.callback.__name__ for group in groups for command in group.registered_commands}
     assert names == {

@@ -116,6 +116,7 @@ def solve_banded(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])
     >>> m = Moments.from_rows(x, x @ [[3.0], [1]], Frame.identity(2, 1), Dense(1))
@@ -222,6 +223,7 @@ def contributions(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])
     >>> m = Moments.from_rows(x, x @ [[3.0], [1]], Frame.identity(2, 1), Dense(1))

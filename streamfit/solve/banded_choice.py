@@ -166,6 +166,7 @@ def choose_banded(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.random.default_rng(0).normal(size=(200, 6))
     >>> y = x[:, :2] @ [[1.0], [2.0]] + np.random.default_rng(1).normal(size=(200, 1))

@@ -150,6 +150,7 @@ def discriminant(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import OneHot
     >>> x, ids = np.array([[0.0], [2.0], [5.0], [7.0]]), np.array([0, 0, 1, 1])
     >>> d = discriminant(Moments.from_rows(x, ids, Frame.identity(1, 2), OneHot(2)))

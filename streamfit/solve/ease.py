@@ -124,6 +124,7 @@ def ease(moments: Statistic | Centered, alpha: float) -> EASE:
     Two items go together, the third alone.
 
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
     >>> e = ease(Moments.from_rows(x, x[:, :1], Frame.identity(3, 1), Dense(1)), alpha=2.0)

@@ -140,6 +140,7 @@ def influence(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.arange(6.0)[:, None]
     >>> sums = [Moments.from_rows(x, y, Frame.identity(1, 1), Dense(1)) for y in (x, -x, 2 * x)]
@@ -211,6 +212,7 @@ def best_mixture(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.arange(6.0)[:, None]
     >>> sums = [Moments.from_rows(x, y, Frame.identity(1, 1), Dense(1)) for y in (x, 2 * x, -3 * x)]

@@ -138,6 +138,7 @@ def pca(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[3.0, 1], [-3, 1], [0, 3], [0, -1]])
     >>> p = pca(Moments.from_rows(x, x[:, :1], Frame.identity(2, 1), Dense(1)))

@@ -84,6 +84,7 @@ def solve_targets(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[0.0], [1.0], [2.0]])
     >>> m = Moments.from_rows(x, np.hstack([x, x]), Frame.identity(1, 2), Dense(2))

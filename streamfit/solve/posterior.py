@@ -267,6 +267,7 @@ def posterior(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.arange(6.0)[:, None]
     >>> m = Moments.from_rows(x, 2 * x + [[1.0], [-1], [0], [0], [-1], [1]], Frame.identity(1, 1), Dense(1))

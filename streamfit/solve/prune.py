@@ -130,6 +130,7 @@ def removal_costs(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])
     >>> m = Moments.from_rows(x, x @ [[3.0], [1]], Frame.identity(2, 1), Dense(1))
@@ -207,6 +208,7 @@ def prune(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])
     >>> pruned = prune(Moments.from_rows(x, x @ [[3.0], [1]], Frame.identity(2, 1), Dense(1)), 0.0, n_features=1)

@@ -235,6 +235,7 @@ def decompose(
     Examples
     --------
     >>> from streamfit.frame import Frame
+    >>> from streamfit.moments import Moments
     >>> from streamfit.targets import Dense
     >>> x = np.array([[0.0], [1.0], [2.0]])
     >>> s = decompose(Moments.from_rows(x, 2.0 * x, Frame.identity(1, 1), Dense(1)))

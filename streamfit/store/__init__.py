@@ -6,6 +6,7 @@ from streamfit.store.header import Header, StatisticKind
 from streamfit.store.ledger import CountedTwiceError, Departure
 from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, Segment
 from streamfit.store.mix import Mix
+from streamfit.store.out_of_core import plan_tiled, solve_tiled
 from streamfit.store.place import Place
 from streamfit.store.policy import FullError
 from streamfit.store.store import Store
@@ -58,6 +59,8 @@ __all__ = [
     "merge_live",
     "merge_segments",
     "mergeable",
+    "plan_tiled",
     "purge",
+    "solve_tiled",
     "verify",
 ]
