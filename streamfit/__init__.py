@@ -7,10 +7,11 @@ from streamfit.features import RBF, Linear, Lookup, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel, RBFNetwork, Ridge
 from streamfit.moments import Moments, MomentsAccumulator
-from streamfit.solve import Certificate, Solution, cross_validate, solve
+from streamfit.solve import Certificate, Posterior, Solution, cross_validate, posterior, prune, solve, solve_triangle
 from streamfit.store import Header, Store
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
+from streamfit.triangle import Triangle
 
 __all__ = [
     "RBF",
@@ -30,6 +31,7 @@ __all__ = [
     "MomentsAccumulator",
     "OneHot",
     "ParquetTable",
+    "Posterior",
     "RBFNetwork",
     "RandomFourier",
     "Ridge",
@@ -39,9 +41,13 @@ __all__ = [
     "StreamfitError",
     "Targets",
     "TextFiles",
+    "Triangle",
     "WorkOptions",
     "accumulate",
     "connect",
     "cross_validate",
+    "posterior",
+    "prune",
     "solve",
+    "solve_triangle",
 ]

@@ -14,12 +14,10 @@ from streamfit.errors import ConfigError, SolveError
 from streamfit.moments import Moments
 from streamfit.solve import (
     Certificate,
-    GradientPass,
     LeaveOneOutPass,
     Press,
+    Refinement,
     Solution,
-    certify_data,
-    corrected,
     decompose,
 )
 from streamfit.solving import Solved
@@ -27,6 +25,8 @@ from streamfit.store import Store
 from streamfit.stores import locate, reader_of
 
 log = logging.getLogger("streamfit")
+_ARRIVED = 1e-15
+"""Gradient relative to the cross products that is no more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def refine_store(
     passes: int = 2,
     corpus: str | None = None,
 ) -> Refined:
-    """Measure a solution on the rows themselves, and correct it with the stored sums; see `corrected`.
+    """Measure a solution on the rows themselves, and correct it with the stored sums; see `Refinement`.
 
     Each pass measures the gradient of the data in float64; between passes weights are corrected. So one pass only
-    certifies, two correct once and certify what came of it. It ends early where a correction no longer helps.
+    certifies, two correct once and certify what came of it.
 
     Parameters
     ----------
@@ -92,32 +92,35 @@ def refine_store(
         raise SolveError(msg, "one alpha for exact sums", "a triangle has no rounding to be corrected")
     c, where = moments.centered(), locate(store, corpus) if corpus else {}
     source = reader_of(store, corpus)
+    refinement = Refinement(c, solution.alpha, solution, fit_intercept=fit_intercept)
     best, seconds = solution, 0.0
     certificates: list[Certificate] = []
-    mean = c.mean_x if fit_intercept else np.zeros_like(c.mean_x)
     for number in range(passes):
         with progressing(console, f"pass {number + 1}", c.n_rows) as report:
             gradient, took = visit(
                 store,
                 source,
-                GradientPass.of(solution, mean),
+                refinement.walk,
                 where=where,
                 client=client,
                 options=WorkOptions(n_threads=machine.threads, backend=machine.backend),
                 report=report,
             )
-        certificate = certify_data(c, solution.alpha, solution, gradient, fit_intercept=fit_intercept)
+        certificate = refinement.measure(gradient)
         seconds += took
-        better = not certificates or certificate.relative_gradient < min(x.relative_gradient for x in certificates)
         certificates.append(certificate)
         log.info("event=refine pass=%d gradient=%.3g bound=%.3g", number + 1, *_sizes(certificate))
-        say(console, f"pass {number + 1} in {took:.1f} s: relative gradient {certificate.relative_gradient:.2e}")
-        if not better:
-            say(console, "no better than before: rounding of the pass is reached", "dim")
+        say(
+            console,
+            f"pass {number + 1} in {took:.1f} s: relative gradient {certificate.relative_gradient:.2e},"
+            f" loss - optimum <= {certificate.suboptimality:.2e}",
+        )
+        if certificate.relative_gradient <= min(x.relative_gradient for x in certificates):
+            best = replace(refinement.solution, certificate=certificate)
+        if certificate.relative_gradient <= _ARRIVED:
             break
-        best = replace(solution, certificate=certificate)
         if number + 1 < passes:
-            solution = corrected(c, solution.alpha, solution, gradient, fit_intercept=fit_intercept)
+            refinement.correct()
     for line in best.certificate.lines("of the data"):
         say(console, "  " + line, "dim")
     return Refined(best, tuple(certificates), seconds)

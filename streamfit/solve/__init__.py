@@ -10,7 +10,7 @@ from streamfit.solve.orthogonal import cross_validate_triangles, solve_triangle
 from streamfit.solve.per_target import TargetSolution, solve_targets
 from streamfit.solve.posterior import Posterior, TStatistics, posterior
 from streamfit.solve.prune import Pruned, RemovalCosts, prune, removal_costs
-from streamfit.solve.refine import Gradient, GradientPass, certify_data, corrected
+from streamfit.solve.refine import Gradient, GradientPass, Refinement, certify_data
 from streamfit.solve.ridge import IllConditionedWarning, Solution, solve
 from streamfit.solve.select import AlphaPath, cross_validate, held_out_r2
 from streamfit.solve.spectrum import Spectrum, decompose
@@ -35,6 +35,7 @@ __all__ = [
     "Posterior",
     "Press",
     "Pruned",
+    "Refinement",
     "RemovalCosts",
     "Solution",
     "Spectrum",
@@ -46,7 +47,6 @@ __all__ = [
     "certify_data",
     "choose_banded",
     "contributions",
-    "corrected",
     "cross_validate",
     "cross_validate_triangles",
     "decompose",

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from streamfit.errors import CertificateError
 
 TOLERANCE = 1e-6
 """Share of the targets' sum of squares that the loss may be above the optimum, where nobody says otherwise."""
+_POORLY = 1e-8
+"""Share of the largest eigenvalue that the smallest has, below which a system is looked at in its features' units."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,43 @@ def certify(
     loss = float(
         np.sum(ss_y) - 2.0 * np.vdot(weights, cross) + np.vdot(weights, fitted) + penalty * np.vdot(weights, weights)
     )
+    bound = (norm + slack) ** 2 / mu if mu > 0 else float("inf")
+    if mu < _POORLY * top:
+        least, scaled = _in_own_units(gram, cross, penalty, weights, residual)
+        mu, bound = max(mu, least), min(bound, scaled)
     condition = top / mu if mu > 0 else float("inf")
     return Certificate(
         relative_gradient=norm / scale if scale > 0 else norm,
         strong_convexity=mu,
-        suboptimality=(norm + slack) ** 2 / mu if mu > 0 else float("inf"),
+        suboptimality=bound,
         loss=loss,
         condition=condition,
         digits_lost=float(np.log10(condition)),
         null_loss=float(np.sum(ss_y)),
     )
+
+
+def _in_own_units(
+    gram: np.ndarray, cross: np.ndarray, penalty: float, weights: np.ndarray, residual: np.ndarray
+) -> tuple[float, float]:
+    """What is certain of μ and of the suboptimality in units that make the system's diagonal one.
+
+    With A = S Ã S, S² its diagonal, ``∇'A^-1∇ = (S^-1 ∇)'Ã^-1 (S^-1 ∇)`` and ``λ_min(A) >= λ_min(Ã) min S²``.
+    Features of widely different units cost A digits that Ã keeps.
+    """
+    system = gram.copy()
+    system[np.diag_indices(len(gram))] += penalty
+    units = np.sqrt(np.maximum(np.diag(system), 0.0))
+    if not (units > 0).all():
+        return 0.0, float("inf")
+    system /= units
+    system /= units[:, None]
+    eigenvalues = scipy.linalg.eigvalsh(system, check_finite=False)
+    mu = float(eigenvalues[0]) - eigenvalue_noise(len(gram), float(eigenvalues[-1]))
+    if mu <= 0:
+        return 0.0, float("inf")
+    n, eps = len(gram) + 3, np.finfo(float).eps
+    size = np.abs(weights)
+    slack = n * eps / (1.0 - n * eps) * (np.abs(gram) @ size + penalty * size + np.abs(cross))
+    norm = float(np.linalg.norm((np.abs(residual) + slack) / units[:, None]))
+    return mu * float(units.min()) ** 2, norm**2 / mu
