@@ -180,10 +180,10 @@ class Refinement:
     >>> x = np.array([[0.0], [0.1], [0.3]])
     >>> c = Moments.from_rows(x, 3 * x, Frame.identity(1, 1), Dense(1), precision="float32").centered()
     >>> refinement = Refinement(c, 0.0, solve(c, 0.0))
-    >>> for _ in range(2):
+    >>> for _ in range(3):
     ...     bound = refinement.measure(refinement.walk.block(x, 3 * x)).suboptimality
     ...     weights = refinement.correct().weights
-    >>> bool(bound < 1e-15), round(float(weights[0, 0]), 14)
+    >>> bool(bound < 1e-25), round(float(weights[0, 0]), 14)
     (True, 3.0)
     """
 
