@@ -51,6 +51,11 @@ def weights_of(tables):
     return np.linalg.lstsq(x - x.mean(axis=0), y - y.mean(), rcond=None)[0]
 
 
+def reading(*arguments):
+    """A command that reads rows, in this process."""
+    return streamfit(*arguments, "--machine", arguments[1].parent / "serial.toml")
+
+
 def solved(run, *options):
     done = streamfit("solve", run, "--alpha", 0, "-o", run / "solved", *options)
     assert done.returncode == 0, done.stderr
@@ -73,15 +78,15 @@ def test_it_finds_what_normal_equations_cannot(run):
 
 
 def test_forgetting_counts_the_rest_anew(run):
-    fast = streamfit("forget", run, "--where", "doc=3", "--fast")
+    fast = reading("forget", run, "--where", "doc=3", "--fast")
     assert fast.returncode == 2
     assert "leave out --fast" in fast.stderr
     assert Store(run / "store").head().n_rows == PARTS * ROWS
-    done = streamfit("forget", run, "--where", "doc=3")
+    done = reading("forget", run, "--where", "doc=3")
     assert done.returncode == 0, done.stderr
     left = [t.filter(np.asarray(t["doc"]) != 3) for t in map(table, range(PARTS))]
     np.testing.assert_allclose(solved(run).weights[:, 0], weights_of(left), rtol=1e-5)
-    assert streamfit("verify", run, "--against", run.parent / "data", "--sample", 1).returncode == 0
+    assert reading("verify", run, "--against", run.parent / "data", "--sample", 1).returncode == 0
 
 
 def test_compaction_and_merging_change_rounding_alone(run, tmp_path):
@@ -91,7 +96,7 @@ def test_compaction_and_merging_change_rounding_alone(run, tmp_path):
     assert store.moments().agrees(before)
     np.testing.assert_allclose(solved(run).weights, weights, rtol=1e-5)
     assert verify(store).faults == []
-    assert streamfit("verify", run, "--against", run.parent / "data", "--sample", 1).returncode == 0
+    assert reading("verify", run, "--against", run.parent / "data", "--sample", 1).returncode == 0
     other = Store.create(tmp_path / "other", store.header)
     rows = Triangle.from_rows(np.eye(3), np.ones((3, 1)), before.frame, store.header.targets)
     other.commit([other.write_segment(rows, [shard_of(1)], [3])])
