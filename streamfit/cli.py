@@ -22,7 +22,7 @@ from rich.console import Console
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
-from streamfit.config import load_machine, load_problem
+from streamfit.config import Problem, load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.demo import run_demo
 from streamfit.doctor import examine
@@ -109,11 +109,13 @@ def fit(
 
     Run the same command again after an interruption, and it goes on where it stopped.
     """
-    where = load_machine(machine)
-    problem = load_problem(config)
+    _fit(load_problem(config), load_machine(machine), skip_bad_shards)
+
+
+def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool) -> None:
     console = Console()
-    with connect(where) as client:
-        fit_problem(problem, where, client, console, skip_bad_shards=skip_bad_shards)
+    with connect(machine) as client:
+        fit_problem(problem, machine, client, console, skip_bad_shards=skip_bad_shards)
     say(console, f"model: {Path(problem.run) / 'model'}")
 
 
@@ -127,8 +129,10 @@ def resume(
     """Go on with a run that was stopped, with the configuration that it was begun with."""
     if not (run / "problem.json").is_file():
         msg = f"{run} is not a run: it has no problem.json"
-        raise ConfigError(msg, "a folder that `streamfit fit` began", "give the `run` of the config")
-    fit(run / "problem.json", run / "machine.json", skip_bad_shards)
+        raise ConfigError(msg, "a folder that `streamfit fit` began", "run `streamfit fit CONFIG` again")
+    # This folder, wherever it was when it was begun: a copy has sums of its own.
+    problem = load_problem(run / "problem.json").model_copy(update={"run": str(run.absolute())})
+    _fit(problem, load_machine(run / "machine.json"), skip_bad_shards)
 
 
 @app.command()

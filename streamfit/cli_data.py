@@ -52,6 +52,9 @@ def add(
 
     In a run's folder, files are labelled and left out as its config says, unless labels are given here.
     """
+    if replace and skip_bad_shards:
+        msg = "--replace with --skip-bad-shards"
+        raise ConfigError(msg, "one of them", "what takes the place of counted content must be whole")
     corpus, opened = Corpus.of(store), open_any(store)
     if label_path or label_column or time_column:
         labels = Labels(label_path, tuple(label_column or ()), time_column, cast(Period, period))
@@ -179,7 +182,8 @@ def import_(
         if label:
             msg = "--label with whole segments"
             raise ConfigError(msg, "none", "segments carry their labels")
-        target, record = st.import_segments(file, store)
+        where = open_any(store).url if "://" not in store and (Path(store) / "problem.json").is_file() else store
+        target, record = st.import_segments(file, where)
         say(console, f"{target.place} holds {record.n_rows:,} rows")
         return
     given = labels_of(label or [])

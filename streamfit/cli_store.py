@@ -205,4 +205,7 @@ def verify(
             say(console, f"fault: {line}", "red")
     if found.faults:
         msg = f"{opened.place} has {len(found.faults)} fault(s)"
-        raise MismatchError(msg, "none", "restore what is damaged from a backup, or forget and add those shards again")
+        remedy = "restore what is damaged from a backup, or forget and add those shards again"
+        if any("should be kept" in fault for fault in found.faults):
+            remedy += "; `streamfit collect --expire` gives up earlier commits"
+        raise MismatchError(msg, "none", remedy)

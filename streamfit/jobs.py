@@ -21,7 +21,7 @@ from rich.console import Console
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
-from streamfit.errors import CorpusError, MismatchError, PlanError, StoreError
+from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
 from streamfit.solving import Solved, solve_store
@@ -76,6 +76,8 @@ def fit(
     """
     with logged(Path(problem.run)):
         _refuse_hopeless(problem)
+        if not (Path(problem.run) / "problem.json").is_file():
+            remember(problem, machine)  # choosing features takes a while, and `resume` is to know of the run by then
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
         remember(problem, machine)
         source = training_source(problem, store)
@@ -224,6 +226,9 @@ def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel |
 
 def linear_model(store: Store, solved: Solved) -> LinearModel:
     """Features and weights of a solve, with what is needed to read rows for them."""
+    if store.header.reader.get("kind") == "tokens":
+        msg = f"a linear model of {store.place}, which counts tokens"
+        raise ConfigError(msg, "a store of a table", "`streamfit fit` or `resume` make language models")
     head = store.head()
     info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
     if solved.path is not None:

@@ -32,7 +32,9 @@ class RemovalCertificate:
     held_by : tuple of str
         Pins that keep them.
     digest : str
-        SHA-256 of the store's sums now: a store that never saw the rows has the same.
+        SHA-256 of the store's sums now: a store that never saw the rows has the same, if `exact`.
+    exact : bool
+        Whether sums are exact; a triangular factor is so but for rounding.
     """
 
     store: str
@@ -46,6 +48,7 @@ class RemovalCertificate:
     without_ledger: int
     held_by: tuple[str, ...]
     digest: str
+    exact: bool
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -65,11 +68,7 @@ class RemovalCertificate:
         if self.still_counted:
             lines.append(f"counted again since: {', '.join(c[:16] for c in self.still_counted)}")
         if self.still_held:
-            why = (
-                f"pinned by {', '.join(self.held_by)}"
-                if self.held_by
-                else "run `streamfit collect STORE --expire --grace 0`"
-            )
+            why = f"pinned by {', '.join(self.held_by)}" if self.held_by else "run `streamfit collect STORE --expire`"
             lines.append(f"{len(self.still_held)} old segments with these rows are still on disk: {why}")
         else:
             lines.append("no segment with these rows is left on disk")
@@ -80,7 +79,8 @@ class RemovalCertificate:
             )
         lines.append(f"sums of the store now: SHA-256 {self.digest}")
         if not self.still_counted:
-            lines.append("the sums are those of a store that never saw the rows, cut into the same shards")
+            equal = "" if self.exact else ", but for rounding: a triangular factor is kept"
+            lines.append(f"the sums are those of a store that never saw the rows, cut into the same shards{equal}")
         lines.append(
             "features that were chosen from a sample before (centers, tokenizer, units) are not changed by a removal"
         )
@@ -126,6 +126,7 @@ def _certificate(store: Store, removal: Removal, counted: Mapping[str, Shard], d
         unknown,
         tuple(pins),
         digest,
+        store.header.statistic == "gram",
     )
 
 

@@ -307,3 +307,19 @@ def test_the_offline_corpus_pipeline_writes_its_report_and_the_model_speaks(tmp_
     done = streamfit("evaluate", model, docs / "bad.txt")
     assert done.returncode == 2
     assert "not utf-8" in done.stderr
+
+
+def test_a_run_that_was_stopped_while_features_were_chosen_is_resumed(config: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is counted yet, but the run's folder says what was begun."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamfit.jobs.open_store", stopped)
+        assert fit(config).returncode == 130
+    run = config.parent / "run"
+    assert not (run / "store").exists()
+    done = streamfit("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert (run / "model" / "model.json").is_file()

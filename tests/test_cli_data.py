@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cli_runs import FILES, N, begin, copy_of, fitted, ok, read, rows_of, told, total, weights_of, write
 from corpora import unsynced, write_groups  # noqa: F401
+from test_cli import streamfit
 
 from streamfit.models import LinearModel
 from streamfit.store import Store, digest_of
@@ -59,7 +60,7 @@ def test_forget_and_its_certificate(run: Path):
     assert certificate["digest"] == total(run)
     assert len(certificate["still_held"]) == 8
     text = ok("certificate-of-removal", run, "--commit", N + 1)
-    assert "8 old segments with these rows are still on disk: run `streamfit collect STORE --expire --grace 0`" in text
+    assert "8 old segments with these rows are still on disk: run `streamfit collect STORE --expire`" in text
     ok("collect", run, "--expire")
     assert "no segment with these rows is left on disk" in ok("certificate-of-removal", run)
     text = ok("forget", run, "--shard", "web-2026-01.parquet", "--purge", *serial, *corpus)
@@ -110,3 +111,36 @@ def test_dense_sums_out_and_in(run: Path, suffix: str):
     np.testing.assert_allclose(LinearModel.load(here / "m").solution.weights[:, 0], fitted(*FILES), rtol=1e-8)
     ok("import", here / f"web{suffix}", here / "site")
     assert "source:web" in ok("status", here / "site")
+
+
+def test_a_copied_run_is_resumed_where_it_is(run: Path):
+    """Its sums are its own: what it forgot stays forgotten, and the run that it was copied from is not touched."""
+    copy = run.parent / "copied"
+    shutil.copytree(run, copy)
+    serial = ("--machine", run.parent / "serial.toml")
+    ok("forget", copy, "--where", "doc=3", *serial)
+    shutil.rmtree(copy / "model")
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    assert f"model: {copy}" in ok("resume", copy)
+    assert Store(copy / "store").head().n_rows < Store(run / "store").head().n_rows
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+    run.rename(run.parent / "gone")
+    ok("resume", copy)
+    assert not run.exists()
+
+
+def test_a_file_of_segments_goes_into_a_run(run: Path):
+    ok("export", run, run.parent / "empty.zip", "--empty")
+    assert "rows" in ok("import", run.parent / "empty.zip", run)
+    twice = streamfit("import", run.parent / "empty.zip", run)
+    assert twice.returncode == 0
+    ok("export", run, run.parent / "all.zip")
+    refused = streamfit("import", run.parent / "all.zip", run)
+    assert refused.returncode == 2
+    assert "is not a store" not in refused.stderr
+
+
+def test_what_replaces_counted_content_must_be_whole(run: Path):
+    refused = streamfit("add", run, run.parent / "corpus", "--replace", "--skip-bad-shards")
+    assert refused.returncode == 2
+    assert "must be whole" in refused.stderr

@@ -53,7 +53,7 @@ def read_sums(path, at=-1):
     record = json.loads((files / "_log" / names[at]).read_bytes())
     body = record["body"]
     assert record["sha256"] == sha256(json.dumps(body, sort_keys=True).encode()), "an altered record"
-    assert body["version"] == 2
+    assert body["version"] == 3
     with place:
         root = zarr.open_group(place, mode="r")
         header = root[body["header_at"]]
@@ -236,7 +236,7 @@ def write_store(path, x, y):
     header = zarr.create_group(path, path="header/mine", attributes={**attributes, "arrays": sorted(arrays)})
     for name, array in arrays.items():
         put_array(header, name, array)
-    body = {"version": 2, "sequence": 0, "header": sha256(digest), "header_at": "header/mine", "segments": []}
+    body = {"version": 3, "sequence": 0, "header": sha256(digest), "header_at": "header/mine", "segments": []}
     body |= {"refused": [], "removed": [], "pins": [], "max_live": 64, "keep": 16, "horizon": 0, "action": "create"}
     body |= {"who": "me@here:1", "when": "2026-11-23T00:00:00+00:00", "commit": "0" * 32}
     put_record(path, body)
@@ -267,6 +267,11 @@ def write_store(path, x, y):
     fold = int(sha256(b"rows")[:15], 16) % 2
     live = {"id": "one", "fold": fold, "source": "web", "n_rows": len(x), "n_shards": 1, "labels": [["time", "2026"]]}
     live["ledger"] = sha256((path / "ledgers" / "one.parquet").read_bytes())
+    whole = b""
+    for name in sorted(sums):
+        array = sums[name].astype(np.float64)
+        whole += f"{name}:{array.dtype.str}:{array.shape}".encode() + array.tobytes()
+    segment.attrs.update({"ledger": live["ledger"], "sums": sha256(whole)})
     put_record(path, body | {"sequence": 1, "segments": [live], "action": "add", "commit": "1" * 32})
     return body
 

@@ -32,6 +32,7 @@ from streamfit.frame import Frame
 from streamfit.moments import Moments
 from streamfit.store import Departure, Header, Removal, Store, collect, compact, digest_of, import_dense, merge, verify
 from streamfit.store.ledger import Ledgers
+from streamfit.store.sums import digest_of_arrays
 from streamfit.targets import Dense
 
 
@@ -300,12 +301,14 @@ def test_all_faults_are_listed(store):
 # Damage that checksums do not see: somebody wrote other numbers
 
 
-def rewrite(store, array, change):
-    """Write an array of the first live segment anew, with valid checksums."""
+def rewrite(store, array, change, *, forge=True):
+    """Write an array of the first live segment anew, with valid checksums; `forge` mends the digest as well."""
     group = zarr.open_group(store.place.local / "segments" / store.head().segments[0].id, mode="r+")
     values = group[array][...]
     change(values)
     group[array][...] = values
+    if forge:
+        group.attrs["sums"] = digest_of_arrays({name: group[name][...] for name in group.attrs["arrays"]})
 
 
 def set_at(index, value):
@@ -343,6 +346,23 @@ def test_other_numbers_with_good_checksums_are_found(store, array, change, words
     else:
         assert any(words.format(store.head().segments[0].id) in fault for fault in found.faults)
     assert found.digest != digest or array.startswith("tally")
+
+
+@pytest.mark.parametrize("array", ["gram", "cross", "sum_x_fine", "tally_ids_counts"])
+def test_sums_that_were_put_in_anothers_place_are_found(store, array):
+    """Whatever they are: each segment says what it was written with, and whose ledger it goes with."""
+    rewrite(store, array, lambda values: values.__setitem__(..., values[::-1].copy() + 1), forge=False)
+    (fault,) = [f for f in faults(store) if "kept" not in f]
+    assert "holds other sums than it was written with" in fault
+
+
+def test_a_segment_in_anothers_place_is_found(store):
+    one, other = (store.place.local / "segments" / s.id for s in store.head().segments[:2])
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    assert any("does not belong to this store's log" in fault for fault in faults(store))
+    with pytest.raises(StoreError, match="does not belong to this store's log"):
+        Store(store.place.local).moments()
 
 
 def test_rows_that_the_log_says_otherwise_are_found(store):

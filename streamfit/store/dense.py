@@ -183,10 +183,17 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     data = hashlib.sha256()
     for name in sorted(arrays):
         data.update(name.encode() + np.ascontiguousarray(arrays[name], np.float64).tobytes())
+    identity = data.hexdigest()
+    if identity in store.counted():
+        msg = f"{path}: sums that are counted already"
+        raise MismatchError(msg, "sums of other rows", "nothing was changed")
+    if identity in store.forgotten():
+        msg = f"{path}: sums that were forgotten by commit {store.forgotten()[identity].sequence}"
+        raise MismatchError(msg, "sums of other rows", "they do not come back by being imported again")
     where = str(path.absolute())
     size = sum(a.nbytes for a in arrays.values())
     labels = tuple(sorted({**dict(labels), "imported": path.name}.items()))
-    shard = Shard(path.name, where, 0, 1, size, moments.n_rows, data.hexdigest(), source, labels)
+    shard = Shard(path.name, where, 0, 1, size, moments.n_rows, identity, source, labels)
     return store.write_segment(moments, [shard], [moments.n_rows])
 
 

@@ -179,8 +179,9 @@ def merge(stores: Sequence[Store], where: str | Path) -> Store:
         msg = f"a store at {where}"
         raise ConfigError(msg, "nothing there yet", "choose another place, or `streamfit import` into it")
     first = stores[0]
+    for other in stores:
+        first.refuse_other(other.header, str(other.place))
     for i, a in enumerate(stores):
-        first.refuse_other(a.header, str(a.place))
         for b in stores[i + 1 :]:
             refuse_overlap(a, b)
     policy = first.head()

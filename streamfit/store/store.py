@@ -29,7 +29,7 @@ from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
 from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
-from streamfit.store.sums import arrays_of, is_count, moments_of, tables_of, triangle_of
+from streamfit.store.sums import arrays_of, digest_of_arrays, is_count, moments_of, tables_of, triangle_of
 
 _T = TypeVar("_T")
 
@@ -186,9 +186,10 @@ class Store:
             If it cannot be written.
         """
         name = uuid.uuid4().hex
+        digest, arrays = self._ledgers.write(name, shards, n_rows), arrays_of(moments, tables)
         attributes = {"n_rows": moments.n_rows, "header": self._first.header}
-        write_group(self.place.objects, f"segments/{name}", attributes, arrays_of(moments, tables))
-        digest = self._ledgers.write(name, shards, n_rows)
+        attributes |= {"ledger": digest, "sums": digest_of_arrays(arrays)}
+        write_group(self.place.objects, f"segments/{name}", attributes, arrays)
         self.place.settle(f"segments/{name}")
         first = shards[0]
         fold = first.fold(self.header.n_folds)
@@ -372,16 +373,26 @@ class Store:
         """
         return self._moments(segment, self._arrays(segment, lambda name: not is_count(name)))
 
-    def read_all(self, segment: Segment) -> tuple[Statistic, Tables]:
-        """Moments of one segment and its tables of counts."""
-        arrays = self._arrays(segment, lambda _: True)
+    def read_all(self, segment: Segment, *, check: bool = False) -> tuple[Statistic, Tables]:
+        """Moments of one segment and its tables of counts; `check` compares them with their digest.
+
+        Raises
+        ------
+        StoreError
+            As for `read`, and if the digest is another.
+        """
+        arrays = self._arrays(segment, lambda _: True, check)
         return self._moments(segment, arrays), tables_of(arrays)
 
-    def _arrays(self, segment: Segment, keep: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    def _arrays(self, segment: Segment, keep: Callable[[str], bool], check: bool = False) -> dict[str, np.ndarray]:
         attributes, arrays = read_group(self.place.objects, f"segments/{segment.id}", keep)
-        if attributes.get("header") != self._first.header or attributes.get("n_rows") != segment.n_rows:
+        expected = (self._first.header, segment.n_rows, segment.ledger)
+        if tuple(attributes.get(name) for name in ("header", "n_rows", "ledger")) != expected:
             msg = f"segment {segment.id} does not belong to this store's log"
-            raise StoreError(msg, f"{segment.n_rows} rows under this header", "restore it from a backup")
+            raise StoreError(msg, f"{segment.n_rows} rows under this header and ledger", "restore it from a backup")
+        if check and attributes.get("sums") != digest_of_arrays(arrays):
+            msg = f"segment {segment.id} holds other sums than it was written with"
+            raise StoreError(msg, f"digest {str(attributes.get('sums'))[:12]}", "restore it from a backup")
         return arrays
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:

@@ -5,6 +5,7 @@ Floor 4: imports moments, triangle, exact, counts.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -64,6 +65,16 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
         total = sum_of(arrays, name, shapes.get(name, (k,)), where)
         sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
     return Moments(frame, one_hot, n_rows, **sums)
+
+
+def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes of arrays, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{a.dtype.str}:{a.shape}".encode())
+        digest.update(a.data if a.size else b"")
+    return digest.hexdigest()
 
 
 def triangle_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str) -> Triangle:

@@ -224,7 +224,8 @@ def purge(store: Store, *, keep: int | None = None, grace: float = GRACE, action
 def _listed(store: Store) -> dict[str, list[tuple[str, int, datetime]]]:
     """All objects but the log, by what they are deleted with."""
     found: dict[str, list[tuple[str, int, datetime]]] = {}
-    for prefix in ("segments/", "ledgers/", "removals/", "header/"):
+    # Ledgers first: a commit looks for one, and is refused where its segment is about to go.
+    for prefix in ("ledgers/", "segments/", "removals/", "header/"):
         for item in store.place.list(prefix):
             if item[0] != f"{prefix}zarr.json":  # the group that Zarr makes of the folder
                 found.setdefault("/".join(item[0].split("/")[:2]), []).append(item)

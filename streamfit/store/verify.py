@@ -102,7 +102,7 @@ def verify(store: Store) -> Verification:
     whole = True
     for segment in sorted(head.segments, key=lambda segment: segment.ledger):
         try:
-            moments, tables = store.read_all(segment)
+            moments, tables = store.read_all(segment, check=True)
             found.count("segments")
             found.faults += _impossible(moments, f"segment {segment.id}")
             total = total + moments
@@ -131,7 +131,7 @@ def _check_kept(store: Store, live: set[str], kept: dict[str, tuple[Segment, int
         try:
             if segment.id not in live:
                 store.ledger(segment)
-                store.read_all(segment)
+                store.read_all(segment, check=True)
                 found.count("segments of commits to go back to")
         except StreamfitError as error:
             found.faults.append(f"commit {sequence} should be kept: {error}")
