@@ -151,6 +151,7 @@ def test_one_alpha_for_all_has_the_certificate_of_the_solve(fit_intercept):
     assert ours.suboptimality <= 10 * one.suboptimality
 
 
+@pytest.mark.filterwarnings("ignore::streamfit.solve.IllConditionedWarning")
 def test_nothing_is_certified_that_rounding_could_undo():
     """A constant column's eigenvalue is zero, a copy's is rounding: μ is alpha, or nothing where alpha is tiny."""
     phi = np.column_stack([PHI, PHI[:, 0], np.full(N, 0.1)])

@@ -19,6 +19,8 @@ RCOND_FLOOR = 1e-14
 """Reciprocal condition below which a Cholesky solution is not trusted."""
 
 
+_HIDDEN = 256.0
+"""How much less than its bound rounding leaves of a constant: of thousands of roundings the bound takes the worst."""
 _NEARLY = 1e-6
 """Share of a feature's spread that the others do not explain, at or below which it is named in a warning."""
 
@@ -117,9 +119,13 @@ def solve(
         raise SolveError(msg, "a finite number >= 0")
     c = as_centered(moments)
     zeros = np.zeros_like(c.mean_x), np.zeros_like(c.mean_y)
-    c = without_constants(c) if fit_intercept else c.about(*zeros)
+    if fit_intercept:
+        _warn_of_hidden(c, names)
+        c = without_constants(c)
+    else:
+        c = c.about(*zeros)
     d = len(c.gram)
-    method, rank = "cholesky", d
+    method, rank = "cholesky", int((np.diag(c.gram) > 0).sum())
     weights = _cholesky(c.gram, alpha, c.cross)
     if weights is not None:
         eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
@@ -150,6 +156,21 @@ def solve(
     if strict:
         certificate.require(tolerance)
     return Solution(weights, intercept, float(alpha), method, rank, dof, certificate)
+
+
+def _warn_of_hidden(c: Centered, names: list[str] | None) -> None:
+    """Name features that are cleared as constants though more than a constant's rounding is there."""
+    diagonal = np.diag(c.gram)
+    hidden = np.flatnonzero((diagonal <= c.noise) & (diagonal > c.noise / _HIDDEN))
+    if len(hidden):
+        found = [names[j] if names else f"feature {j}" for j in hidden[:5].tolist()]
+        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
+        warnings.warn(
+            f"{', '.join(found)}{more} vary by no more than rounding of the stored sums may leave, and get weight 0: "
+            "count with precision 'float64', or refine",
+            IllConditionedWarning,
+            stacklevel=3,
+        )
 
 
 def without_constants(c: Centered) -> Centered:
