@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,5 +49,13 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def dump(facts: Any) -> None:
-    """Print facts as JSON."""
-    typer.echo(json.dumps(facts, indent=1))
+    """Print facts as JSON, which has no infinite numbers: null stands for them."""
+    typer.echo(json.dumps(_finite(facts), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

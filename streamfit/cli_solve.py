@@ -21,7 +21,7 @@ from streamfit.models import LinearModel
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.report import plot_alphas, plot_pruning, plot_scores, save_figure
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
-from streamfit.solving import Solved, blocks_of, shown_warnings, solve_out_of_core, solve_store, summed
+from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
 
@@ -90,11 +90,16 @@ def solve_command(
     """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
 
     Without --alpha, one of 10^-3 ... 10^5 is picked. Exit code 3, and no model, where the optimum is not proved to
-    the tolerance.
+    the tolerance: dependent features have no unique optimum at --alpha 0, and --tolerance inf accepts that of least
+    norm.
     """
     opened = open_any(store, at)
     weights = Mix.parse(mix or [], half_life, as_of)
-    section = _section(alpha, no_intercept, tolerance, choose_by, one_standard_error, per_target, _blocks(blocks))
+    if blocks and alpha:
+        msg = "--alpha with --blocks"
+        raise ConfigError(msg, "one of them", "alphas of blocks are looked for from the sums' own scale")
+    # The tolerance is asked for at the end: what was found is shown first, also as JSON.
+    section = _section(alpha, no_intercept, np.inf, choose_by, one_standard_error, per_target, _blocks(blocks))
     console, mixed = Console(quiet=as_json), None if weights.plain else weights
     if memory is not None or scratch is not None:
         if plot is not None or memory is None or not alpha:
@@ -105,6 +110,7 @@ def solve_command(
         solved = solve_store(opened, section, console, mixed)
     if as_json:
         dump({"commit": opened.head().sequence, **solved.to_json()})
+    solved.solution.certificate.require(tolerance)
     if plot is not None:
         _plot_choice(solved, plot)
         say(console, f"figure: {plot}")
@@ -174,6 +180,7 @@ def refine(
     no_intercept: NoInterceptOption = False,
     tolerance: ToleranceOption = TOLERANCE,
     corpus: CorpusOption = None,
+    at: AtOption = None,
     output: OutputOption = None,
     machine: MachineOption = None,
     as_json: JsonOption = False,
@@ -182,7 +189,7 @@ def refine(
 
     In a run's folder, alphas and intercept are those of its config unless given.
     """
-    opened, console = open_any(store), Console(quiet=as_json)
+    opened, console = open_any(store, at), Console(quiet=as_json)
     problem_file = Path(store) / "problem.json"
     problem = load_problem(problem_file) if "://" not in store and problem_file.is_file() else None
     section = _section(alpha, no_intercept, float("inf"))
@@ -218,11 +225,12 @@ def leave_one_out(
     alpha: AlphasOption = None,
     no_intercept: NoInterceptOption = False,
     corpus: CorpusOption = None,
+    at: AtOption = None,
     machine: MachineOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Exact leave-one-out errors of each alpha, from leverages, by one pass over the rows."""
-    opened, console = open_any(store), Console(quiet=as_json)
+    opened, console = open_any(store, at), Console(quiet=as_json)
     grid = _section(alpha, no_intercept).alphas
     with working(machine) as (where, client):
         press = leave_one_out_store(opened, grid, where, client, console, fit_intercept=not no_intercept, corpus=corpus)
@@ -248,12 +256,13 @@ def posterior_command(
     alpha: AlphaOption,
     target: Annotated[int, typer.Option(help="Which target's weights are shown.", min=0)] = 0,
     top: Annotated[int, typer.Option(help="At most so many features, the surest first.", min=1)] = 20,
+    at: AtOption = None,
     no_intercept: NoInterceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Noise variance, and weights with their standard errors; with --alpha 0 t statistics and p values as well."""
-    opened, console = open_any(store), Console(quiet=as_json)
-    names = opened.header.features.names()
+    opened, console = open_any(store, at), Console(quiet=as_json)
+    names = names_of(opened.header)
     if target >= opened.header.targets.n_targets:
         msg = f"--target {target}"
         raise ConfigError(msg, f"one of 0 to {opened.header.targets.n_targets - 1}")
@@ -296,6 +305,7 @@ def prune_command(
         list[str] | None, typer.Option(help="Features that leave together: name=pattern,pattern; repeatable.")
     ] = None,
     at_once: Annotated[int, typer.Option(help="Features or blocks that leave at a step.", min=1)] = 1,
+    at: AtOption = None,
     no_intercept: NoInterceptOption = False,
     plot: PlotOption = None,
     output: OutputOption = None,
@@ -305,7 +315,7 @@ def prune_command(
 
     With --output, the model computes the features that stay and no others.
     """
-    opened, console = open_any(store), Console(quiet=as_json)
+    opened, console = open_any(store, at), Console(quiet=as_json)
     folds = opened.fold_moments()
     if fold is not None and (fold not in folds or len(folds) < 2):
         msg = f"--fold {fold}"
@@ -337,6 +347,7 @@ def prune_command(
     console.print(table)
     for line in found.solution.certificate.lines():
         say(console, "  " + line, "dim")
+    found.solution.certificate.require()
     if plot is not None:
         save_figure(plot_pruning(found), plot)
         say(console, f"figure: {plot}")

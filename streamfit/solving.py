@@ -6,6 +6,7 @@ The corpus is not read here; see `passes` for that.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ from streamfit.solve import (
     solve_targets,
     solve_triangle,
 )
-from streamfit.store import Mix, Store, plan_tiled, solve_tiled
+from streamfit.store import Header, Mix, Store, plan_tiled, solve_tiled
 from streamfit.triangle import Triangle
 
 log = logging.getLogger("streamfit")
@@ -116,9 +117,9 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
         If the optimum is not proved to the tolerance; what was found has been shown then.
     """
     started = time.perf_counter()
-    if section.one_standard_error and section.choose_by != "kfold":
-        msg = f"one_standard_error with choose_by {section.choose_by!r}"
-        raise ConfigError(msg, "choose_by 'kfold'", "only folds tell a standard error")
+    if section.one_standard_error and (section.choose_by != "kfold" or len(section.alphas) < 2):
+        msg = f"one_standard_error with choose_by {section.choose_by!r} and {len(section.alphas)} alpha(s)"
+        raise ConfigError(msg, "choose_by 'kfold' and several alphas", "only folds tell a standard error")
     if not store.head().n_rows:
         msg = f"{store.place} holds no rows yet"
         raise StoreError(msg, "at least one committed segment", "run `streamfit fit` or `resume` first")
@@ -167,7 +168,7 @@ def solve_out_of_core(
     CertificateError
         If the optimum is not proved to the tolerance.
     """
-    if len(section.alphas) > 1 or section.blocks or section.per_target or section.one_standard_error:
+    if len(section.alphas) > 1 or section.blocks or section.per_target or section.choose_by != "kfold":
         msg = "a choice of alphas out of core"
         raise ConfigError(msg, "one --alpha", "choose it on fewer features, or where the Gram matrix fits in memory")
     started = time.perf_counter()
@@ -221,7 +222,7 @@ def _by_folds(store: Store, section: SolveSection, folds: Mapping[int, Statistic
     if len(section.alphas) > 1:
         path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
         alpha = path.one_se if section.one_standard_error else path.best
-    names = store.header.features.names()
+    names = names_of(store.header)
     return Solved(solve(total, alpha, fit_intercept=section.fit_intercept, names=names), path, total, 0.0)
 
 
@@ -234,7 +235,7 @@ def _of_triangles(store: Store, section: SolveSection, folds: Mapping[int, Stati
         parts = {fold: part for fold, part in folds.items() if isinstance(part, Triangle)}
         path = cross_validate_triangles(parts, np.array(section.alphas), fit_intercept=section.fit_intercept)
         alpha = path.one_se if section.one_standard_error else path.best
-    names = store.header.features.names()
+    names = names_of(store.header)
     return Solved(solve_triangle(total, alpha, fit_intercept=section.fit_intercept, names=names), path, total, 0.0)
 
 
@@ -314,20 +315,41 @@ def blocks_of(store: Store, given: str | Mapping[str, tuple[str, ...]]) -> dict[
     if isinstance(given, str):
         if given != "features" or not isinstance(features, Concat):
             msg = f"blocks {given!r} of features made by one map"
-            raise ConfigError(msg, "several maps, or name = patterns", "for instance blocks = { time = ['hour*'] }")
+            raise ConfigError(
+                msg, "several maps, or name = patterns", "for instance blocks = { place = ['latitude', 'longitude'] }"
+            )
         return dict(features.blocks())
     found: dict[str, list[int]] = {name: [] for name in given}
-    for index, feature in enumerate(features.names()):
+    names = names_of(store.header)
+    for index, feature in enumerate(names):
         for name, patterns in given.items():
-            if any(fnmatchcase(feature, pattern) for pattern in patterns):
+            if any(feature == pattern or fnmatchcase(feature, pattern) for pattern in patterns):
                 found[name].append(index)
                 break
         else:
             found.setdefault("rest", []).append(index)
     if empty := [name for name, indices in found.items() if not indices]:
         msg = f"blocks without features: {', '.join(empty)}"
-        raise ConfigError(msg, f"patterns on names such as {', '.join(features.names()[:5])}")
+        raise ConfigError(msg, f"patterns on names such as {', '.join(names[:5])}")
     return found
+
+
+def names_of(header: Header) -> list[str]:
+    """Names of features for people: of a linear block, the columns of the table, where each is one number."""
+    columns = header.reader.get("features", [])
+    if len(columns) != header.features.n_inputs:
+        return header.features.names()
+    return [
+        f"{part}{columns[int(index)]}" if kind == "linear" else name
+        for name in header.features.names()
+        for part, kind, index in [_parsed(name)]
+    ]
+
+
+def _parsed(name: str) -> tuple[str, str, str]:
+    """`1.linear[3]` as its part, kind and index."""
+    found = re.fullmatch(r"(\d+\.)?(\w+)\[(\d+)\]", name)
+    return (found[1] or "", found[2], found[3]) if found else ("", "", "0")
 
 
 def _show(solved: Solved, section: SolveSection, n_folds: int, console: Console) -> None:
@@ -347,7 +369,9 @@ def _show(solved: Solved, section: SolveSection, n_folds: int, console: Console)
     if solved.banded is not None and solved.parts is not None:
         for line in (*solved.banded.lines(), *solved.parts.lines()):
             say(console, "  " + line)
-    if solved.path is not None and solved.path.at_edge and not section.per_target:
+    scored = solved.scores is not None and section.choose_by == "gcv" and not section.per_target
+    edge = scored and solution.alpha in (min(section.alphas), max(section.alphas))
+    if (solved.path is not None and solved.path.at_edge and not section.per_target) or edge:
         say(console, "the best alpha is at the edge of the grid: widen `alphas`", "yellow")
     for line in certificate.lines():
         say(console, "  " + line, "dim")

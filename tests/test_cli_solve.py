@@ -109,9 +109,7 @@ def test_blocks_have_their_own_alphas(run, tmp_path):
     found = answer("solve", run, "--blocks", "features", "--choose-by", "evidence")
     alphas = found["blocks"]["solution"]["alphas"]
     assert set(alphas) == {"linear", "rbf"}
-    named = model(
-        "solve", run, "--blocks", "first=linear[[]0],linear[[]1]", "--choose-by", "kfold", folder=tmp_path / "b"
-    )
+    named = model("solve", run, "--blocks", "first=x0,x1", "--choose-by", "kfold", folder=tmp_path / "b")
     assert set(named.block_alphas) == {"first", "rest"}
     for wrong in (("--blocks", "oddity"), ("--blocks", "a=nothing*"), ("--blocks", "features", "--per-target")):
         done = streamfit("solve", run, *wrong)
@@ -180,7 +178,7 @@ def test_a_pruned_model_computes_what_it_kept_and_no_more(run, tmp_path):
     full = Store(run / "store").header.features
     np.testing.assert_allclose(small.features(X), full(X)[:, small.info["kept"]], rtol=1e-12, atol=1e-14)
     assert streamfit("evaluate", tmp_path / "m", run.parent / "rows.parquet").returncode == 0
-    kept = set(answer("prune", run, "--alpha", 0.5, "--keep", 12, "--blocks", "all=linear*")["kept"])
+    kept = set(answer("prune", run, "--alpha", 0.5, "--keep", 12, "--blocks", "all=x*")["kept"])
     assert kept.isdisjoint(range(D)) or kept.issuperset(range(D)), "a block leaves as one"
     for wrong in (("--alpha", 0.5), ("--alpha", 0.5, "--keep", 4, "--fold", 9)):
         assert streamfit("prune", run, *wrong).returncode == 2
@@ -236,3 +234,44 @@ def test_rows_that_changed_or_never_were_are_refused(run, tmp_path):
         data.write_bytes(whole)
     with pytest.raises(MismatchError, match="without rows"):
         visit(Store.create(tmp_path / "empty", store.header), reader_of(store, None), walk)
+
+
+# What the commands refuse, and how they name things
+
+
+def test_features_go_by_the_columns_of_the_table(run):
+    found = answer("posterior", run, "--alpha", 1)
+    assert found["features"][:D] == NAMES
+    blocks = answer("solve", run, "--blocks", "first=x0,x1", "--blocks", "one=rbf[0]")["blocks"]
+    assert set(blocks["solution"]["alphas"]) == {"first", "one", "rest"}
+    patterned = answer("solve", run, "--blocks", "all=x*")["blocks"]
+    assert set(patterned["solution"]["alphas"]) == {"all", "rest"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--alpha", 1, "--blocks", "features"),
+        ("--alpha", 1, "--one-standard-error"),
+        ("--alpha", 1, "--memory", "1GB", "--choose-by", "gcv"),
+    ],
+)
+def test_no_option_is_without_effect(run, options):
+    done = streamfit("solve", run, *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
+def test_json_comes_before_the_verdict_and_holds_no_infinite_numbers(run, tmp_path):
+    done = streamfit("solve", run, "--alpha", 1, "--tolerance", 0, "--json", "-o", tmp_path / "m")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["certificate"]["share"] > 0
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_corpus_that_lacks_what_was_counted_is_refused(run, tmp_path):
+    some = pq.read_table(run.parent / "rows.parquet").slice(0, 300)
+    pq.write_table(some, tmp_path / "some.parquet", row_group_size=ROWS)
+    done = streamfit(*here(("refine", run)), "--corpus", tmp_path / "some.parquet")
+    assert done.returncode == 2
+    assert "are not in that corpus" in done.stderr

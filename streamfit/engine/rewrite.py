@@ -6,8 +6,8 @@ alone); until the one commit the store is as it was, and after it as if they had
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,8 +16,8 @@ from distributed import Client
 from streamfit.corpus import Source
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.tasks import Count, Find, Subtract
-from streamfit.engine.work import GroupResult, WorkOptions, placed
-from streamfit.errors import MismatchError, ShardChangedError
+from streamfit.engine.work import GroupResult, WorkOptions, changed_since, placed
+from streamfit.errors import MismatchError
 from streamfit.plan import Shard, default_group_rows, make_groups
 from streamfit.store import (
     Departure,
@@ -265,15 +265,10 @@ def find_rows(
     return found
 
 
-@contextmanager
-def _changed_since() -> Iterator[None]:
+def _changed_since() -> AbstractContextManager[None]:
     """Say what to do about a shard that is no longer what was counted."""
-    try:
-        yield
-    except ShardChangedError as error:
-        remedy = "restore the file, say with --corpus where its content lies now, or use --fast, which reads only the"
-        raise ShardChangedError(
-            error.got,
-            "the content that was counted, to take it out or to count its neighbours anew",
-            f"{remedy} shards that rows leave; nothing was changed",
-        ) from error
+    remedy = "restore the file, say with --corpus where its content lies now, or use --fast, which reads only the"
+    return changed_since(
+        "the content that was counted, to take it out or to count its neighbours anew",
+        f"{remedy} shards that rows leave; nothing was changed",
+    )

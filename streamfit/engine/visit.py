@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from streamfit.arrays import Array, device_array
 from streamfit.corpus import Source
 from streamfit.engine.crew import crew
-from streamfit.engine.work import WorkOptions, placed, prefetched
+from streamfit.engine.work import WorkOptions, changed_since, placed, prefetched
 from streamfit.errors import MismatchError, ShardChangedError, ShardError
 from streamfit.plan import Group, Shard, default_group_rows, make_groups
 from streamfit.store import Store
@@ -115,7 +115,11 @@ def visit(
     if imported or not head.n_rows:
         msg = f"sums without rows, imported from {imported[0]}" if imported else f"{store.place} without rows"
         raise MismatchError(msg, "a store whose rows can be read again")
-    shards = [placed(shard, where or {}) for shard in store.counted().values()]
+    counted = store.counted().values()
+    if where and (absent := [shard.key for shard in counted if shard.bytes_id not in where]):
+        msg = f"{len(absent)} counted shards that are not in that corpus, such as {absent[0]}"
+        raise MismatchError(msg, "all that was counted", "give the corpus that holds it, or leave --corpus out")
+    shards = [placed(shard, where or {}) for shard in counted]
     if lost := [shard.key for shard in shards if not shard.uri]:
         msg = f"{len(lost)} counted shards whose place is not known, such as {lost[0]}"
         raise MismatchError(msg, "a place to read each", "say with --corpus where the data lie")
@@ -123,7 +127,8 @@ def visit(
     groups = make_groups(shards, header.n_folds, rows)
     found: dict[Group, Any] = {}
     chosen = replace(options or WorkOptions(), skip_bad_shards=False)
-    with crew(store, source, client, chosen, report) as workers:
+    remedy = "restore the file, or say with --corpus where its content lies now"
+    with crew(store, source, client, chosen, report) as workers, changed_since("the content that was counted", remedy):
         for group in groups:
             workers.add(Visit(group, visitor))
         for task, part in workers.results():

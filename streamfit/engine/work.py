@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from threadpoolctl import threadpool_limits
@@ -17,7 +18,7 @@ from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.counts import Tables
-from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardError
+from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError
 from streamfit.plan import Group, Shard
 from streamfit.store import Refusal, Segment, Store
 
@@ -88,6 +89,15 @@ def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
     """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
     there = where.get(shard.bytes_id)
     return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
+
+
+@contextmanager
+def changed_since(expected: str, remedy: str) -> Iterator[None]:
+    """Say of a shard that is gone or has changed what should be there, and what to do about it."""
+    try:
+        yield
+    except ShardChangedError as error:
+        raise ShardChangedError(error.got, expected, remedy) from error
 
 
 def work_group(

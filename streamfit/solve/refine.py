@@ -217,12 +217,13 @@ class Refinement:
         here = np.vstack([self.solution.weights, self.walk.offset])
         slope = np.vstack([gradient.slope - self._alpha * self.solution.weights, gradient.level])
         # A constant's sum of squares about its mean is rounding, and its weight stays as it is.
-        varies = gradient.spread > (8.0 * _EPS * self._mean) ** 2 * gradient.weight
+        own = gradient.spread - (gradient.first**2 / gradient.weight if self._fit_intercept else 0.0)
+        varies = own > np.maximum((8.0 * _EPS * self._mean) ** 2 * gradient.weight, 1e-10 * gradient.spread)
         slope[:-1][~varies] = 0.0
         if not self._fit_intercept:
             slope[-1] = 0.0
         if self._factor is None:
-            self._factor, self._units = _preconditioner(self._sums, self._alpha, np.where(varies, gradient.spread, 0.0))
+            self._factor, self._units = _preconditioner(self._sums, self._alpha, np.where(varies, own, 0.0))
         if self._here is not None and self._slope is not None:
             self._steps.append(here - self._here)
             self._changes.append(self._slope - slope)
