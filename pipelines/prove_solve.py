@@ -43,11 +43,12 @@ class Exact:
     cross: Matrix
     ss_y: Matrix
     alpha: float
+    rows: tuple[Matrix, Matrix] | None = None
 
     @classmethod
     def of_rows(cls, phi: np.ndarray, y: np.ndarray, alpha: float) -> Exact:
         z, t = _centred(phi), _centred(y)
-        return cls(z.T * z, z.T * t, sum(v * v for v in t), alpha)
+        return cls(z.T * z, z.T * t, sum(v * v for v in t), alpha, (_matrix(phi), _matrix(y)))
 
     @classmethod
     def of_sums(cls, c: Centered, alpha: float) -> Exact:
@@ -65,10 +66,17 @@ class Exact:
         inverse = mp.diag([1 / (v + self.alpha) if abs(v + self.alpha) > least else mpf(0) for v in values])
         return vectors * inverse * vectors.T * self.cross
 
-    def gap(self, weights: np.ndarray) -> float:
-        """L(B) - L*: the quadratic form of the error, which cannot cancel."""
-        off = _matrix(weights) - self.optimum()
-        return float(sum((off.T * (self.gram * off))[k, k] for k in range(off.cols)) + self.alpha * mp.norm(off) ** 2)
+    def gap(self, weights: np.ndarray, intercept: np.ndarray) -> float:
+        """L(B) - L*: the quadratic form of the error, which cannot cancel; of the data, with the intercept's part."""
+        mine = _matrix(weights)
+        off, level = mine - self.optimum(), mpf(0)
+        if self.rows is not None:
+            x, y = self.rows
+            for k in range(y.cols):
+                missed = sum(y[i, k] - sum(x[i, j] * mine[j, k] for j in range(x.cols)) for i in range(x.rows))
+                level += x.rows * (missed / x.rows - mpf(float(intercept[k]))) ** 2
+        form = sum((off.T * (self.gram * off))[k, k] for k in range(off.cols))
+        return float(form + self.alpha * mp.norm(off) ** 2 + level)
 
 
 def _matrix(a: np.ndarray) -> Matrix:
@@ -95,7 +103,7 @@ def problems(n: int, d: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     def targets(phi: np.ndarray) -> np.ndarray:
         units = phi.std(axis=0)
         found: np.ndarray = (phi - phi.mean(axis=0)) / np.where(units > 0, units, 1.0) @ signal
-        return found + rng.normal(size=(n, 2))
+        return found + rng.normal(size=(n, 2)) + np.array([1e6, -3.0])
 
     yield "well posed", plain, targets(plain)
     yield "mean 1e6 times the spread", plain + 1e6, targets(plain)
@@ -174,7 +182,7 @@ def main(n_rows: int, n_features: int, alpha: float, console: Console) -> list[d
             weights = found.weights if isinstance(found, Solution) else found
             finite = np.isfinite(weights).all()
             error = float(mp.norm(_matrix(weights) - best) / mp.norm(best)) if finite else float("nan")
-            gap = exact.gap(weights) if exact is not None else None
+            gap = exact.gap(weights, found.intercept) if exact is not None else None
             rows.append(
                 {
                     "problem": name,

@@ -18,9 +18,7 @@ def test_every_bound_holds(rows):
     certified = [row for row in rows if row["bound"] is not None]
     assert len(certified) == 5 * len({row["problem"] for row in rows})
     assert [row for row in certified if row["holds"] is False] == []
-    assert sum(row["holds"] is True for row in certified) > len(certified) / 2, (
-        "no bound that says nothing is a success"
-    )
+    assert sum(row["holds"] is True for row in certified) >= 25, "a bound that says nothing is no success"
 
 
 @pytest.mark.parametrize("problem", ["well posed", "mean 1e6", "units from", "a column twice", "a constant"])
