@@ -103,7 +103,8 @@ def problems(n: int, d: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     def targets(phi: np.ndarray) -> np.ndarray:
         units = phi.std(axis=0)
         found: np.ndarray = (phi - phi.mean(axis=0)) / np.where(units > 0, units, 1.0) @ signal
-        return found + rng.normal(size=(n, 2)) + np.array([1e6, -3.0])
+        found += rng.normal(size=(n, 2)) + np.array([100.0, -3.0])
+        return found
 
     yield "well posed", plain, targets(plain)
     yield "mean 1e6 times the spread", plain + 1e6, targets(plain)

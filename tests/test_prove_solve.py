@@ -30,7 +30,7 @@ def test_sums_in_float64_are_as_good_as_rows_in_memory(rows, problem):
 @pytest.mark.parametrize("problem", ["well posed", "mean 1e6", "units from", "a constant"])
 def test_refining_brings_float32_to_float64(rows, problem):
     before, after = named(rows, problem, "sums float32"), named(rows, problem, "float32, refined 10 times")
-    assert after["error"] < 1e-14 < 1e-9 < before["error"]
+    assert after["error"] < 1e-13 < 1e-9 < before["error"]
 
 
 @pytest.mark.parametrize(
