@@ -31,6 +31,8 @@ class Centered:
         Sum of w (y - mean_y)².
     noise : array of shape (n_features,)
         What rounding may have left on the diagonal of `gram`: no less tells a feature from a constant.
+    hidden : boolean array of shape (n_features,), optional
+        Features that are no more than that noise, but not constant by other signs.
     """
 
     n_rows: int
@@ -41,6 +43,7 @@ class Centered:
     cross: np.ndarray
     ss_y: np.ndarray
     noise: np.ndarray
+    hidden: np.ndarray | None = None
 
     def about(self, mean_x: np.ndarray, mean_y: np.ndarray) -> Centered:
         """The same sums taken about other points, for instance the means of a training set."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from streamfit import store as st
 from streamfit.cli_options import AtOption, JsonOption, LabelOption, MachineOption, StoreArgument, dump, working
+from streamfit.config import load_problem
 from streamfit.corpus import Labels
 from streamfit.corpus.values import Period
 from streamfit.engine import say
@@ -182,7 +183,9 @@ def import_(
         if label:
             msg = "--label with whole segments"
             raise ConfigError(msg, "none", "segments carry their labels")
-        where = open_any(store).url if "://" not in store and (Path(store) / "problem.json").is_file() else store
+        where, begun = store, Path(store) / "problem.json"
+        if "://" not in store and begun.is_file():
+            where = load_problem(begun).store.at or str(Path(store) / "store")
         target, record = st.import_segments(file, where)
         say(console, f"{target.place} holds {record.n_rows:,} rows")
         return

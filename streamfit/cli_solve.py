@@ -307,6 +307,7 @@ def prune_command(
     at_once: Annotated[int, typer.Option(help="Features or blocks that leave at a step.", min=1)] = 1,
     at: AtOption = None,
     no_intercept: NoInterceptOption = False,
+    tolerance: ToleranceOption = TOLERANCE,
     plot: PlotOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -347,7 +348,7 @@ def prune_command(
     console.print(table)
     for line in found.solution.certificate.lines():
         say(console, "  " + line, "dim")
-    found.solution.certificate.require()
+    found.solution.certificate.require(tolerance)
     if plot is not None:
         save_figure(plot_pruning(found), plot)
         say(console, f"figure: {plot}")

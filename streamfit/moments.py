@@ -21,6 +21,8 @@ from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
 from streamfit.targets import Targets
 
 _EPS = float(np.finfo(np.float64).eps)
+_USUAL_BLOCK = BLOCK_ROWS // 4
+"""Rows of a block, as a rule: shards may end before it is full."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class Moments:
         sum_x, sum_y = to_host(self.sum_x.value()), to_host(self.sum_y.value())
         gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
         mean_x = self.frame.origin + units * (sum_x / weight)
-        noise = diagonal_noise(np.diag(gram), self.gram.bottom, self.n_rows, weight, units, mean_x)
+        raw = np.diag(gram).copy()
+        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x)
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
         gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
@@ -159,7 +162,28 @@ class Moments:
             cross=cross,
             ss_y=np.maximum(ss_y, 0.0),
             noise=noise,
+            hidden=self._hidden(raw, np.diag(gram), noise, weight, units, sum_x),
         )
+
+    def _hidden(
+        self,
+        raw: np.ndarray,
+        diagonal: np.ndarray,
+        noise: np.ndarray,
+        weight: float,
+        units: np.ndarray,
+        sum_x: np.ndarray,
+    ) -> np.ndarray:
+        """Features whose variation rounding may have swallowed: see `Centered.hidden`.
+
+        Blocks are of many rows as a rule, and leave less of a constant than the bound: more than that is a sign. So
+        is a mean away from the origin, by more than the origin's own rounding, where products left nothing.
+        """
+        mean_x = self.frame.origin + units * (sum_x / weight)
+        usual = diagonal_noise(raw, self.gram.bottom, self.n_rows // _USUAL_BLOCK, weight, units, mean_x)
+        grid = 2.0**self.gram.bottom * (1.0 + np.sqrt(abs(self.n_rows)))
+        moved = np.abs(units * (sum_x / weight)) > 2.0**-22 * np.abs(self.frame.origin)
+        return np.asarray((diagonal <= noise) & ((diagonal > 4.0 * usual) | ((raw <= grid) & moved)))
 
 
 def diagonal_noise(

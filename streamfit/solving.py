@@ -117,6 +117,9 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
         If the optimum is not proved to the tolerance; what was found has been shown then.
     """
     started = time.perf_counter()
+    if len(section.alphas) < 2 and not section.blocks and (section.choose_by != "kfold" or section.per_target):
+        msg = f"choose_by {section.choose_by!r}, per_target {section.per_target} with one alpha"
+        raise ConfigError(msg, "several alphas", "there is nothing to choose")
     if section.one_standard_error and (section.choose_by != "kfold" or len(section.alphas) < 2):
         msg = f"one_standard_error with choose_by {section.choose_by!r} and {len(section.alphas)} alpha(s)"
         raise ConfigError(msg, "choose_by 'kfold' and several alphas", "only folds tell a standard error")

@@ -123,7 +123,8 @@ def _local(machine: Machine) -> Iterator[Client]:
             processes=True,
             memory_limit=machine.worker_memory,
             dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
+            # Faults of tasks come back as results; what is left at this level is heartbeats of an end, as at Ctrl-C.
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -292,7 +292,9 @@ def _held_out(moments: Statistic | Centered, train: Centered) -> Centered:
 
 def _columns(c: Centered, kept: np.ndarray) -> Centered:
     """The sums of some features."""
-    return replace(c, mean_x=c.mean_x[kept], gram=c.gram[np.ix_(kept, kept)], cross=c.cross[kept], noise=c.noise[kept])
+    return replace(
+        c, mean_x=c.mean_x[kept], gram=c.gram[np.ix_(kept, kept)], cross=c.cross[kept], noise=c.noise[kept], hidden=None
+    )
 
 
 def _check_options(n_features: int | None, budget: float | None, at_once: int) -> None:

@@ -19,8 +19,6 @@ RCOND_FLOOR = 1e-14
 """Reciprocal condition below which a Cholesky solution is not trusted."""
 
 
-_HIDDEN = 256.0
-"""How much less than its bound rounding leaves of a constant: of thousands of roundings the bound takes the worst."""
 _NEARLY = 1e-6
 """Share of a feature's spread that the others do not explain, at or below which it is named in a warning."""
 
@@ -160,13 +158,12 @@ def solve(
 
 def _warn_of_hidden(c: Centered, names: list[str] | None) -> None:
     """Name features that are cleared as constants though more than a constant's rounding is there."""
-    diagonal = np.diag(c.gram)
-    hidden = np.flatnonzero((diagonal <= c.noise) & (diagonal > c.noise / _HIDDEN))
+    hidden = np.flatnonzero(np.zeros(0) if c.hidden is None else c.hidden)
     if len(hidden):
         found = [names[j] if names else f"feature {j}" for j in hidden[:5].tolist()]
         more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
         warnings.warn(
-            f"{', '.join(found)}{more} vary by no more than rounding of the stored sums may leave, and get weight 0: "
+            f"{', '.join(found)}{more}: no more variation than rounding of the stored sums may leave, and so weight 0; "
             "count with precision 'float64', or refine",
             IllConditionedWarning,
             stacklevel=3,
