@@ -12,14 +12,12 @@ from rich.table import Table
 
 from streamfit import cli_data
 from streamfit import store as st
-from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show, working
+from streamfit.cli_options import JsonOption, MachineOption, StoreArgument, dump, show, working
 from streamfit.engine import Machine, say
 from streamfit.errors import MismatchError
 from streamfit.solve import IllConditionedWarning
 from streamfit.stores import SAMPLE, open_any, verify_store
 from streamfit.worth import worth
-
-__all__ = ["AtOption", "JsonOption", "MachineOption", "StoreArgument", "app", "dump", "show"]
 
 app = typer.Typer()
 app.add_typer(cli_data.app)

@@ -36,7 +36,7 @@ class Refined:
     Parameters
     ----------
     solution : Solution
-        Those with the least bound of all that were measured; its certificate is of the data.
+        Those of the least gradient of all that were measured; its certificate is of the data.
     certificates : tuple of Certificate
         One a pass, each of the data: the first of the weights that the stored sums gave.
     seconds : float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from distributed import Client
@@ -24,19 +24,11 @@ from streamfit.plan import Group, Shard, default_group_rows, make_groups
 from streamfit.store import Store
 
 
-class Part(Protocol):
-    """What a block gives; parts of disjoint rows add up."""
-
-    n_rows: int
-
-    def __add__(self, other: Any, /) -> Self: ...
-
-
 class Visitor(Protocol):
     """A description that travels to workers, such as `GradientPass`."""
 
     def block(self, phi: Array, y: Array, weights: Array | None = None) -> Any:
-        """What some rows give: a `Part`."""
+        """What some rows give, such as a `Gradient`: parts of disjoint rows add up with `+`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ def visit(
 
     Returns
     -------
-    Part, float
+    part, float
         The sum, and seconds.
 
     Raises

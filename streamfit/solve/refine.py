@@ -1,146 +1,23 @@
 """Corrected semi-normal equations: one more pass over the rows for the gradient, one solve with the stored sums.
 
-Floor 3: imports arrays, centered, errors, frame, solve siblings. Rows stream through `GradientPass`; `Gradient` is the
-frozen sum, and the only thing that a correction needs.
+Floor 3: imports centered, errors, solve siblings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import scipy.linalg
 
-from streamfit.arrays import Array, class_sums, namespace, to_device_of, to_host
 from streamfit.centered import Centered
-from streamfit.errors import MismatchError, SolveError
-from streamfit.solve.certificate import Certificate, eigenvalue_noise
+from streamfit.errors import SolveError
+from streamfit.solve.certificate import Certificate
+from streamfit.solve.certificate_of_data import Convexity, certify_data, rounding_of
+from streamfit.solve.gradient import Gradient, GradientPass
 from streamfit.solve.ridge import Solution, without_constants
 
 _EPS = float(np.finfo(np.float64).eps)
-_POORLY = 1e-8
-"""Share of the largest eigenvalue that the smallest has, below which a system is looked at in its features' units."""
-_ENTRIES = 2**22
-"""Residuals held at a time."""
-_TERMS = 4096
-"""Rows of a block: terms that a product adds one after another."""
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """Sums over rows of what weights miss; `+` joins those of disjoint rows.
-
-    Of residuals ``r_t = y_t - offset - B'(φ_t - mean_x)``, all in float64.
-
-    Parameters
-    ----------
-    slope : array of shape (n_features, n_targets)
-        ``sum_t w_t (φ_t - mean_x) r_t'``: minus half the gradient of the loss by B, the penalty left out.
-    level : array of shape (n_targets,)
-        ``sum_t w_t r_t``, the same by the offset.
-    squares : array of shape (n_targets,)
-        ``sum_t w_t r_t²``.
-    first, spread : arrays of shape (n_features,)
-        ``sum_t w_t (φ_t - mean_x)``, which rounding of the mean leaves, and ``sum_t w_t (φ_t - mean_x)²``.
-    n_rows : int
-    weight : float
-    """
-
-    slope: np.ndarray
-    level: np.ndarray
-    squares: np.ndarray
-    first: np.ndarray
-    spread: np.ndarray
-    n_rows: int
-    weight: float
-
-    def __add__(self, other: Gradient) -> Gradient:
-        return Gradient(
-            self.slope + other.slope,
-            self.level + other.level,
-            self.squares + other.squares,
-            self.first + other.first,
-            self.spread + other.spread,
-            self.n_rows + other.n_rows,
-            self.weight + other.weight,
-        )
-
-
-@dataclass(frozen=True)
-class GradientPass:
-    """What a pass is made with: weights, and the point about which features are taken.
-
-    Parameters
-    ----------
-    weights : array of shape (n_features, n_targets)
-    offset : array of shape (n_targets,)
-        Prediction at `mean_x`.
-    mean_x : array of shape (n_features,)
-    """
-
-    weights: np.ndarray
-    offset: np.ndarray
-    mean_x: np.ndarray
-
-    @classmethod
-    def of(cls, solution: Solution, mean_x: np.ndarray) -> GradientPass:
-        """The pass for a solution."""
-        return cls(solution.weights, solution.intercept + mean_x @ solution.weights, mean_x)
-
-    def block(self, phi: Array, y: Array, weights: Array | None = None) -> Gradient:
-        """The gradient of some rows. In float64, on the device of `phi`; O(n D K).
-
-        Parameters
-        ----------
-        phi : array of shape (n_rows, n_features)
-        y : array of shape (n_rows, n_targets), or integer (n_rows,) for class ids
-        weights : array of shape (n_rows,), optional
-
-        Raises
-        ------
-        MismatchError
-            If shapes do not fit.
-        """
-        (d, k), step = self.weights.shape, max(64, _ENTRIES // self.weights.shape[1])
-        if phi.ndim != 2 or phi.shape[1] != d or y.shape[0] != phi.shape[0] or (y.ndim == 2 and y.shape[1] != k):
-            msg = f"features of shape {tuple(phi.shape)}, targets of shape {tuple(y.shape)}"
-            raise MismatchError(msg, f"(n_rows, {d}), and (n_rows, {k}) or class ids of shape (n_rows,)")
-        n = int(phi.shape[0])
-        parts = [slice(lo, min(lo + step, n)) for lo in range(0, max(1, n), step)]
-        some = [self._part(phi[p, :], y[p, ...], None if weights is None else weights[p]) for p in parts]
-        return sum(some[1:], some[0])
-
-    def _part(self, phi: Array, y: Array, weights: Array | None) -> Gradient:
-        xp, k = namespace(phi), self.weights.shape[1]
-        b, offset = to_device_of(self.weights, phi), to_device_of(self.offset, phi)
-        z = xp.astype(phi, xp.float64) - to_device_of(self.mean_x, phi)
-        residual = -(z @ b + offset)
-        if y.ndim == 2:
-            residual = residual + xp.astype(y, xp.float64)
-        w = (
-            xp.ones(z.shape[0], dtype=xp.float64, device=z.device)
-            if weights is None
-            else xp.astype(weights, xp.float64)
-        )
-        wz = z * w[:, None]
-        slope = xp.matrix_transpose(wz) @ residual
-        level = w @ residual
-        squares = w @ (residual * residual)
-        if y.ndim == 1:
-            # With indicators e_y, never formed: r = e_y + residual.
-            present, own = class_sums(wz, y, k)
-            _, counts = class_sums(w[:, None], y, k)
-            at_own = xp.take_along_axis(residual, xp.astype(y, xp.int64)[:, None], axis=1)
-            _, at_own = class_sums(w[:, None] * at_own, y, k)
-            each = np.arange(k) if present is None else to_host(present)
-            slope, level, squares = (np.array(to_host(a)) for a in (slope, level, squares))
-            counted = to_host(counts)[:, 0]
-            slope[:, each] += to_host(own).T
-            level[each] += counted
-            squares[each] += counted + 2.0 * to_host(at_own)[:, 0]
-        sums = (slope, level, squares, xp.sum(wz, axis=0), xp.sum(wz * z, axis=0))
-        slope, level, squares, first, spread = (np.asarray(to_host(a)) for a in sums)
-        return Gradient(slope, level, squares, first, spread, int(phi.shape[0]), float(xp.sum(w)))
 
 
 class Refinement:
@@ -201,6 +78,7 @@ class Refinement:
         self._units = np.empty(0)
         self._best: tuple[np.ndarray, ...] = ()
         self._arrived = np.zeros(0, dtype=bool)
+        self._convexity: Convexity | None = None
         self._steps: list[np.ndarray] = []
         self._changes: list[np.ndarray] = []
         self._here: np.ndarray | None = None
@@ -213,7 +91,17 @@ class Refinement:
 
     def measure(self, gradient: Gradient) -> Certificate:
         """Take the gradient of all rows at the present weights; gives their certificate of the data."""
-        certificate = certify_data(self._c, self._alpha, self.solution, gradient, fit_intercept=self._fit_intercept)
+        if self._convexity is None:
+            about = np.zeros_like(self._c.mean_x), np.zeros_like(self._c.mean_y)
+            self._convexity = Convexity.of(self._c if self._fit_intercept else self._c.about(*about), self._alpha)
+        certificate = certify_data(
+            self._c,
+            self._alpha,
+            self.solution,
+            gradient,
+            fit_intercept=self._fit_intercept,
+            convexity=self._convexity,
+        )
         here = np.vstack([self.solution.weights, self.walk.offset])
         slope = np.vstack([gradient.slope - self._alpha * self.solution.weights, gradient.level])
         # A constant's sum of squares about its mean is rounding, and its weight stays as it is.
@@ -232,7 +120,7 @@ class Refinement:
             self._best, self._arrived = (here, slope, sizes), np.zeros(len(sizes), dtype=bool)
         else:
             # Within what rounding may do, a gradient that no longer falls is rounding.
-            rounding = _rounding(self._c, self.solution, gradient, self._fit_intercept)
+            rounding = rounding_of(self._c, self.solution, gradient, self._fit_intercept)
             self._arrived |= (sizes > 0.5 * self._best[2]) & (self._best[2] <= rounding)
             better = sizes < self._best[2]
             pairs = zip((here, slope, sizes), self._best, strict=True)
@@ -285,83 +173,3 @@ def _preconditioner(sums: Centered, alpha: float, spread: np.ndarray) -> tuple[n
             return scipy.linalg.cholesky(system, lower=True, check_finite=False), units
         except np.linalg.LinAlgError:
             noise = 10.0 * np.maximum(noise, _EPS)
-
-
-def certify_data(
-    c: Centered, alpha: float, solution: Solution, gradient: Gradient, *, fit_intercept: bool
-) -> Certificate:
-    """The certificate of weights from a pass over the rows: of the data, not of the stored sums alone.
-
-    ``L - L* <= (||slope - alpha B - first level'/weight|| + slack)² / μ + (|level| + slack)² / weight``, where the
-    second is what the intercept may still gain, and the slacks are rounding of the pass and of the intercept. μ is
-    alpha, which the rows' own Gram matrix, having no negative eigenvalue, cannot go below; or, where that is more, the
-    stored matrix's smallest eigenvalue less what rounding may have done to it.
-
-    Parameters
-    ----------
-    c, alpha, solution, fit_intercept
-        As for `Refinement`.
-    gradient : Gradient
-        Of all rows, at this solution.
-
-    Raises
-    ------
-    SolveError
-        If the pass was not over the rows that were counted.
-    """
-    _refuse_other_rows(c, gradient)
-    sums = c if fit_intercept else c.about(np.zeros_like(c.mean_x), np.zeros_like(c.mean_y))
-    toward = gradient.slope - alpha * solution.weights
-    if fit_intercept:
-        toward = toward - np.outer(gradient.first, gradient.level / gradient.weight)
-    norm, scale = float(np.linalg.norm(toward)), float(np.linalg.norm(sums.cross))
-    eigenvalues = scipy.linalg.eigvalsh(sums.gram, check_finite=False)
-    top = max(float(eigenvalues[-1]), 0.0) + alpha
-    # |E_ij| <= sqrt(noise_i noise_j) bounds the norm of the rounding E of the stored matrix by its trace.
-    certain = float(eigenvalues[0]) + alpha - eigenvalue_noise(len(eigenvalues), top) - float(sums.noise.sum())
-    mu = max(certain, alpha, 0.0)
-    sizes, missed = np.sqrt(gradient.spread), _rounding(c, solution, gradient, fit_intercept)
-    slack = float(np.linalg.norm(sizes)) * float(np.linalg.norm(missed))
-    level = float(np.sum((np.abs(gradient.level) / gradient.weight**0.5 + missed) ** 2)) if fit_intercept else 0.0
-    loss = float(gradient.squares.sum() + alpha * np.vdot(solution.weights, solution.weights))
-    bound = (norm + slack) ** 2 / mu if mu > 0 else float("inf")
-    units = np.sqrt(np.maximum(np.diag(sums.gram) + alpha, 0.0))
-    if mu < _POORLY * top and (units > 0).all() and (sizes > 0).any():
-        # As for `certify`: in units of their own, features keep digits that a common unit costs.
-        own = scipy.linalg.eigvalsh(sums.gram / units / units[:, None] + np.diag(alpha / units**2), check_finite=False)
-        least = float(own[0]) - eigenvalue_noise(len(own), float(own[-1])) - float(np.sum(sums.noise / units**2))
-        if least > 0:
-            own_slack = slack * float(np.linalg.norm(sizes / units) / np.linalg.norm(sizes))
-            missing = float(np.linalg.norm(toward / units[:, None])) + own_slack
-            mu, bound = max(mu, least * float(units.min()) ** 2), min(bound, missing**2 / least)
-    condition = top / mu if mu > 0 else float("inf")
-    return Certificate(
-        relative_gradient=norm / scale if scale > 0 else norm,
-        strong_convexity=mu,
-        suboptimality=bound + level,
-        loss=loss,
-        condition=condition,
-        digits_lost=float(np.log10(condition)),
-        null_loss=float(sums.ss_y.sum()),
-    )
-
-
-def _rounding(c: Centered, solution: Solution, gradient: Gradient, fit_intercept: bool) -> np.ndarray:
-    """What rounding may do to the residuals of each target, as a root of a sum of squares; shape (n_targets,).
-
-    Of sums over the rows of a block, of predictions, of targets and their offset, and of the intercept as it is stored
-    (Higham, Accuracy and stability of numerical algorithms, 3.1 and 3.5).
-    """
-    d, weight = len(c.gram), gradient.weight
-    size = np.abs(solution.weights)
-    reach = np.sqrt(gradient.spread) @ size
-    targets = np.sqrt(c.ss_y + weight * c.mean_y**2)
-    held = np.abs(solution.intercept) + (np.abs(c.mean_x) @ size if fit_intercept else 0.0)
-    residuals = np.sqrt(np.maximum(gradient.squares, 0.0))
-    return np.asarray(_EPS * ((d + _TERMS) * residuals + (d + 4) * (reach + np.sqrt(weight) * held) + 4.0 * targets))
-
-
-def _refuse_other_rows(c: Centered, gradient: Gradient) -> None:
-    if gradient.n_rows != c.n_rows or abs(gradient.weight - c.weight) > 1e-6 * c.weight:
-        msg = f"a pass over {gradient.n_rows:,} rows of weight {gradient.weight:.9g}"
-        raise SolveError(msg, f"all {c.n_rows:,} counted rows, of weight {c.weight:.9g}", "read what was counted")
