@@ -1,6 +1,6 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
+Floor 2: imports frame, centered, exact, noise, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
 `Moments` is the frozen result.
 """
 
@@ -16,13 +16,12 @@ import numpy as np
 from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
 from streamfit.centered import Centered, unpack_tiles
 from streamfit.errors import ConfigError, MismatchError, ScaleError
-from streamfit.exact import BASE, GridAccumulator, GridSum
+from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
+from streamfit.noise import diagonal_noise, hidden_features
 from streamfit.targets import Targets
 
 _EPS = float(np.finfo(np.float64).eps)
-_USUAL_BLOCK = BLOCK_ROWS // 4
-"""Rows of a block, as a rule: shards may end before it is full."""
 
 
 @dataclass(frozen=True)
@@ -162,49 +161,10 @@ class Moments:
             cross=cross,
             ss_y=np.maximum(ss_y, 0.0),
             noise=noise,
-            hidden=self._hidden(raw, np.diag(gram), noise, weight, units, sum_x),
+            hidden=hidden_features(
+                raw, np.diag(gram), noise, self.gram.bottom, self.n_rows, weight, units, self.frame.origin, sum_x
+            ),
         )
-
-    def _hidden(
-        self,
-        raw: np.ndarray,
-        diagonal: np.ndarray,
-        noise: np.ndarray,
-        weight: float,
-        units: np.ndarray,
-        sum_x: np.ndarray,
-    ) -> np.ndarray:
-        """Features whose variation rounding may have swallowed: see `Centered.hidden`.
-
-        Blocks are of many rows as a rule, and leave less of a constant than the bound: more than that is a sign. So
-        is a mean away from the origin, by more than the origin's own rounding, where products left nothing.
-        """
-        mean_x = self.frame.origin + units * (sum_x / weight)
-        usual = diagonal_noise(raw, self.gram.bottom, self.n_rows // _USUAL_BLOCK, weight, units, mean_x)
-        grid = 2.0**self.gram.bottom * (1.0 + np.sqrt(abs(self.n_rows)))
-        moved = np.abs(units * (sum_x / weight)) > 2.0**-22 * np.abs(self.frame.origin)
-        return np.asarray((diagonal <= noise) & ((diagonal > 4.0 * usual) | ((raw <= grid) & moved)))
-
-
-def diagonal_noise(
-    raw: np.ndarray, bottom: int, n_rows: int, weight: float, units: np.ndarray, mean_x: np.ndarray
-) -> np.ndarray:
-    """What rounding may have left on the diagonal of the centred Gram matrix; see `Centered.noise`.
-
-    Parameters
-    ----------
-    raw : array of shape (n_features,)
-        The diagonal before centring, in the units of the frame.
-    bottom : int
-        Exponent of the grid's step.
-    n_rows : int
-    weight : float
-    units, mean_x : arrays of shape (n_features,)
-    """
-    product_eps = _EPS if bottom < BASE else 2.0**-24
-    # Roundings of blocks, at most one a row, each uniform within half a step: three of their sum's deviations.
-    of_sums = product_eps * raw + 2.0**bottom * (1.0 + np.sqrt(abs(n_rows)))
-    return np.asarray(units**2 * of_sums + weight * (8.0 * _EPS * mean_x) ** 2)
 
 
 class MomentsAccumulator:

@@ -23,7 +23,7 @@ from zarr.codecs import Crc32cCodec
 from streamfit.errors import MismatchError, PlanError, StoreError
 from streamfit.exact import BASE, COARSE, GridSum, canonical
 from streamfit.frame import tile_size
-from streamfit.moments import diagonal_noise
+from streamfit.noise import diagonal_noise
 from streamfit.plan import size_text
 from streamfit.solve.tiles import TiledPlan, TiledSums, tile_edges
 from streamfit.store.arrays_io import check_again, open_group, reading
