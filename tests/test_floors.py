@@ -15,7 +15,7 @@ FLOORS = (
     {"solve"},
     {"corpus", "store"},
     {"engine"},
-    {"models", "tables", "text"},
+    {"models", "estimators", "tables", "text"},
     {
         "config",
         "doctor",
