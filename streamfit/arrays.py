@@ -27,7 +27,8 @@ Precision = Literal["float32", "float64"]
 Backend = Literal["numpy", "cuda"]
 """Array library that a worker computes with."""
 
-_CACHE_ENTRIES = 2**18
+_CACHE_ENTRIES = 2**15
+_FEW_ROWS = 16
 
 
 def namespace(*arrays: Array) -> Any:
@@ -124,9 +125,29 @@ def r_factor(rows: Array) -> Array:
 
 def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:
     """Cut rows into pieces that a core's cache holds; one piece on a GPU, where a launch costs more than a miss."""
-    step = max(64, _CACHE_ENTRIES // max(1, n_columns)) if isinstance(like, np.ndarray) else max(1, n_rows)
+    step = max(1, n_rows)
+    if isinstance(like, np.ndarray):
+        step = max(_FEW_ROWS, _CACHE_ENTRIES // max(1, n_columns) // _FEW_ROWS * _FEW_ROWS)
     for lo in range(0, n_rows, step):
         yield slice(lo, min(lo + step, n_rows))
+
+
+def column_sums(rows: Array) -> Array:
+    """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
+    xp = namespace(rows)
+    whole = rows.shape[0] // _FEW_ROWS * _FEW_ROWS
+    few = xp.sum(xp.reshape(rows[:whole, :], (-1, _FEW_ROWS, rows.shape[1])), axis=1)
+    rest = xp.sum(rows[whole:, :], axis=0, dtype=xp.float64)
+    return xp.sum(few, axis=0, dtype=xp.float64) + rest
+
+
+def may_overwrite(array: Array, dtype: Any) -> bool:
+    """Whether results of a type can be put in an array's place, row by row."""
+    if array.dtype != dtype:
+        return False
+    if isinstance(array, np.ndarray):
+        return bool(array.flags.writeable and array.flags.c_contiguous)
+    return bool(array.flags.c_contiguous) if array_api_compat.is_cupy_array(array) else True
 
 
 def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, Array]:

@@ -13,15 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
+from streamfit.arrays import (
+    Array,
+    Precision,
+    cached_rows,
+    class_sums,
+    column_sums,
+    compute_dtype,
+    may_overwrite,
+    namespace,
+    row_major,
+    to_device_of,
+    to_host,
+)
 from streamfit.centered import Centered, unpack_tiles
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
-from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.noise import diagonal_noise, hidden_features
 from streamfit.targets import Targets
 
-_EPS = float(np.finfo(np.float64).eps)
+_LATE_EXPONENT = 16
+"""Units up to 2^16 are taken from products rather than from rows, where neither can leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,10 @@ class MomentsAccumulator:
     n_threads : int
         Tiles of the Gram matrix that are multiplied at the same time. Each product must itself run on one
         BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not matter.
+    overwrite : bool
+        Rows of features are not needed once they are added: they may be centred where they lie, which saves a copy.
+    panel : Panel, optional
+        The part of the Gram matrix to sum, and so of the cross-moments; all of it without one.
     """
 
     def __init__(
@@ -191,7 +208,10 @@ class MomentsAccumulator:
         *,
         like: Array | None = None,
         n_threads: int = 1,
+        overwrite: bool = False,
+        panel: Panel | None = None,
     ) -> None:
+        self._overwrite = overwrite
         self._like = np.empty(0) if like is None else like
         xp = self._xp = namespace(self._like)
         self._dtype = compute_dtype(xp, precision)
@@ -204,15 +224,21 @@ class MomentsAccumulator:
         self._scale = self._on_device(np.ldexp(1.0, -frame.exponents))
         self._y_shift = self._on_device(frame.y_origin)
         self._y_scale = self._on_device(np.ldexp(1.0, -frame.y_exponents))
-        self._plain = not frame.origin.any() and not frame.exponents.any()
+        # A product with a power of two is exact, so rows that need no shift can be multiplied where they lie, and their
+        # units be taken from the products: the same bits without a copy of the rows.
+        self._late = not frame.origin.any() and bool((np.abs(frame.exponents) <= _LATE_EXPONENT).all())
+        self._has_units = bool(frame.exponents.any())
+        self._room: Array | None = None
+        panel = panel or Panel(d)
+        self._tiles, self._columns, self._edge = panel.tiles(), panel.features(), b
         big = 1 if precision == "float32" else 2
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "weight": ((), 2),
             "sum_x": ((d,), 2),
             "sum_y": ((k,), 2),
             "sum_yy": ((k,), 2),
-            "gram": ((n_tiles(d), b, b), big),
-            "cross": ((k, d), big),
+            "gram": ((len(self._tiles), b, b), big),
+            "cross": ((k, self._columns.stop - self._columns.start), big),
         }
         self._sums = {name: GridAccumulator(s, limbs, self._like) for name, (s, limbs) in shapes.items()}
         self._n_rows = 0
@@ -255,14 +281,8 @@ class MomentsAccumulator:
 
     def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
-        z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
-        z = row_major(xp.astype(z, self._dtype, copy=False))
-        if weights is None:
-            wz, weight = z, float(z.shape[0])
-        else:
-            wz, weight = z * xp.astype(weights, self._dtype)[:, None], self._checked_weight(weights)
-        sum_x = self._column_sums(wz)
-        peak = float(xp.max(xp.sum(wz * z, axis=0)))
+        weight = float(phi.shape[0]) if weights is None else self._checked_weight(weights)
+        z, wz, sum_x, peak = self._prepared(phi, weights)
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
@@ -271,7 +291,6 @@ class MomentsAccumulator:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
             y_peak, add_targets = self._dense_block(wz, y, weights)
-        pairs = list(tile_pairs(self._frame.n_features))
         sums["gram"].reserve(1.01 * peak)
         sums["cross"].reserve(1.01 * float(np.sqrt(peak * y_peak)))
         sums["weight"].reserve(weight)
@@ -279,27 +298,60 @@ class MomentsAccumulator:
         add_targets()
         sums["weight"].add_reserved(xp.asarray(weight, dtype=f64, device=sum_x.device))
         sums["sum_x"].add_reserved(sum_x)
+        units = xp.astype(self._scale, self._dtype) if self._late and self._has_units else None
 
-        def multiply(pair: tuple[int, slice, slice]) -> None:
-            index, r, c = pair
+        def multiply(place: tuple[int, tuple[int, slice, slice]]) -> None:
+            index, (_, r, c) = place
             # The same buffer on both sides lets NumPy call syrk, which does half the work.
             product = xp.matrix_transpose(z[:, r]) @ wz[:, c]
-            where = (index, slice(0, r.stop - r.start), slice(0, c.stop - c.start))
-            sums["gram"].add_reserved(product, where)
+            width = c.stop - c.start
+            for strip in cached_rows(r.stop - r.start, width, product):
+                block = product[strip, :]
+                if units is not None:
+                    block = block * units[r][strip][:, None] * units[c]
+                sums["gram"].add_reserved(block, (index, strip, slice(0, width)))
 
         if self._pool is None:
-            for pair in pairs:
-                multiply(pair)
+            for place in enumerate(self._tiles):
+                multiply(place)
         else:
-            list(self._pool.map(multiply, pairs))
+            list(self._pool.map(multiply, enumerate(self._tiles)))
 
-    def _column_sums(self, wz: Array) -> Array:
-        """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
-        xp, n_few = self._xp, 32
-        whole = wz.shape[0] // n_few * n_few
-        few = xp.sum(xp.reshape(wz[:whole, :], (-1, n_few, wz.shape[1])), axis=1)
-        rest = xp.sum(wz[whole:, :], axis=0, dtype=xp.float64)
-        return xp.sum(few, axis=0, dtype=xp.float64) + rest
+    def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, Array, float]:
+        """Rows to multiply, the same times their weights, and in units: sums of columns, largest sum of squares.
+
+        One walk through the rows, a cache-sized piece at a time.
+        """
+        xp, dtype = self._xp, self._dtype
+        if self._late and phi.dtype == dtype:
+            z = row_major(phi)
+        else:
+            z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi.shape[0])
+        wz = z if weights is None else xp.empty(z.shape, dtype=dtype, device=z.device)
+        shift, scale = xp.astype(self._shift, phi.dtype), xp.astype(self._scale, phi.dtype)
+        sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
+        squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
+        for rows in cached_rows(*z.shape, z):
+            if self._late:
+                piece = xp.astype(phi[rows, :], dtype, copy=False)
+            else:
+                piece = xp.astype((phi[rows, :] - shift) * scale, dtype, copy=False)
+            if z is not phi or not self._late:
+                z[rows, :] = piece
+            weighted = piece if weights is None else piece * xp.astype(weights[rows], dtype)[:, None]
+            if weights is not None:
+                wz[rows, :] = weighted
+            sum_x += column_sums(weighted)
+            squares += xp.sum(weighted * piece, axis=0)
+        if self._late:
+            sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
+        return z, wz, sum_x, float(xp.max(squares))
+
+    def _buffer(self, n_rows: int) -> Array:
+        if self._room is None or self._room.shape[0] < n_rows:
+            shape = (n_rows, self._frame.n_features)
+            self._room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
+        return self._room[:n_rows, :]
 
     def _checked_weight(self, weights: Array) -> float:
         xp = self._xp
@@ -320,7 +372,7 @@ class MomentsAccumulator:
         ones = xp.ones(y.shape, dtype=xp.float64, device=y.device)
         row_weights = ones if weights is None else xp.astype(weights, xp.float64)
         present, counts = class_sums(row_weights[:, None], y, k)
-        _, products = class_sums(wz, y, k)
+        _, products = class_sums(wz[:, self._columns], y, k)
         peak = float(xp.max(counts))
         where = ... if present is None else present
         sums["sum_y"].reserve(peak)
@@ -329,7 +381,7 @@ class MomentsAccumulator:
         def add() -> None:
             sums["sum_y"].add_reserved(counts[:, 0], where)
             sums["sum_yy"].add_reserved(counts[:, 0], where)
-            sums["cross"].add_reserved(products, where)
+            self._add_cross(products, present)
 
         return peak, add
 
@@ -345,19 +397,40 @@ class MomentsAccumulator:
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing target value"
             raise ScaleError(msg, "finite targets", "look at the rows of this shard")
-        products = xp.matrix_transpose(xp.astype(v, self._dtype)) @ wz
+        products = self._by_tiles(xp.matrix_transpose(xp.astype(v, self._dtype)), wz)
         sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
         sums["sum_yy"].reserve(peak)
 
         def add() -> None:
             sums["sum_y"].add_reserved(sum_y)
             sums["sum_yy"].add_reserved(sum_yy)
-            sums["cross"].add_reserved(products)
+            self._add_cross(products, None)
 
         return peak, add
 
+    def _by_tiles(self, targets: Array, wz: Array) -> Array:
+        """Product of targets with the panel's columns, tile by tile: it rounds alike whatever else is multiplied."""
+        xp, first = self._xp, self._columns.start
+        products = xp.empty((targets.shape[0], self._columns.stop - first), dtype=wz.dtype, device=wz.device)
+        for lo in range(first, self._columns.stop, self._edge):
+            hi = min(lo + self._edge, self._columns.stop)
+            products[:, lo - first : hi - first] = targets @ wz[:, lo:hi]
+        return products
+
+    def _add_cross(self, products: Array, targets: Array | None) -> None:
+        units = None
+        if self._late and self._has_units:
+            units = self._xp.astype(self._scale[self._columns], products.dtype)
+        for strip in cached_rows(*products.shape, products):
+            block = products[strip, :] if units is None else products[strip, :] * units
+            where = (strip, slice(None)) if targets is None else targets[strip]
+            self._sums["cross"].add_reserved(block, where)
+
     def moments(self) -> Moments:
-        """The sums so far. The accumulator must not be used afterwards."""
+        """The sums so far. The accumulator must not be used afterwards.
+
+        With a panel, `gram` has its tiles alone, and `cross` its columns.
+        """
         if self._pool is not None:
             self._pool.shutdown()
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}

@@ -6,7 +6,7 @@ Floor 2: integers only; imports moments (for tile sizes) and errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
@@ -44,6 +44,9 @@ class Shard:
         Content id of the bytes themselves, where `select` makes another of it.
     without : tuple of int
         Rows (documents, for text) that are left out, counted from the start of the part, ascending.
+    stamp : int
+        Time of the file's last change (`st_ctime_ns`) when its content was hashed; 0 if that was too recent to tell
+        one change from the next. A file that still has it need not be hashed again. No part of what a shard is.
     """
 
     key: str
@@ -58,6 +61,7 @@ class Shard:
     select: tuple[tuple[str, str], ...] = ()
     within: str = ""
     without: tuple[int, ...] = ()
+    stamp: int = field(default=0, compare=False)
 
     @property
     def bytes_id(self) -> str:

@@ -88,7 +88,7 @@ class Sums:
 def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
     """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
     there = where.get(shard.bytes_id)
-    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
+    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop, stamp=there.stamp)
 
 
 @contextmanager
@@ -159,6 +159,8 @@ def sum_shards(
             x = device_array(item.x, options.backend)
             y = device_array(item.y, options.backend)
             weights = None if item.weights is None else device_array(item.weights, options.backend)
+            if tally is not None:
+                tally.add(item)  # first, for the sums may overwrite what they are given
             try:
                 sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
@@ -171,8 +173,6 @@ def sum_shards(
                 refusal = Refusal(shard.key, shard.content_id, str(bad))
                 rest = sum_shards(store, source, [s for s in shards if s != shard], options, report)
                 return replace(rest, refused=(refusal, *rest.refused))
-            if tally is not None:
-                tally.add(item)
             n_rows[shard] += len(item.x)
             report(len(item.x))
         moments = sums.moments()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -27,7 +29,38 @@ _SMALL_BYTES = 2**20
 """Arrays up to here, most of a segment's, are read and written at the same time; large ones in turn, for memory."""
 
 
-def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+@dataclass(frozen=True)
+class Tiles:
+    """A float64 array that is too large for memory: made a piece along the first axis at a time, as it is written.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    step : tuple of int
+        Shape of a piece, that at the end may be shorter; each is a whole number of chunks.
+    make : callable
+        Gives piece i.
+    """
+
+    shape: tuple[int, ...]
+    step: tuple[int, ...]
+    make: Callable[[int], np.ndarray]
+    dtype: np.dtype = np.dtype(np.float64)  # noqa: RUF009 - a constant
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Each piece and its place along the first axis."""
+        for i, lo in enumerate(range(0, self.shape[0], self.step[0])):
+            yield slice(lo, min(lo + self.step[0], self.shape[0])), self.make(i)
+
+
+def write_group(
+    objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray | Tiles]
+) -> None:
     """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
 
     Chunks are single tiles along the first axis of arrays of three axes, and whole arrays (up to 32 MB)
@@ -48,6 +81,11 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
         made = zarr.create_hierarchy(store=target, nodes=nodes)
         empty = {where: node for where, node in made if isinstance(node, zarr.Array)}
         sync(_fill({where.removeprefix(f"{path}/"): node for where, node in empty.items()}, arrays))
+        for name, array in arrays.items():
+            if isinstance(array, Tiles):
+                node = empty[f"{path}/{name}"].with_config({"write_empty_chunks": True})
+                for rows, piece in array.pieces():
+                    node[rows] = piece
     except (OSError, obstore.exceptions.BaseError) as error:  # it looks for arrays above first
         target.failure = target.failure or error
     if target.failure is not None:
@@ -55,10 +93,12 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
         raise StoreError(msg, "a writable store", "check disk space and permissions") from target.failure
 
 
-async def _fill(nodes: Mapping[str, zarr.Array[Any]], arrays: Mapping[str, np.ndarray]) -> None:
+async def _fill(nodes: Mapping[str, zarr.Array[Any]], arrays: Mapping[str, np.ndarray | Tiles]) -> None:
     async def write(name: str) -> None:
-        node = nodes[name].with_config({"write_empty_chunks": True})
-        await node.async_array.setitem(..., arrays[name])
+        node, array = nodes[name].with_config({"write_empty_chunks": True}), arrays[name]
+        if isinstance(array, Tiles):
+            return  # reading its pieces takes the loop that this runs in
+        await node.async_array.setitem(..., array)
 
     await _each(write, {name: array.nbytes for name, array in arrays.items()})
 

@@ -63,10 +63,12 @@ class Header:
             raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
 
     def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
-        """What rows are added to, on the device of `like`."""
+        """What rows are added to, on the device of `like`; rows of features may be overwritten by it."""
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
-        return MomentsAccumulator(self.frame, self.targets, self.precision, like=like, n_threads=n_threads)
+        return MomentsAccumulator(
+            self.frame, self.targets, self.precision, like=like, n_threads=n_threads, overwrite=True
+        )
 
     def zeros(self) -> Statistic:
         """The statistic of no rows."""

@@ -19,14 +19,18 @@ from pathlib import Path
 
 from streamfit.counts import Tables, add_tables
 from streamfit.errors import MismatchError, StoreError
+from streamfit.frame import n_tiles, tile_size
 from streamfit.plan import Shard
 from streamfit.store.ledger import ledger_key, removal_key
 from streamfit.store.log import Record, Segment
 from streamfit.store.policy import check_policy
+from streamfit.store.stitch import merge_tiles
 from streamfit.store.store import Store
 
 GRACE = 86_400.0
 """Seconds that an uncommitted segment is left alone: longer than a group takes from its first byte to its commit."""
+_LARGE = 2**28
+"""Bytes of a Gram matrix above which segments are merged tile by tile, which takes longer and little memory."""
 _SKEW = timedelta(minutes=1)
 """By how much the clocks of a disk and of those who commit may differ, for telling orphans from what expired."""
 _STAGED = re.compile(r"\.partial$|#\d+$")
@@ -65,10 +69,14 @@ def sum_segments(
     parts: Sequence[tuple[Store, Segment]], target: Store, rename: Callable[[Shard], Shard] = lambda shard: shard
 ) -> Segment:
     """As `merge_segments`, of segments that several stores hold; `rename` gives what the new ledger calls a shard."""
+    ordered = sorted(parts, key=lambda part: part[1].ledger)
+    frame = target.header.frame
+    if target.header.statistic == "gram" and 8 * n_tiles(frame.n_features) * tile_size(frame.n_features) ** 2 > _LARGE:
+        return merge_tiles(ordered, target, rename)
     total = target.zeros()
     tables: Tables = {}
     shards = []
-    for source, segment in sorted(parts, key=lambda part: part[1].ledger):
+    for source, segment in ordered:
         moments, counts = source.read_all(segment)
         total = total + moments
         tables = add_tables([tables, counts], [1, 1])
