@@ -3,7 +3,7 @@
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import StreamfitError
-from streamfit.features import RBF, Linear, Lookup, RandomFourier, Standardize
+from streamfit.features import RBF, Linear, Lookup, Nystroem, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel, RBFNetwork, Ridge
 from streamfit.moments import Moments, MomentsAccumulator
@@ -29,6 +29,7 @@ __all__ = [
     "Machine",
     "Moments",
     "MomentsAccumulator",
+    "Nystroem",
     "OneHot",
     "ParquetTable",
     "Posterior",
