@@ -1,9 +1,9 @@
 """Kernel regression at equal centers: test error against time, memory and the choice of alpha. Two cores.
 
     npm pack vega-datasets@3.2.1 && tar xzf vega-datasets-3.2.1.tgz package/data
-    python pipelines/bench_kernel.py package/data/flights-3m.parquet --airports package/data/airports.csv
+    python -m pipelines.bench_kernel package/data/flights-3m.parquet --airports package/data/airports.csv
     apt-get download ferret-datasets && dpkg -x ferret-datasets_*.deb ferret
-    python pipelines/bench_kernel.py ferret/usr/share/ferret-vis/data/etopo5.cdf --figure relief.png
+    python -m pipelines.bench_kernel ferret/usr/share/ferret-vis/data/etopo5.cdf --figure relief.png
 
 Flights: delay in minutes from time of day, day of the week, day of the year, distance and the positions of both
 airports. Relief: height in metres from the place on the unit sphere, points drawn evenly over the area. A seeded
@@ -36,208 +36,29 @@ import re
 import tempfile
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import scipy.linalg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.io import netcdf_file
-from sklearn import kernel_approximation, linear_model
-from threadpoolctl import threadpool_limits
 
-from streamfit import RBF, Dense, Frame, LinearModel, MomentsAccumulator, Nystroem, RandomFourier, solve
-from streamfit.arrays import Precision
+from pipelines.kernel_ways import WAYS, Predict
 from streamfit.errors import ConfigError
-from streamfit.features import FeatureMap, choose_centers, median_gamma
-from streamfit.frame import BLOCK_ROWS
-from streamfit.solve import IllConditionedWarning, whitened
+from streamfit.features import choose_centers, median_gamma
+from streamfit.solve import IllConditionedWarning
 
-Predict = Callable[[np.ndarray], np.ndarray]
 GAMMAS = (0.25, 1.0, 4.0, 16.0, 64.0)
 """In units of the median heuristic's."""
 ALPHAS = (1e-3, 1e-1, 10.0)
 TUNE_ROWS, TUNE_CENTERS = 20_000, 1024
 LIBRARY = "PyPI has no distribution named falkon (pip: 'from versions: none'), neither wheel nor source, for any torch"
-
-
-class Way(ABC):
-    """One contender: what it does once, and what it does for each alpha. Targets are float64 of shape (n, 1)."""
-
-    def __init__(self, centers: np.ndarray, gamma: float, n_threads: int, memory: float) -> None:
-        self.centers, self.gamma, self.n_threads, self.memory = centers, gamma, n_threads, memory
-        self.n_rows = 0
-
-    @abstractmethod
-    def count(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Everything that alpha does not change."""
-
-    @abstractmethod
-    def fit(self, alpha: float) -> Predict:
-        """One fit."""
-
-
-class Streamfit(Way):
-    """A thread a core counts every second run of blocks; sums are exact, so it does not matter which."""
-
-    precision: Precision = "float32"
-
-    def features(self) -> FeatureMap:
-        return RBF(self.centers, self.gamma)
-
-    def count(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.map, self.n_rows = self.features(), len(x)
-        phi = self.map(x[:BLOCK_ROWS].astype(self.precision))
-        frame = Frame.from_sample(phi, y[:BLOCK_ROWS], Dense(1), self.map.bounds)
-
-        def some(first: int) -> Any:
-            sums = MomentsAccumulator(frame, Dense(1), self.precision)
-            for lo in range(first * BLOCK_ROWS, len(x), self.n_threads * BLOCK_ROWS):
-                rows = slice(lo, lo + BLOCK_ROWS)
-                sums.add(self.map(x[rows].astype(self.precision, copy=False)), y[rows])
-            return sums.moments()
-
-        with threadpool_limits(1), ThreadPoolExecutor(self.n_threads) as pool:
-            total, *rest = pool.map(some, range(self.n_threads))
-        for part in rest:
-            total = total + part
-        self.sums = total.centered()
-
-    def fit(self, alpha: float) -> Predict:
-        return LinearModel(self.map, solve(self.sums, alpha)).predict
-
-
-class StreamfitNystroem(Streamfit):
-    """The feature map."""
-
-    def features(self) -> FeatureMap:
-        return Nystroem(self.centers, self.gamma)
-
-
-class StreamfitFourier(Streamfit):
-    """Random features of the same kernel."""
-
-    def features(self) -> FeatureMap:
-        return RandomFourier(len(self.centers), self.gamma, 0, self.centers.shape[1])
-
-
-class StreamfitWhitened(Streamfit):
-    """The feature map's objective from sums of plain RBF features, which are a third of its work."""
-
-    precision: Precision = "float64"
-
-    def count(self, x: np.ndarray, y: np.ndarray) -> None:
-        super().count(x, y)
-        self.whitened = whitened(self.sums, self.map)
-
-    def fit(self, alpha: float) -> Predict:
-        return LinearModel(self.map, self.whitened.solve(alpha)).predict
-
-
-class ScikitLearn(Way):
-    """Features are centred in place, once, for Ridge's own intercept would copy them for every alpha."""
-
-    def count(self, x: np.ndarray, y: np.ndarray) -> None:
-        m = len(self.centers)
-        self.n_rows = min(len(x), max(m, int(self.memory / (8 * m))))
-        self.map = kernel_approximation.Nystroem(gamma=self.gamma, n_components=m, random_state=0)
-        self.map.fit(self.centers.astype(np.float64))
-        self.phi = np.empty((self.n_rows, m))
-        for lo in range(0, self.n_rows, BLOCK_ROWS):
-            self.phi[lo : lo + BLOCK_ROWS] = self.map.transform(x[lo : min(lo + BLOCK_ROWS, self.n_rows)])
-        self.mean_x, self.mean_y = self.phi.mean(axis=0), y[: self.n_rows].mean(axis=0)
-        self.phi -= self.mean_x
-        self.y = y[: self.n_rows] - self.mean_y
-
-    def fit(self, alpha: float) -> Predict:
-        ridge = linear_model.Ridge(alpha=alpha, solver="cholesky", fit_intercept=False, copy_X=False)
-        weights = ridge.fit(self.phi, self.y).coef_.reshape(-1, 1)
-
-        def predict(x: np.ndarray) -> np.ndarray:
-            blocks = [x[lo : lo + BLOCK_ROWS] for lo in range(0, len(x), BLOCK_ROWS)]
-            return np.concatenate([(self.map.transform(b) - self.mean_x) @ weights + self.mean_y for b in blocks])
-
-        return predict
-
-
-class FalkonTranscribed(Way):
-    """Algorithm 1 of Rudi, Carratino and Rosasco, FALKON: an optimal large scale kernel method (NIPS 2017).
-
-    With T'T = K + ε M I, A'A = TT'/M + λI and β = T^-1 A^-1 u, conjugate gradients solve
-    ``A'^-1 T'^-1 (K_nm'K_nm/n + λK) T^-1 A^-1 u = A'^-1 T'^-1 K_nm'y/n``.
-    """
-
-    iterations, tolerance, jitter = 20, 1e-7, 1e-13
-
-    def count(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.kernel, self.n_rows = RBF(self.centers.astype(np.float64), self.gamma), len(x)
-        self.x, self.mean_y = x, y.mean(axis=0)
-        self.y = (y - self.mean_y)[:, 0]
-        m = len(self.centers)
-        self.t = scipy.linalg.cholesky(self.kernel(self.kernel.centers) + self.jitter * m * np.eye(m))
-
-    def products(self, u: np.ndarray | None, v: np.ndarray | None) -> np.ndarray:
-        """``K_nm'(K_nm u + v)``, blocks of rows at a time; None stands for zeros."""
-        step = max(256, 2**22 // len(self.centers))
-
-        def some(first: int) -> np.ndarray:
-            total = np.zeros(len(self.centers))
-            for lo in range(first * step, len(self.x), self.n_threads * step):
-                near = self.kernel(self.x[lo : lo + step].astype(np.float64))
-                right = 0.0 if v is None else v[lo : lo + step]
-                total += near.T @ (right if u is None else near @ u + right)
-            return total
-
-        with threadpool_limits(1), ThreadPoolExecutor(self.n_threads) as pool:
-            return np.asarray(sum(pool.map(some, range(self.n_threads))))
-
-    def fit(self, alpha: float) -> Predict:
-        n, m, t = self.n_rows, len(self.centers), self.t
-        a = scipy.linalg.cholesky(t @ t.T / m + alpha / n * np.eye(m))
-
-        def solve_for(factor: np.ndarray, b: np.ndarray, trans: int = 0) -> np.ndarray:
-            return np.asarray(scipy.linalg.solve_triangular(factor, b, trans=trans, check_finite=False))
-
-        def system(u: np.ndarray) -> np.ndarray:
-            inner = solve_for(a, u)
-            seen = solve_for(t, self.products(solve_for(t, inner), None) / n, trans=1)
-            return solve_for(a, seen + alpha / n * inner, trans=1)
-
-        residual = solve_for(a, solve_for(t, self.products(None, self.y) / n, trans=1), trans=1)
-        u, direction, size = np.zeros(m), residual.copy(), float(residual @ residual)
-        start = size
-        for _ in range(self.iterations):
-            if size <= self.tolerance**2 * start:
-                break
-            ahead = system(direction)
-            step = size / float(direction @ ahead)
-            u += step * direction
-            residual -= step * ahead
-            size, before = float(residual @ residual), size
-            direction = residual + size / before * direction
-        weights = solve_for(t, solve_for(a, u))[:, None]
-
-        def predict(x: np.ndarray) -> np.ndarray:
-            blocks = [x[lo : lo + BLOCK_ROWS].astype(np.float64) for lo in range(0, len(x), BLOCK_ROWS)]
-            return np.concatenate([self.kernel(block) @ weights + self.mean_y for block in blocks])
-
-        return predict
-
-
-WAYS: dict[str, type[Way]] = {
-    "streamfit RBF": Streamfit,
-    "streamfit Nystroem": StreamfitNystroem,
-    "streamfit whitened": StreamfitWhitened,
-    "streamfit Fourier": StreamfitFourier,
-    "scikit-learn": ScikitLearn,
-    "Falkon's algorithm": FalkonTranscribed,
-}
 
 
 # Data
@@ -319,7 +140,7 @@ def chosen_gamma(name: str, folder: Path, n_centers: int, n_threads: int, memory
 def measure(
     name: str, folder: Path, n_centers: int, gamma: float | None, n_threads: int, memory: float
 ) -> dict[str, Any]:
-    """Fit and choose alpha on all training rows; error on the test part, and what it took; without gamma, choose it before."""
+    """Choose alpha on all training rows, and gamma before it where none is given; test error, and what it took."""
     gamma = gamma or chosen_gamma(name, folder, n_centers, n_threads, memory)
     data = {p: np.load(folder / f"{p}.npy") for p in ("train_x", "train_y", "validation_x", "validation_y")}
     x, y, vx, vy = data.values()
@@ -422,16 +243,10 @@ def markdown(results: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Error against seconds: of one fit, and with the choice of alpha."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, key, title in zip(
-        axes,
-        ("fit_seconds", "with_choice_seconds"),
-        ("one fit", f"with the choice of {len(ALPHAS)} alphas"),
-        strict=True,
-    ):
+    titles = {"fit_seconds": "one fit", "with_choice_seconds": f"with the choice of {len(ALPHAS)} alphas"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for name in dict.fromkeys(f["way"] for f in results["runs"]):
             mine = [f for f in results["runs"] if f["way"] == name]
             axis.plot([f[key] for f in mine], [f["test_rmse"] for f in mine], "o-", label=name)

@@ -18,7 +18,7 @@ from rich.console import Console
 from sklearn.linear_model import Ridge
 from store_helpers import leave_to_the_disk
 
-from pipelines import bench_kernel, federate, forget, keep_store, mix_sources
+from pipelines import bench_kernel, federate, forget, keep_store, kernel_ways, mix_sources
 from streamfit.cli import script
 from streamfit.config import TextSection
 from streamfit.corpus import Files, Labels, ParquetTable
@@ -329,8 +329,8 @@ def test_bench_kernel_gives_each_contender_the_same_chance(flights, monkeypatch,
     """Two implementations of one objective err alike, to the digits that tell them apart from the others."""
     monkeypatch.setattr(bench_kernel, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
     monkeypatch.setattr(bench_kernel, "GAMMAS", (1.0,))
-    monkeypatch.setattr(bench_kernel.FalkonTranscribed, "iterations", 200)
-    told = bench_kernel.main(flights[0], Console(quiet=True), airports=flights[1], n_rows=900, centers=[40])
+    monkeypatch.setattr(kernel_ways.FalkonTranscribed, "iterations", 60)
+    told = bench_kernel.main(flights[0], Console(quiet=True), airports=flights[1], n_rows=900, centers=[24])
     assert told["rows"] == {"train": 720, "validation": 90, "test": 90}
     runs = {run["way"]: run for run in told["runs"]}
     assert list(runs) == list(bench_kernel.WAYS)
@@ -338,7 +338,7 @@ def test_bench_kernel_gives_each_contender_the_same_chance(flights, monkeypatch,
     for way in ("streamfit Nystroem", "streamfit whitened"):
         assert error[way] == pytest.approx(error["scikit-learn"], rel=1e-4)
     assert error["Falkon's algorithm"] == pytest.approx(error["scikit-learn"], rel=0.05)  # it has no intercept
-    assert error["streamfit RBF"] != pytest.approx(error["scikit-learn"], rel=1e-3)
+    assert error["streamfit RBF"] != pytest.approx(error["scikit-learn"], rel=2e-4)
     assert all(0.5 < run["test_r2"] < 1.0 and run["train_rows"] == 720 for run in runs.values())
     assert all(run["with_choice_seconds"] >= run["fit_seconds"] > 0 for run in runs.values())
     page = bench_kernel.markdown(told).splitlines()
@@ -354,7 +354,7 @@ def test_falkons_algorithm_ends_at_the_optimum_of_its_objective():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1.0, 1.0, size=(700, 2))
     y = np.sin(3.0 * x[:, :1]) + x[:, 1:] + 7.0
-    way = bench_kernel.FalkonTranscribed(x[:30], 2.0, 2, 1e9)
+    way = kernel_ways.FalkonTranscribed(x[:30], 2.0, 2, 1e9)
     way.iterations = 300
     way.count(x, y)
     k, between = way.kernel(x), way.kernel(x[:30])
