@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import StreamfitError
-from streamfit.features import RBF, Linear, Lookup, RandomFourier, Standardize
+from streamfit.features import RBF, Linear, Lookup, Nystroem, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.moments import Moments, MomentsAccumulator
@@ -34,6 +34,7 @@ __all__ = [
     "Machine",
     "Moments",
     "MomentsAccumulator",
+    "Nystroem",
     "OneHot",
     "ParquetTable",
     "Posterior",

@@ -131,7 +131,7 @@ class TableSection(FilesSection):
 class FeatureSection(_Section):
     """One block of features; several are put side by side."""
 
-    kind: Literal["linear", "rbf", "fourier"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem"]
     n: Count = 256
     gamma: Positive | None = None
 

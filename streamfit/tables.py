@@ -16,6 +16,7 @@ from streamfit.features import (
     Chain,
     FeatureMap,
     Linear,
+    Nystroem,
     RandomFourier,
     Standardize,
     choose_centers,
@@ -33,14 +34,14 @@ class Block:
 
     Parameters
     ----------
-    kind : {'linear', 'rbf', 'fourier'}
+    kind : {'linear', 'rbf', 'fourier', 'nystroem'}
     n : int
         Centers or frequencies; without effect on a linear block, which has the table's columns.
     gamma : float, optional
         Without it 1 / median squared distance of the standardised sample.
     """
 
-    kind: Literal["linear", "rbf", "fourier"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem"]
     n: int = 256
     gamma: float | None = None
 
@@ -153,8 +154,9 @@ def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
     scale = Standardize.fit(x)
     z = scale(x)
     gamma = block.gamma or median_gamma(z, seed)
-    if block.kind == "rbf":
-        return Chain(scale, RBF(choose_centers(z, block.n, seed), gamma))
+    if block.kind in ("rbf", "nystroem"):
+        kernel = RBF if block.kind == "rbf" else Nystroem
+        return Chain(scale, kernel(choose_centers(z, block.n, seed), gamma))
     return Chain(scale, RandomFourier(block.n, gamma, seed, x.shape[1]))
 
 
