@@ -15,6 +15,7 @@ import numpy as np
 
 from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
 from streamfit.centered import Centered, unpack_tiles
+from streamfit.counted import ClassCounts, CountedBlock, TargetSums
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
@@ -253,7 +254,35 @@ class MomentsAccumulator:
                 self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
         self._n_rows += n_rows
 
-    def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
+    def add_counted(self, phi: Array, block: CountedBlock) -> None:
+        """Add distinct rows with their counts: the sums that all the rows they stand for have.
+
+        Equal to them where no product rounds: in float32, for integer features in units of the frame, as long as no
+        sum of a block passes 2^24.
+
+        Parameters
+        ----------
+        phi : floating array of shape (n_distinct, n_features)
+            Features of `block.x`.
+        block : CountedBlock
+            From `count_rows`, its arrays on the accumulator's device.
+
+        Raises
+        ------
+        MismatchError
+            If shapes do not fit the frame.
+        ScaleError
+            As `add`.
+        """
+        n_features = self._frame.n_features
+        if tuple(phi.shape) != (block.x.shape[0], n_features):
+            msg = f"features of shape {tuple(phi.shape)} of {block.x.shape[0]} distinct rows"
+            raise MismatchError(msg, f"({block.x.shape[0]}, {n_features})")
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add_block(phi, block.targets, block.weights)
+        self._n_rows += block.n_rows
+
+    def _add_block(self, phi: Array, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
         z = row_major(xp.astype(z, self._dtype, copy=False))
@@ -267,7 +296,9 @@ class MomentsAccumulator:
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
         # Everything is checked and has its room reserved before anything is added: a refused block leaves no trace.
-        if self._targets.one_hot:
+        if isinstance(y, ClassCounts | TargetSums):
+            y_peak, add_targets = self._counted_block(z, y)
+        elif self._targets.one_hot:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
             y_peak, add_targets = self._dense_block(wz, y, weights)
@@ -353,6 +384,32 @@ class MomentsAccumulator:
             sums["sum_y"].add_reserved(sum_y)
             sums["sum_yy"].add_reserved(sum_yy)
             sums["cross"].add_reserved(products)
+
+        return peak, add
+
+    def _counted_block(self, z: Array, y: ClassCounts | TargetSums) -> tuple[float, Callable[[], None]]:
+        xp, sums, k = self._xp, self._sums, self._targets.n_targets
+        where: Any = ...
+        if isinstance(y, ClassCounts):
+            present, counts = class_sums(y.weights[:, None], y.ids, k)
+            _, products = class_sums(z, y.ids, k, of=y.rows, weights=y.weights)
+            where = ... if present is None else present
+            sum_y = sum_yy = counts[:, 0]
+        else:
+            sum_y, sum_yy = xp.sum(y.sums, axis=0), xp.sum(y.squares, axis=0)
+            products = xp.matrix_transpose(xp.astype(y.sums, self._dtype)) @ z
+        peak = float(xp.max(sum_yy))
+        if not np.isfinite(peak):
+            msg = "a NaN, infinite or overflowing target value"
+            raise ScaleError(msg, "finite targets", "look at the rows of this shard")
+        sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
+        sums["sum_yy"].reserve(peak)
+
+        def add() -> None:
+            sums["sum_y"].add_reserved(sum_y, where)
+            # A copy: what is added may be overwritten.
+            sums["sum_yy"].add_reserved(xp.asarray(sum_yy, copy=True), where)
+            sums["cross"].add_reserved(products, where)
 
         return peak, add
 
