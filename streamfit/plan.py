@@ -165,7 +165,7 @@ class Plan:
         return sum(shard.size for group in self.groups for shard in group.shards)
 
     @property
-    def flops_per_row(self) -> float:
+    def flops_per_row(self) -> int:
         """Multiply-adds of products, or of a decomposition, counted as two operations each.
 
         Where equal rows are multiplied once, those that are expected to be done, for each row that is read.
@@ -173,7 +173,7 @@ class Plan:
         d = self.n_features
         if self.triangle:  # Householder: of the rows, and of the triangle that each two blocks of rows are put below
             return 3 * (1 + d + self.n_targets) ** 2
-        return self.distinct * (d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets))
+        return round(self.distinct * (d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)))
 
     @property
     def sum_bytes(self) -> int:
