@@ -4,9 +4,9 @@
 
 Contexts of each length get the features of a language model (embedding, RBF centers, linear), with next tokens as
 classes. Files are put together into shards of about `--shard-mb`; equal rows are looked for within a shard, so short
-shards repeat less. Each line has the share of distinct rows, what the choice from a sample expects and decides, seconds
-from rows to sums both ways (features included, finding equal rows included), and how far apart the two Gram matrices
-are. A last line for each length has features that are small integers, where all sums must be equal with `==`.
+shards repeat less. Each length has the share of distinct rows, what the choice from a sample expects and decides,
+seconds from rows to sums both ways (features and finding equal rows included), and how far the two Gram matrices in
+float32 are from one with float64 products. Features that are small integers must have equal sums with `==`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def once(shards: Shards, features: FeatureMap, frame: Frame, targets: Targets, p
 
 
 def difference(a: Moments, b: Moments) -> float:
-    """Largest difference of two Gram matrices, relative to the larger of each pair of diagonal entries."""
+    """Largest difference of two Gram matrices, relative to the geometric mean of the two diagonal entries."""
     one, other = a.centered().gram, b.centered().gram
     scale = np.sqrt(np.outer(np.diag(other), np.diag(other)))
     return float(np.max(np.abs(one - other) / np.where(scale > 0, scale, 1.0)))
@@ -124,6 +124,7 @@ def report(root: str, contexts: list[int], shard_bytes: int, n_rows: int, vocab_
         choice = choose_counting("auto", [x for x, _ in shards], features.n_features, vocab, one_hot=True)
         every, slow = timed(row_by_row, shards, features, frame, targets, "float32")
         counted, fast = timed(once, shards, features, frame, targets, "float32")
+        exact = once(shards, features, frame, targets, "float64")
         small = integer_features(vocab, n_context)
         plain = Frame.identity(small.n_features, vocab)
         equal = row_by_row(shards, small, plain, targets, "float32") == once(shards, small, plain, targets, "float32")
@@ -133,7 +134,8 @@ def report(root: str, contexts: list[int], shard_bytes: int, n_rows: int, vocab_
             f"  decision: {'count' if choice.counted else 'row by row'} (products expected {choice.speedup:.2f} x)\n"
             f"  row by row {slow:.2f} s ({len(x) / slow:,.0f} rows/s),"
             f" counted {fast:.2f} s ({len(x) / fast:,.0f} rows/s): {slow / fast:.2f} x\n"
-            f"  Gram differs by {difference(counted, every):.1e} of the diagonal;"
+            f"  error of the Gram against float64 products: row by row {difference(every, exact):.1e}, counted"
+            f" {difference(counted, exact):.1e} of the diagonal;"
             f" with integer features all sums are {'equal (==)' if equal else 'NOT EQUAL'}"
         )
 
