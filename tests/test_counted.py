@@ -17,7 +17,7 @@ from streamfit import counted
 from streamfit.config import load_problem
 from streamfit.corpus import Files, ParquetTable
 from streamfit.counted import PIECE_ROWS, count_rows, equal_rows, piece_rows
-from streamfit.engine import Machine, accumulate, connect, plan_for, rewrite
+from streamfit.engine import Machine, accumulate, plan_for, rewrite
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.forgetting import forget
 from streamfit.frame import BLOCK_ROWS, Frame
@@ -190,20 +190,6 @@ def repeating(tmp_path, monkeypatch):
 def header_of(source, count_rows="always"):
     chosen = {"precision": "float64", "n_folds": 2, "seed": 0, "sample_rows": 500}
     return prepare_table(source, [Block("fourier", 64)], count_rows=count_rows, **chosen)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with connect(Machine(n_workers=2, threads_per_worker=1, memory_limit=2**31)) as client:
-        yield client
-
-
-def test_counted_sums_have_equal_bits_on_any_workers(tmp_path, repeating, cluster):
-    stores = [Store.create(tmp_path / name, header_of(repeating)) for name in ("serial", "cluster")]
-    accumulate(stores[0], repeating, group_rows=10**6)
-    accumulate(stores[1], repeating, client=cluster, group_rows=3000)
-    assert len(stores[1].head().segments) > len(stores[0].head().segments)
-    assert stores[0].moments() == stores[1].moments()
 
 
 @pytest.mark.parametrize("limit", [PIECE_ROWS, BLOCK_ROWS])
