@@ -150,7 +150,9 @@ def may_overwrite(array: Array, dtype: Any) -> bool:
     return bool(array.flags.c_contiguous) if array_api_compat.is_cupy_array(array) else True
 
 
-def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, Array]:
+def class_sums(
+    rows: Array, ids: Array, n_classes: int, *, of: Array | None = None, weights: Array | None = None
+) -> tuple[Array | None, Array]:
     """Sum the rows of each class: the product `onehot(ids)' @ rows` without the one-hot matrix.
 
     Parameters
@@ -159,6 +161,10 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
     ids : integer array of shape (n_rows,)
         Class of each row, in [0, n_classes).
     n_classes : int
+    of : integer array, optional
+        Row that each id belongs to, where a row has several or none; the i-th id to the i-th row without it.
+    weights : floating array of the shape of `ids`, optional
+        Factors of the rows in the sums.
 
     Returns
     -------
@@ -180,10 +186,11 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
         # The standard has no segmented sum; this path exists for conformance tests, not for speed.
         classes = xp.arange(n_classes, dtype=ids.dtype, device=device_of(ids))
         onehot = xp.astype(classes[:, None] == ids[None, :], rows.dtype)
-        return None, onehot @ rows
+        taken = rows if of is None else xp.take(rows, of, axis=0)
+        return None, onehot @ (taken if weights is None else taken * xp.astype(weights, rows.dtype)[:, None])
     order = values.argsort(ids, kind="stable")
     present, starts = values.unique(ids[order], return_index=True)
     indptr = values.concatenate([starts, values.asarray([len(ids)], dtype=starts.dtype)])
-    ones = values.ones(len(ids), dtype=rows.dtype)
-    selector = csr_matrix((ones, order, indptr), shape=(len(present), len(ids)))
+    factors = values.ones(len(ids), dtype=rows.dtype) if weights is None else weights[order].astype(rows.dtype)
+    selector = csr_matrix((factors, order if of is None else of[order], indptr), shape=(len(present), len(rows)))
     return present, selector @ rows

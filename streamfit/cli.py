@@ -164,6 +164,7 @@ def status(
         "targets": header.targets.n_targets,
         "precision": header.precision,
         "statistic": header.statistic,
+        "counted": header.counted,
         "rows_by_fold": {str(k): folds[k] for k in sorted(folds)},
         "rows_by_label": dict(sorted(labels.items())),
         "skipped": [{"key": r.key, "reason": r.reason} for r in head.refused],

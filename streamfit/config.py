@@ -19,6 +19,7 @@ from streamfit.arrays import Backend, Precision
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.engine import Machine
 from streamfit.errors import ConfigError
+from streamfit.repeats import CountRows
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
 from streamfit.text import LanguageSettings
@@ -200,6 +201,7 @@ class _Problem(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     group_rows: Count | None = None
+    count_rows: CountRows = "auto"
     solve: SolveSection = SolveSection()
 
 
@@ -218,6 +220,9 @@ class RidgeProblem(_Problem):
         if isinstance(given, dict) and given.get("statistic") == "qr":
             if given.get("precision", "float64") != "float64":
                 msg = "statistic 'qr' takes precision 'float64', which it has if none is given"
+                raise ValueError(msg)
+            if given.get("count_rows") == "always":
+                msg = "statistic 'qr' takes every row by itself: leave count_rows at 'auto', or set it to 'never'"
                 raise ValueError(msg)
             return {**given, "precision": "float64"}
         return given

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,7 +120,8 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
     say(console, "choosing features from a sample", "dim")
     started = time.perf_counter()
     kept = problem.store
-    store = Store.create(path, _header(problem, skip_bad_shards), max_live=kept.max_live, keep=kept.keep)
+    header = _header(problem, skip_bad_shards, lambda line: say(console, line, "dim"))
+    store = Store.create(path, header, max_live=kept.max_live, keep=kept.keep)
     log.info("event=features seconds=%.1f", time.perf_counter() - started)
     return store
 
@@ -130,10 +131,11 @@ def store_of(problem: Problem) -> str:
     return problem.store.at or str(Path(problem.run) / "store")
 
 
-def _header(problem: Problem, skip: bool) -> Header:
+def _header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Header:
     if isinstance(problem, LanguageProblem):
         documents = problem.corpus.documents("train")
-        return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip)
+        return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip,
+                       count_rows=problem.count_rows, report=report)  # fmt: skip
     return prepare_table(
         problem.corpus.table(),
         _blocks(problem),
@@ -143,6 +145,8 @@ def _header(problem: Problem, skip: bool) -> Header:
         sample_rows=problem.sample_rows,
         skip_bad_shards=skip,
         statistic=problem.statistic,
+        count_rows=problem.count_rows,
+        report=report,
     )
 
 
@@ -161,6 +165,10 @@ def _same_settings(problem: Problem, store: Store) -> None:
         wanted = {**reader_of(problem.corpus.table()), **settings, "statistic": problem.statistic}
     reader = store.header.reader
     found = {**reader, **reader.get("settings", {}), "statistic": store.header.statistic}
+    wanted["count_rows"] = problem.count_rows
+    found["count_rows"] = "always" if store.header.counted else "never"
+    if problem.count_rows == "auto":  # decided when the store was made
+        found["count_rows"] = "auto"
     differ = [name for name, value in wanted.items() if found.get(name) != value]
     if differ:
         was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
@@ -206,7 +214,7 @@ def accumulate_into(
     say(
         console,
         f"counted {summary.n_rows:,} rows of {summary.n_shards:,} shards in {summary.seconds:.1f} s"
-        f" ({summary.gflops:,.0f} GFLOP/s); the store holds {store.head().n_rows:,} rows",
+        f" ({_rate(summary)}); the store holds {store.head().n_rows:,} rows",
     )
     for again, first in summary.repeats[:3]:
         say(console, f"counted once: {again.key} has the content of {first.key}", "dim")
@@ -215,6 +223,14 @@ def accumulate_into(
     for refusal in summary.refused:
         say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
     return summary
+
+
+def _rate(summary: RunSummary) -> str:
+    """Speed of the products; where equal rows are multiplied once, how many are done is known from a sample alone."""
+    if not summary.plan.piece_rows:
+        return f"{summary.gflops:,.0f} GFLOP/s"
+    rows = summary.n_rows / max(summary.seconds, 1e-9)
+    return f"{rows:,.0f} rows/s, about {summary.gflops:,.0f} GFLOP/s, equal rows multiplied once"
 
 
 def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:

@@ -27,6 +27,7 @@ from streamfit.arrays import (
     to_host,
 )
 from streamfit.centered import Centered, unpack_tiles
+from streamfit.counted import ClassCounts, CountedBlock, TargetSums
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
@@ -279,7 +280,35 @@ class MomentsAccumulator:
                 self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
         self._n_rows += n_rows
 
-    def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
+    def add_counted(self, phi: Array, block: CountedBlock) -> None:
+        """Add distinct rows with their counts: the sums that all the rows they stand for have.
+
+        Equal to them where no product rounds: in float32, for integer features in units of the frame, as long as no
+        sum of a block passes 2^24.
+
+        Parameters
+        ----------
+        phi : floating array of shape (n_distinct, n_features)
+            Features of `block.x`.
+        block : CountedBlock
+            From `count_rows`, its arrays on the accumulator's device.
+
+        Raises
+        ------
+        MismatchError
+            If shapes do not fit the frame.
+        ScaleError
+            As `add`.
+        """
+        n_features = self._frame.n_features
+        if tuple(phi.shape) != (block.x.shape[0], n_features):
+            msg = f"features of shape {tuple(phi.shape)} of {block.x.shape[0]} distinct rows"
+            raise MismatchError(msg, f"({block.x.shape[0]}, {n_features})")
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add_block(phi, block.targets, block.weights)
+        self._n_rows += block.n_rows
+
+    def _add_block(self, phi: Array, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         weight = float(phi.shape[0]) if weights is None else self._checked_weight(weights)
         z, wz, sum_x, peak = self._prepared(phi, weights)
@@ -287,7 +316,9 @@ class MomentsAccumulator:
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
         # Everything is checked and has its room reserved before anything is added: a refused block leaves no trace.
-        if self._targets.one_hot:
+        if isinstance(y, ClassCounts | TargetSums):
+            y_peak, add_targets = self._counted_block(z, y)
+        elif self._targets.one_hot:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
             y_peak, add_targets = self._dense_block(wz, y, weights)
@@ -425,6 +456,33 @@ class MomentsAccumulator:
             block = products[strip, :] if units is None else products[strip, :] * units
             where = (strip, slice(None)) if targets is None else targets[strip]
             self._sums["cross"].add_reserved(block, where)
+
+    def _counted_block(self, z: Array, y: ClassCounts | TargetSums) -> tuple[float, Callable[[], None]]:
+        xp, sums, k = self._xp, self._sums, self._targets.n_targets
+        present: Array | None = None
+        where: Any = ...
+        if isinstance(y, ClassCounts):
+            present, counts = class_sums(y.weights[:, None], y.ids, k)
+            _, products = class_sums(z[:, self._columns], y.ids, k, of=y.rows, weights=y.weights)
+            where = ... if present is None else present
+            sum_y = sum_yy = counts[:, 0]
+        else:
+            sum_y, sum_yy = xp.sum(y.sums, axis=0), xp.sum(y.squares, axis=0)
+            products = self._by_tiles(xp.matrix_transpose(xp.astype(y.sums, self._dtype)), z)
+        peak = float(xp.max(sum_yy))
+        if not np.isfinite(peak):
+            msg = "a NaN, infinite or overflowing target value"
+            raise ScaleError(msg, "finite targets", "look at the rows of this shard")
+        sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
+        sums["sum_yy"].reserve(peak)
+
+        def add() -> None:
+            sums["sum_y"].add_reserved(sum_y, where)
+            # A copy: what is added may be overwritten.
+            sums["sum_yy"].add_reserved(xp.asarray(sum_yy, copy=True), where)
+            self._add_cross(products, present)
+
+        return peak, add
 
     def moments(self) -> Moments:
         """The sums so far. The accumulator must not be used afterwards.

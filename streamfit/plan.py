@@ -135,6 +135,10 @@ class Plan:
         Bytes of the feature map's own arrays.
     triangle : bool
         Whether a triangular factor is kept instead of sums of products.
+    piece_rows : int
+        Rows of a shard among which equal ones are looked for; 0 where every row is multiplied.
+    distinct : float
+        Share of the rows that are distinct, in the sample that it was estimated from; 1 where every row is multiplied.
     """
 
     groups: tuple[Group, ...]
@@ -146,6 +150,8 @@ class Plan:
     n_workers: int
     feature_bytes: int
     triangle: bool = False
+    piece_rows: int = 0
+    distinct: float = 1.0
 
     @property
     def n_shards(self) -> int:
@@ -164,11 +170,14 @@ class Plan:
 
     @property
     def flops_per_row(self) -> int:
-        """Multiply-adds of products, or of a decomposition, counted as two operations each."""
+        """Multiply-adds of products, or of a decomposition, counted as two operations each.
+
+        Where equal rows are multiplied once, those that are expected to be done, for each row that is read.
+        """
         d = self.n_features
         if self.triangle:  # Householder: of the rows, and of the triangle that each two blocks of rows are put below
             return 3 * (1 + d + self.n_targets) ** 2
-        return d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)
+        return round(self.distinct * (d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)))
 
     @property
     def sum_bytes(self) -> int:
@@ -184,6 +193,9 @@ class Plan:
         item = 4 if self.precision == "float32" else 8
         rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
         targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
+        rows += self.piece_rows * 8 * (3 * self.n_inputs + 10)
+        targets += self.piece_rows * 8 * (3 if self.one_hot else 3 * self.n_targets)
         if self.triangle:  # rows that wait until there are enough, stacked on the triangle, and LAPACK's copy
             columns = 1 + self.n_features + self.n_targets
             targets += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
@@ -203,7 +215,8 @@ class Plan:
             f"{self.n_shards:,} shards, {size_text(self.read_bytes)}, about {self.n_rows:,} rows"
             f" in {len(self.groups):,} groups",
             f"{self.n_features:,} features x {self.n_targets:,} targets in {self.precision}:"
-            f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
+            f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP"
+            + (f" if {self.distinct:.1%} of a shard's rows are distinct, as in the sample" if self.piece_rows else ""),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
             f" {size_text(self.solve_bytes(n_folds))} for the solve"
             + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),

@@ -11,7 +11,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamfit"
 FLOORS = (
     {"errors", "arrays"},
-    {"targets", "exact", "frame", "centered", "moments", "noise", "triangle", "counts", "plan", "features"},
+    {
+        "targets",
+        "exact",
+        "frame",
+        "centered",
+        "moments",
+        "noise",
+        "triangle",
+        "counts",
+        "counted",
+        "repeats",
+        "plan",
+        "features",
+    },
     {"solve"},
     {"corpus", "store"},
     {"engine"},

@@ -15,6 +15,8 @@ from distributed import Client
 from rich.console import Console
 
 from streamfit.corpus import Source
+from streamfit.corpus.text import BYTES_PER_TOKEN
+from streamfit.counted import piece_rows
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.progress import metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
@@ -258,6 +260,10 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
     header = store.header
     d, k = header.features.n_features, header.targets.n_targets
     _, arrays = header.features.to_spec()
+    longest = max((shard.planned_rows for shard in shards), default=0)
+    if header.reader.get("kind") == "tokens":
+        longest *= BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
+    limit = piece_rows(header.features.n_inputs, 1 if header.targets.one_hot else k)
     return Plan(
         groups=tuple(make_groups(shards, header.n_folds, group_rows or default_group_rows(d, k))),
         n_features=d,
@@ -268,6 +274,8 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         n_workers=n_workers,
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
+        piece_rows=min(limit, longest) if header.counted else 0,
+        distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
 
 

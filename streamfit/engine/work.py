@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
+from streamfit.counted import count_rows, piece_rows
 from streamfit.counts import Tables
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError
+from streamfit.frame import BLOCK_ROWS
+from streamfit.moments import MomentsAccumulator
 from streamfit.plan import Group, Shard
-from streamfit.store import Refusal, Segment, Store
+from streamfit.store import Header, Refusal, Segment, Store
 
 PREFETCH = 2
 """Blocks that the reader may be ahead."""
@@ -149,20 +153,24 @@ def sum_shards(
     tally = source.tally()
     with threadpool_limits(1):
         sums = header.accumulator(like, options.n_threads)
-        for shard, item in prefetched(source, shards, options.skip_bad_shards):
+        for shard, item in _pieces(header, source, shards, options.skip_bad_shards):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
             n_rows.setdefault(shard, 0)
             if item is None:
                 continue
-            x = device_array(item.x, options.backend)
-            y = device_array(item.y, options.backend)
-            weights = None if item.weights is None else device_array(item.weights, options.backend)
             if tally is not None:
                 tally.add(item)  # first, for the sums may overwrite what they are given
             try:
-                sums.add(features(x), y, weights=weights)
+                if header.counted and isinstance(sums, MomentsAccumulator):
+                    for block in count_rows(item.x, item.y, item.weights, header.frame, header.targets):
+                        moved = block.moved(lambda array: device_array(array, options.backend))
+                        sums.add_counted(features(moved.x), moved)
+                else:
+                    weights = None if item.weights is None else device_array(item.weights, options.backend)
+                    y = device_array(item.y, options.backend)
+                    sums.add(features(device_array(item.x, options.backend)), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
@@ -179,12 +187,51 @@ def sum_shards(
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 
 
-def prefetched(source: Source, shards: Sequence[Shard], skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
-    """Blocks of each shard, decoded by a thread ahead of the products.
+def _pieces(
+    header: Header, source: Source, shards: Sequence[Shard], skip: bool
+) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+    """Blocks of each shard; where equal rows are counted, the pieces of it among which they are looked for.
+
+    A piece is cut at a number of rows from the shard's first, so that sums are a function of each shard alone.
+    """
+    if not header.counted:
+        yield from prefetched(source, shards, skip)
+        return
+    n_values = 1 if header.targets.one_hot else header.targets.n_targets
+    limit = piece_rows(header.features.n_inputs, n_values)
+    held: list[Rows] = []
+    last: Shard | None = None
+    for shard, item in prefetched(source, shards, skip, ahead=max(PREFETCH, limit // BLOCK_ROWS)):
+        if last is not None and held and not (isinstance(item, Rows) and sum(len(r.x) for r in held) < limit):
+            whole, held = _joined(held), []
+            yield last, whole
+            del whole
+        last = shard
+        if isinstance(item, Rows):
+            held.append(item)
+        else:
+            yield shard, item
+    if last is not None and held:
+        yield last, _joined(held)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    given = [part.weights for part in parts if part.weights is not None]
+    return Rows(
+        np.concatenate([part.x for part in parts]),
+        np.concatenate([part.y for part in parts]),
+        np.concatenate(given) if given else None,
+    )
+
+
+def prefetched(
+    source: Source, shards: Sequence[Shard], skip: bool, *, ahead: int = PREFETCH
+) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+    """Blocks of each shard, decoded by a thread up to some blocks ahead of the products.
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
     """
-    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(PREFETCH)
+    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(ahead)
     stop = threading.Event()
 
     def put(item: tuple[Shard, Rows | ShardError | None] | BaseException | None) -> None:

@@ -41,11 +41,14 @@ class Header:
         What the reader needs besides, for instance a tokenizer's JSON.
     statistic : {'gram', 'qr'}
         What is summed: `Moments`, or a `Triangle`, which takes precision float64.
+    counted : bool
+        Whether equal rows of a shard are multiplied once, with their number. Products then round elsewhere, so it
+        is part of what sums must share.
 
     Raises
     ------
     ConfigError
-        If a triangle is to be kept in float32.
+        If a triangle is to be kept in float32, or of counted rows.
     """
 
     features: FeatureMap
@@ -56,11 +59,15 @@ class Header:
     reader: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     statistic: StatisticKind = "gram"
+    counted: bool = False
 
     def __post_init__(self) -> None:
         if self.statistic == "qr" and self.precision != "float64":
             msg = f"statistic 'qr' with precision {self.precision!r}"
             raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+        if self.statistic == "qr" and self.counted:
+            msg = "statistic 'qr' of counted rows"
+            raise ConfigError(msg, "statistic 'gram'", "leave count_rows at 'auto', or set it to 'never'")
 
     def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
         """What rows are added to, on the device of `like`; rows of features may be overwritten by it."""
@@ -89,6 +96,8 @@ class Header:
         }
         if self.statistic != "gram":
             spec["statistic"] = self.statistic
+        if self.counted:
+            spec["counted"] = True
         named = {f"features/{name}": a for name, a in arrays.items()}
         named |= {f"frame/{name}": getattr(self.frame, name) for name in _FRAME}
         named |= {f"files/{name}": np.frombuffer(data, np.uint8) for name, data in self.files.items()}
@@ -118,6 +127,7 @@ class Header:
             reader=spec["reader"],
             files={name: arrays[f"files/{name}"].tobytes() for name in spec["files"]},
             statistic=spec.get("statistic", "gram"),
+            counted=spec.get("counted", False),
         )
 
     @cached_property
