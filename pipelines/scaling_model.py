@@ -56,7 +56,7 @@ class Point:
 class Costs:
     """Seconds of one worker for each of `TERMS`, and the relative residuals of the fit."""
 
-    seconds: tuple[float, float, float, float]
+    seconds: tuple[float, ...]
     residuals: tuple[float, ...] = ()
 
     @classmethod
