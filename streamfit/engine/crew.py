@@ -130,7 +130,8 @@ class _Dask(Crew):
                 raise outcomes[future] if future in outcomes else _failure(future)
 
     def stop(self) -> None:
-        self._client.cancel(list(self._tasks), force=True)
+        if self._tasks:
+            self._client.cancel(list(self._tasks), force=True)
 
 
 @contextmanager

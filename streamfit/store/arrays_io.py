@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
     named = {**attributes, "arrays": sorted(arrays)}
     # All at once: an array made by itself would write every group above it anew, an object each.
     nodes: dict[str, Any] = {path: zarr.create_group(MemoryStore(), attributes=named).metadata}
-    nodes |= {f"{path}/{name}": _described(array) for name, array in arrays.items()}
+    nodes |= {f"{path}/{name}": _described(a.shape, _chunks(a), a.dtype) for name, a in arrays.items()}
     target = _Writes(ZarrObjects(objects))
     try:
         for where, node in zarr.create_hierarchy(store=target, nodes=nodes):
@@ -72,14 +73,15 @@ class _Writes(WrapperStore[ZarrObjects[Any]]):
                 self.failure = self.failure or error
 
 
-def _described(array: np.ndarray) -> Any:
-    """What a `zarr.json` says of an array."""
+@lru_cache(256)
+def _described(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """What a `zarr.json` says of an array; the arrays of a store's segments are alike, so it is found once."""
     return zarr.create_array(
         MemoryStore(),
-        shape=array.shape,
-        chunks=_chunks(array),
-        dtype=array.dtype,
-        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize), Crc32cCodec()],
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=dtype.itemsize), Crc32cCodec()],
     ).metadata
 
 
