@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,16 +19,17 @@ from streamfit.corpus import Source
 from streamfit.corpus.text import BYTES_PER_TOKEN
 from streamfit.counted import piece_rows
 from streamfit.engine.crew import crew, n_workers
-from streamfit.engine.progress import metered, say
+from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
-from streamfit.engine.tasks import Count, Merge
+from streamfit.engine.tasks import Collect, Count, Merge
 from streamfit.engine.upkeep import Upkeep
-from streamfit.engine.work import WorkOptions
-from streamfit.errors import CorpusError, MismatchError, ShardChangedError
-from streamfit.plan import Plan, Shard, counted_twice, default_group_rows, make_groups
-from streamfit.store import Refusal, Store
+from streamfit.engine.work import GroupResult, WorkOptions
+from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
+from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.store import FullError, Refusal, Store
 
 log = logging.getLogger("streamfit")
+Done = tuple[Group, GroupResult]
 
 
 @dataclass(frozen=True)
@@ -185,27 +187,59 @@ class _Job:
         ):
             for group in plan.groups:
                 workers.add(Count(group))
-            upkeep = Upkeep(self.store, workers)
-            for task, result in workers.results():
-                if isinstance(task, Merge):
-                    upkeep.merged(task, result)
-                    continue
-                try:
-                    if result.segment is not None or result.refused:
-                        segments = [result.segment] if result.segment else []
-                        upkeep.commit(segments, result.refused, recount=self.recount)
-                except MismatchError as error:  # counted, or forgotten, by another run meanwhile
-                    lost = error
-                    if result.segment is not None:
-                        self.store.discard(result.segment)
-                    continue
-                self.refused += result.refused
-                self.n_rows += result.n_rows
-                self.n_shards += len(task.group.shards) - len(result.refused)
-                meter.group(task.group.planned_rows, result.n_rows)
+            upkeep, ready = Upkeep(self.store, workers), deque[Done]()
+            try:
+                for batch in workers.batches():
+                    for task, result in batch:
+                        if isinstance(task, Merge):
+                            upkeep.merged(task, result)
+                        elif isinstance(task, Collect):
+                            log.info("event=collect segments=%d bytes=%d", result.segments, result.n_bytes)
+                        else:
+                            ready.append((task.group, result))
+                    # A wave of groups that were finished together is one commit, or some; what finds no room waits
+                    # for the merge that makes some.
+                    while ready and (n := upkeep.room([r.segment for _, r in ready if r.segment])):
+                        lost = self._commit(upkeep, _first(ready, n), meter) or lost
+            except StreamfitError:
+                while ready:  # what was finished before the fault counts
+                    self._commit(upkeep, _first(ready, 1), meter)
+                raise
         if lost is not None and self.plan(shards).n_shards == plan.n_shards:
             raise lost  # nothing of it was counted by anyone: asking again would not end
         return lost is not None
+
+    def _commit(self, upkeep: Upkeep, done: Sequence[Done], meter: Meter) -> MismatchError | None:
+        """Commit groups, in one record if that can be; the last fault of those that another run was faster with."""
+        segments = [result.segment for _, result in done if result.segment is not None]
+        refused = [refusal for _, result in done for refusal in result.refused]
+        try:
+            if segments or refused:
+                upkeep.commit(segments, refused, recount=self.recount)
+        except (MismatchError, FullError) as error:
+            if len(done) > 1:
+                faults = [self._commit(upkeep, [one], meter) for one in done]
+                return next((fault for fault in reversed(faults) if fault is not None), None)
+            if isinstance(error, FullError):
+                raise
+            for segment in segments:  # counted, or forgotten, by another run meanwhile
+                self.store.discard(segment)
+            return error
+        self.refused += refused
+        for group, result in done:
+            self.n_rows += result.n_rows
+            self.n_shards += len(group.shards) - len(result.refused)
+            meter.group(group.planned_rows, result.n_rows)
+        return None
+
+
+def _first(ready: deque[Done], n_segments: int) -> list[Done]:
+    """Take finished groups from the front, up to the one with the n-th segment, and those that follow without any."""
+    taken: list[Done] = []
+    while ready and (n_segments or ready[0][1].segment is None):
+        n_segments -= ready[0][1].segment is not None
+        taken.append(ready.popleft())
+    return taken
 
 
 def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:

@@ -14,7 +14,7 @@ from streamfit.counts import Tables, add_tables
 from streamfit.engine.work import GroupResult, WorkOptions, sum_shards, work_group
 from streamfit.errors import StoreError
 from streamfit.plan import Group, Shard
-from streamfit.store import Segment, Store, merge_live
+from streamfit.store import Collected, Segment, Store, collect, merge_live
 from streamfit.triangle import Triangle
 
 Report = Callable[[int], None]
@@ -45,6 +45,14 @@ class Merge:
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment | None:
         return merge_live(store, self.segments)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Delete what no commit needs any more: thousands of files, for which no commit is to wait."""
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Collected:
+        return collect(store)
 
 
 @dataclass(frozen=True)

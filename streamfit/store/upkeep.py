@@ -1,10 +1,10 @@
 """What keeps a store small: merging segments of a kind, and deleting what no commit needs. Floor 4.
 
 **Bounds.** After every commit there are at most `Record.bound` live segments: `max_live`, or twice the number of kinds
-(fold, source, labels) where that is more; a commit that would leave more is refused. A commit adds one segment, but for
-imports and rewrites, which add one a kind at most; so the commits that one can go back to name `bound + keep` segments
-together when runs made them. Collection leaves those, the pinned ones, and what was never committed and is younger than
-its grace.
+(fold, source, labels) where that is more; a commit that would leave more is refused. A commit of a run adds one
+segment, or those that were finished meanwhile, at most an eighth of `max_live`; imports and rewrites add one a kind at
+most. So the commits that one can go back to name `bound + keep * max_live / 8` segments together when runs made them.
+Collection leaves those, the pinned ones, and what was never committed and is younger than its grace.
 """
 
 from __future__ import annotations
@@ -39,6 +39,26 @@ _STAGED = re.compile(r"\.partial$|#\d+$")
 def mergeable(head: Record) -> list[list[Segment]]:
     """Live segments by kind, those kinds that have several, the most numerous first."""
     return sorted((group for group in by_kind(head.segments) if len(group) > 1), key=len, reverse=True)
+
+
+def crowding(head: Record) -> list[list[Segment]]:
+    """What to merge for room in the middle of a run: of each kind the small ones, and not each time the large as well.
+
+    Taken are, from the smallest, those with at most twice the shards of all smaller ones together, so that a shard's
+    line in the ledger is written again only as often as the logarithm of their number. Where that leaves more than
+    half of the bound, all that can be merged.
+    """
+    chosen, left = [], len(head.segments)
+    for group in mergeable(head):
+        parts = sorted(group, key=lambda segment: (segment.n_shards, segment.id))
+        n, total = 1, parts[0].n_shards
+        while n < len(parts) and parts[n].n_shards <= 2 * total:
+            total += parts[n].n_shards
+            n += 1
+        if n > 1:
+            chosen.append(parts[:n])
+            left -= n - 1
+    return chosen if left <= head.bound // 2 else mergeable(head)
 
 
 def by_kind(segments: Iterable[Segment]) -> list[list[Segment]]:
@@ -250,8 +270,10 @@ def _named_before(store: Store, oldest: int, since: datetime, loose: Mapping[str
     for sequence in range(oldest - 1, -1, -1):
         names, when = store.named(sequence)
         found |= names
-        left = {name: written for name, written in left.items() if name not in names}
-        if when < min([since, *left.values()]):
+        for name in names & left.keys():
+            del left[name]
+        # Once all that is loose has been found, what older commits name is no longer there.
+        if not left or when < min([since, *left.values()]):
             break
     return found
 
