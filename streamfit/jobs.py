@@ -24,7 +24,7 @@ from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
-from streamfit.solving import Solved, solve_store
+from streamfit.solving import Solved, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
@@ -83,7 +83,10 @@ def fit(
         source = training_source(problem, store)
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
-        solved = solve_store(store, problem.solve, console)
+        if summary.plan.n_bands > 1:
+            solved = solve_out_of_core(store, problem.solve, machine.worker_memory, None, console)
+        else:
+            solved = solve_store(store, problem.solve, console)
         model = build_model(problem, store, solved)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")

@@ -4,7 +4,7 @@ from streamfit.engine.cluster import Machine, connect
 from streamfit.engine.progress import progressing, say
 from streamfit.engine.recount import recount
 from streamfit.engine.rewrite import Rewritten, find_rows, rewrite
-from streamfit.engine.run import RunSummary, accumulate, plan_for
+from streamfit.engine.run import RunSummary, accumulate, bands_of, plan_for
 from streamfit.engine.visit import visit
 from streamfit.engine.work import WorkOptions, placed, work_group
 
@@ -14,6 +14,7 @@ __all__ = [
     "RunSummary",
     "WorkOptions",
     "accumulate",
+    "bands_of",
     "connect",
     "find_rows",
     "placed",

@@ -21,10 +21,11 @@ from streamfit.counted import piece_rows
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
-from streamfit.engine.tasks import Collect, Count, Merge
+from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
 from streamfit.engine.upkeep import Upkeep
-from streamfit.engine.work import GroupResult, WorkOptions
+from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
 from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
+from streamfit.frame import panels_of
 from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
 from streamfit.store import FullError, Refusal, Store
 
@@ -135,12 +136,14 @@ def accumulate(
     already = tuple(s for s in unique if s.content_id in counted)
     forgotten = {} if recount else store.forgotten_among(unique)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
-    job = _Job(store, source, client, options, group_rows, recount, console)
+    job = _Job(store, source, client, options, group_rows, recount, console, worker_memory)
     plan = job.plan(unique)
+    job.options = replace(options, n_bands=plan.n_bands)
     free = psutil.virtual_memory().available
     if client is not None and client.cluster is not None:
         free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
-    plan.check(worker_memory, free, store.header.n_folds)
+    # What was summed in panels is solved in panels, too.
+    plan.check(worker_memory, free if plan.n_bands == 1 else None, store.header.n_folds)
     _announce(plan, store, client, console, already, kept_out)
     replaced = _swap(job, unique, {old.uri for _, old in changed}) if changed else None
     while job.count(unique):
@@ -164,6 +167,7 @@ class _Job:
     group_rows: int | None
     recount: bool
     console: Console | None
+    worker_memory: int | None = None
     n_rows: int = 0
     n_shards: int = 0
     refused: list[Refusal] = field(default_factory=list)
@@ -176,7 +180,8 @@ class _Job:
         if self.options.skip_bad_shards:
             out |= {r.content_id for r in self.store.head().refused}
         todo = [s for s in shards if s.content_id not in out]
-        return plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+        plan = plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+        return plan.within(self.worker_memory)
 
     def count(self, shards: Sequence[Shard]) -> bool:
         """Count what is not counted; whether another run was faster, so that the rest must be planned anew."""
@@ -185,9 +190,12 @@ class _Job:
             metered(plan, self.console) as meter,
             crew(self.store, self.source, self.client, self.options, meter.block) as workers,
         ):
+            panels = panels_of(plan.n_features, plan.n_bands) if plan.n_bands > 1 else []
             for group in plan.groups:
-                workers.add(Count(group))
+                for task in [CountPanel(group, panel) for panel in panels] or [Count(group)]:
+                    workers.add(task)
             upkeep, ready = Upkeep(self.store, workers), deque[Done]()
+            begun: dict[Group, list[PanelResult]] = {}
             try:
                 for batch in workers.batches():
                     for task, result in batch:
@@ -195,6 +203,10 @@ class _Job:
                             upkeep.merged(task, result)
                         elif isinstance(task, Collect):
                             log.info("event=collect segments=%d bytes=%d", result.segments, result.n_bytes)
+                        elif isinstance(task, CountPanel):
+                            begun.setdefault(task.group, []).append(result)
+                            if len(begun[task.group]) == len(panels):
+                                workers.add(Stitch(task.group, tuple(begun.pop(task.group))), first=True)
                         else:
                             ready.append((task.group, result))
                     # A wave of groups that were finished together is one commit, or some; what finds no room waits
@@ -311,6 +323,11 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
+
+
+def bands_of(store: Store, worker_memory: int | None) -> int:
+    """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps."""
+    return plan_for(store, [], n_workers=1).within(worker_memory).n_bands
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

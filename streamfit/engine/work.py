@@ -20,11 +20,11 @@ from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.counted import count_rows, piece_rows
 from streamfit.counts import Tables
-from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError
-from streamfit.frame import BLOCK_ROWS
-from streamfit.moments import MomentsAccumulator
+from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
+from streamfit.frame import BLOCK_ROWS, Panel, panels_of
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import Group, Shard
-from streamfit.store import Header, Refusal, Segment, Store
+from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, stitch, write_panel
 
 PREFETCH = 2
 """Blocks that the reader may be ahead."""
@@ -43,11 +43,14 @@ class WorkOptions:
         Tiles multiplied at the same time.
     backend : {'numpy', 'cuda'}
         Array library of the products. `cuda` has not been run on hardware.
+    n_bands : int
+        Where more than 1, the Gram matrix is summed a panel at a time; see `Panel`.
     """
 
     skip_bad_shards: bool = False
     n_threads: int = 1
     backend: Backend = "numpy"
+    n_bands: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class Sums:
 def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
     """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
     there = where.get(shard.bytes_id)
-    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop, stamp=there.stamp)
+    return (
+        shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop, stamp=there.stamp)
+    )
 
 
 @contextmanager
@@ -130,11 +135,69 @@ def work_group(
         If the segment cannot be written.
     """
     started = time.perf_counter()
+    if options.n_bands > 1:
+        panels = panels_of(store.header.frame.n_features, options.n_bands)
+        first = work_panel(store, source, group, panels[0], options, report)
+        rest = [work_panel(store, source, group, panel, options) for panel in panels[1:]]
+        return stitch_group(store, [first, *rest])
     sums = sum_shards(store, source, group.shards, options, report)
     segment = None
     if sums.n_rows:
         segment = store.write_segment(sums.moments, list(sums.n_rows), list(sums.n_rows.values()), sums.tables)
     return GroupResult(segment, sums.refused, sum(sums.n_rows.values()), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class PanelResult:
+    """What came of one panel of a group: not yet a segment.
+
+    Parameters
+    ----------
+    panel : WrittenPanel
+    n_rows : tuple of (Shard, int)
+        Rows of each shard that was read.
+    refused : tuple of Refusal
+    seconds : float
+    """
+
+    panel: WrittenPanel
+    n_rows: tuple[tuple[Shard, int], ...]
+    refused: tuple[Refusal, ...]
+    seconds: float
+
+
+def work_panel(
+    store: Store,
+    source: Source,
+    group: Group,
+    panel: Panel,
+    options: WorkOptions,
+    report: Callable[[int], None] = lambda _: None,
+) -> PanelResult:
+    """Sum one panel of a group; raises as `work_group`."""
+    started = time.perf_counter()
+    sums = sum_shards(store, source, group.shards, options, report, panel)
+    assert isinstance(sums.moments, Moments)  # a triangle has no panels
+    written = write_panel(store, sums.moments, panel, sums.tables)
+    return PanelResult(written, tuple(sums.n_rows.items()), sums.refused, time.perf_counter() - started)
+
+
+def stitch_group(store: Store, panels: Sequence[PanelResult]) -> GroupResult:
+    """Make the segment of a group of all its panels.
+
+    Raises
+    ------
+    StoreError
+        If they were made of different rows, or one is lost.
+    """
+    started, first = time.perf_counter(), panels[0]
+    if any(panel.n_rows != first.n_rows for panel in panels):
+        msg = f"panels of different rows in the group of {first.n_rows[0][0].key if first.n_rows else 'no shard'}"
+        raise StoreError(msg, "the same rows each time", "the corpus changed while it was read; run again")
+    shards, n_rows = [shard for shard, _ in first.n_rows], [n for _, n in first.n_rows]
+    segment = stitch(store, [panel.panel for panel in panels], shards, n_rows) if shards else None
+    seconds = time.perf_counter() - started + sum(panel.seconds for panel in panels)
+    return GroupResult(segment, first.refused, sum(n_rows), seconds)
 
 
 def sum_shards(
@@ -143,8 +206,9 @@ def sum_shards(
     shards: Sequence[Shard],
     options: WorkOptions,
     report: Callable[[int], None] = lambda _: None,
+    panel: Panel | None = None,
 ) -> Sums:
-    """Read shards and sum their rows, in memory."""
+    """Read shards and sum their rows, in memory; with a panel, that part of the Gram matrix alone."""
     header = store.header
     like = device_array(header.frame.origin, options.backend)
     features = header.features.like(like)
@@ -152,7 +216,7 @@ def sum_shards(
     n_rows: dict[Shard, int] = {}
     tally = source.tally()
     with threadpool_limits(1):
-        sums = header.accumulator(like, options.n_threads)
+        sums = header.accumulator(like, options.n_threads, panel)
         for shard, item in _pieces(header, source, shards, options.skip_bad_shards):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
@@ -179,7 +243,7 @@ def sum_shards(
                 # Only the products tell that a finite number is too large, and only the features that a list has
                 # another width; the group is begun again without the shard.
                 refusal = Refusal(shard.key, shard.content_id, str(bad))
-                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report)
+                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report, panel)
                 return replace(rest, refused=(refusal, *rest.refused))
             n_rows[shard] += len(item.x)
             report(len(item.x))

@@ -9,6 +9,7 @@ from streamfit.store.mix import Mix
 from streamfit.store.out_of_core import plan_tiled, solve_tiled
 from streamfit.store.place import Place
 from streamfit.store.policy import FullError, fitting
+from streamfit.store.stitch import WrittenPanel, stitch, write_panel
 from streamfit.store.store import Store
 from streamfit.store.upkeep import (
     GRACE,
@@ -45,6 +46,7 @@ __all__ = [
     "StatisticKind",
     "Store",
     "Verification",
+    "WrittenPanel",
     "absorb",
     "by_kind",
     "collect",
@@ -65,5 +67,7 @@ __all__ = [
     "plan_tiled",
     "purge",
     "solve_tiled",
+    "stitch",
     "verify",
+    "write_panel",
 ]

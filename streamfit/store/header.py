@@ -14,7 +14,7 @@ from streamfit.arrays import Array, Precision
 from streamfit.centered import Statistic
 from streamfit.errors import ConfigError, StoreError
 from streamfit.features import FeatureMap, from_spec
-from streamfit.frame import BLOCK_ROWS, Frame, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.moments import MomentsAccumulator
 from streamfit.targets import Targets
 from streamfit.triangle import TriangleAccumulator
@@ -69,12 +69,14 @@ class Header:
             msg = "statistic 'qr' of counted rows"
             raise ConfigError(msg, "statistic 'gram'", "leave count_rows at 'auto', or set it to 'never'")
 
-    def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
+    def accumulator(
+        self, like: Array | None = None, n_threads: int = 1, panel: Panel | None = None
+    ) -> MomentsAccumulator | TriangleAccumulator:
         """What rows are added to, on the device of `like`; rows of features may be overwritten by it."""
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
         return MomentsAccumulator(
-            self.frame, self.targets, self.precision, like=like, n_threads=n_threads, overwrite=True
+            self.frame, self.targets, self.precision, like=like, n_threads=n_threads, overwrite=True, panel=panel
         )
 
     def zeros(self) -> Statistic:

@@ -53,9 +53,7 @@ def write_panel(store: Store, sums: Moments, panel: Panel, tables: Tables) -> Wr
     diagonal = panel.row == panel.column
     kept = {*limb_names("gram"), *(limb_names("cross") if diagonal else ())}
     arrays = {
-        name: array
-        for name, array in arrays_of(sums, tables if first else None).items()
-        if first or name in kept
+        name: array for name, array in arrays_of(sums, tables if first else None).items() if first or name in kept
     }
     name = uuid.uuid4().hex
     attributes = {"header": store.record(0).header, "n_rows": sums.n_rows, "panel": asdict(panel)}
@@ -145,7 +143,7 @@ def _gram(parts: Sequence[tuple[StoredPart, Panel]], frame: Frame) -> dict[str, 
         for local, (index, _, _) in enumerate(panel.tiles()):
             holders[index].append((part, local))
     if not all(holders):
-        msg = f"panels without tile {[i for i, held in enumerate(holders) if not held][0]} of the Gram matrix"
+        msg = f"panels without tile {holders.index([])} of the Gram matrix"
         raise StoreError(msg, "a panel for every tile", "run again")
 
     def tile(index: int) -> GridSum:

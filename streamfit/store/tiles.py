@@ -139,7 +139,9 @@ class StoreTiles:
         chunk = i * t - i * (i - 1) // 2 + j - i  # tiles of the upper triangle, row by row
         return read_sum(part, "gram", (self.edge, self.edge), chunk)
 
-    def _sum(self, read: Callable[[StoredPart], GridSum], tops: tuple[int, ...] = ()) -> tuple[GridSum, tuple[int, ...]]:
+    def _sum(
+        self, read: Callable[[StoredPart], GridSum], tops: tuple[int, ...] = ()
+    ) -> tuple[GridSum, tuple[int, ...]]:
         """The exact sum, over segments, of what `read` makes of one, weighted as `Store.moments` does it.
 
         A sum of three limbs is not rounded as one of two is, and how many there are is decided for a matrix as a whole:
