@@ -18,6 +18,8 @@ FLOORS = (
     {"models", "tables", "text"},
     {
         "config",
+        "machines",
+        "sections",
         "doctor",
         "report",
         "jobs",
@@ -30,6 +32,7 @@ FLOORS = (
         "demo",
         "cli",
         "cli_data",
+        "cli_machine",
         "cli_options",
         "cli_solve",
         "cli_store",

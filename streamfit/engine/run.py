@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import psutil
-from distributed import Client
+from distributed import Client, LocalCluster
 from rich.console import Console
 
 from streamfit.corpus import Source
-from streamfit.engine.crew import crew, n_workers
+from streamfit.engine.crew import crew, n_workers, smallest_memory
 from streamfit.engine.progress import metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
 from streamfit.engine.tasks import Count, Merge
@@ -92,7 +92,7 @@ def accumulate(
     group_rows : int, optional
         Rows of a group; about a minute's work without it.
     worker_memory : int, optional
-        Bytes that each worker has; the plan is refused if it needs more.
+        Bytes that each worker has; the plan is refused if it needs more. Without it the workers are asked.
     console : rich Console, optional
         Shows the plan and a progress bar.
     replace_changed : bool
@@ -134,9 +134,9 @@ def accumulate(
     job = _Job(store, source, client, options, group_rows, recount, console)
     plan = job.plan(unique)
     free = psutil.virtual_memory().available
-    if client is not None and client.cluster is not None:
+    if client is not None and isinstance(client.cluster, LocalCluster):
         free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
-    plan.check(worker_memory, free, store.header.n_folds)
+    plan.check(smallest_memory(client) if worker_memory is None else worker_memory, free, store.header.n_folds)
     _announce(plan, store, client, console, already, kept_out)
     replaced = _swap(job, unique, {old.uri for _, old in changed}) if changed else None
     while job.count(unique):
