@@ -93,6 +93,7 @@ def test_tls(undisturbed):
     assert "certificates that cannot be used" in told("fit", config, "--machine", machine)
 
 
+@pytest.mark.slow
 def test_adaptive(undisturbed):
     folder, expected = undisturbed
     machine = folder / "adaptive.toml"
