@@ -1,10 +1,8 @@
-"""Clusters in processes of their own: over TLS, growing and shrinking, and jobs of a batch system of two commands."""
+"""Clusters in processes of their own: over TLS, growing and shrinking."""
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from certificates import make_certificates
 from cli_runs import ok, told, total
-
-from streamfit.engine import connect, n_workers
-from streamfit.engine.cluster_spec import job_script
-from streamfit.machines import load_machine
 
 
 @pytest.fixture(scope="module")
@@ -101,51 +95,3 @@ def test_adaptive(undisturbed):
     printed = ok("fit", problem(folder, "adaptive"), "--machine", machine)
     assert "for each of 2 workers" in printed, "the plan is for the most"
     assert total(folder / "adaptive") == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "submit", "cancel"), [("slurm", "sbatch", "scancel"), ("pbs", "qsub", "qdel")])
-def test_jobs_run_as_they_are_shown(undisturbed, monkeypatch, kind, submit, cancel):
-    """The batch system is a shell that starts each script at once and notes what it was given."""
-    folder, expected = undisturbed
-    commands = folder / f"{kind}-commands"
-    commands.mkdir()
-    for name, lines in (
-        (submit, f'cp "$1" {commands}/$$.sh\nsetsid bash {commands}/$$.sh >{commands}/$$.txt 2>&1 &\necho $!'),
-        (cancel, "for job; do kill -- -$job; done"),
-    ):
-        (commands / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
-        (commands / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    machine = folder / f"{kind}.toml"
-    machine.write_text(
-        f"kind = '{kind}'\nadapt = {{minimum = 1, maximum = 2}}\n"
-        "[job]\ncores = 1\nmemory = '1GB'\nwalltime = '00:10:00'\ninterface = 'lo'\nstart_timeout = 60\n"
-        f"local_directory = '{folder}'\njob_script_prologue = ['export OMP_NUM_THREADS=7']\n"
-    )
-    chosen = load_machine(machine)
-    with connect(chosen) as client:
-        assert n_workers(client) == 2
-        (submitted,) = commands.glob("*.sh")
-        threads = client.submit(os.environ.get, "OMP_NUM_THREADS").result()
-        memory = client.submit(_spills).result()
-        address = client.scheduler.address
-    assert (threads, memory) == ("1", False)
-    script = submitted.read_text()
-    (name,) = [word for before, word in zip(script.split(), script.split()[1:], strict=False) if before == "--name"]
-    assert script == job_script(chosen, address, name)
-    printed = ok("fit", problem(folder, kind), "--machine", machine)
-    assert "for each of 2 workers" in printed
-    assert total(folder / kind) == expected
-    (commands / submit).write_text("#!/usr/bin/env bash\necho 'invalid account' >&2\nexit 1\n")
-    assert f"a job that {submit} refused: invalid account" in told(
-        "fit", problem(folder, f"{kind}-refused"), "--machine", machine
-    )
-    (commands / submit).unlink()
-    assert f"no command '{submit}' here" in told("fit", problem(folder, f"{kind}-none"), "--machine", machine)
-
-
-def _spills() -> object:
-    import dask
-
-    return dask.config.get("distributed.worker.memory.spill")
