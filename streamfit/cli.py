@@ -19,6 +19,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from streamfit.cli_machine import app as machine_app
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(solve_app)
 app.add_typer(store_app)
+app.add_typer(machine_app)
 
 
 def main() -> None:

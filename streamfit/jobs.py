@@ -20,7 +20,7 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
@@ -279,7 +279,7 @@ def evaluate_documents(model: LanguageModel, documents: Documents, client: Clien
     if client is None:
         return add_scores([_score_shards(evaluator, documents, shards)])
     # A few pieces a worker, alike in size, so that none ends much later than the rest.
-    n_pieces = min(len(shards), 3 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
+    n_pieces = min(len(shards), 3 * n_workers(client))
     pieces: list[list[Shard]] = [[] for _ in range(n_pieces)]
     for shard in sorted(shards, key=lambda s: -s.size):
         min(pieces, key=lambda piece: sum(s.size for s in piece)).append(shard)
@@ -307,7 +307,7 @@ def remember(problem: Problem, machine: Machine) -> None:
     kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
     for name, text in (
         ("problem.json", kept.model_dump_json(indent=1)),
-        ("machine.json", json.dumps(asdict(machine), indent=1)),
+        ("machine.json", json.dumps(machine.to_json(), indent=1)),
     ):
         partial = run / f"{name}.partial"
         partial.write_text(text, encoding="utf-8")

@@ -31,6 +31,8 @@ FLOORS = (
     {"models", "estimators", "tables", "text"},
     {
         "config",
+        "machines",
+        "sections",
         "doctor",
         "report",
         "jobs",
@@ -43,6 +45,7 @@ FLOORS = (
         "demo",
         "cli",
         "cli_data",
+        "cli_machine",
         "cli_options",
         "cli_solve",
         "cli_store",

@@ -1,6 +1,9 @@
 """Running the plan: one group's work, the cluster it runs on, and the loops that commit."""
 
-from streamfit.engine.cluster import Machine, connect
+from streamfit.engine.cluster import connect
+from streamfit.engine.cluster_spec import rendered
+from streamfit.engine.crew import n_workers
+from streamfit.engine.machine import Machine
 from streamfit.engine.progress import progressing, say
 from streamfit.engine.recount import recount
 from streamfit.engine.rewrite import Rewritten, find_rows, rewrite
@@ -17,10 +20,12 @@ __all__ = [
     "bands_of",
     "connect",
     "find_rows",
+    "n_workers",
     "placed",
     "plan_for",
     "progressing",
     "recount",
+    "rendered",
     "rewrite",
     "say",
     "visit",

@@ -15,6 +15,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from streamfit.corpus import Source
+from streamfit.engine.cluster import planned_workers
 from streamfit.engine.tasks import Task
 from streamfit.engine.work import WorkOptions
 from streamfit.errors import PlanError, StreamfitError
@@ -155,11 +156,20 @@ def crew(
 
 
 def n_workers(client: Client | None) -> int:
-    """Workers of a client; this process is one."""
+    """Workers of a client, those that may still come included; this process is one."""
     if client is None:
         return 1
     with _scheduler_lives(client):
-        return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        return max(1, planned_workers(client), len(client.scheduler_info(n_workers=-1)["workers"]))
+
+
+def smallest_memory(client: Client | None) -> int | None:
+    """Bytes that a task can count on, on the smallest of the workers there are; None if none has a limit."""
+    if client is None:
+        return None
+    with _scheduler_lives(client):
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return min((w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
 @contextmanager

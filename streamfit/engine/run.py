@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import psutil
-from distributed import Client
+from distributed import Client, LocalCluster
 from rich.console import Console
 
 from streamfit.corpus import Source
 from streamfit.corpus.text import BYTES_PER_TOKEN
 from streamfit.counted import piece_rows
-from streamfit.engine.crew import crew, n_workers
+from streamfit.engine.crew import crew, n_workers, smallest_memory
 from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
 from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
@@ -97,7 +97,7 @@ def accumulate(
     group_rows : int, optional
         Rows of a group; about a minute's work without it.
     worker_memory : int, optional
-        Bytes that each worker has; the plan is refused if it needs more.
+        Bytes that each worker has; the plan is refused if it needs more. Without it the workers are asked.
     console : rich Console, optional
         Shows the plan and a progress bar.
     replace_changed : bool
@@ -122,6 +122,8 @@ def accumulate(
     """
     store.refuse_past()
     options = options or WorkOptions()
+    if worker_memory is None:
+        worker_memory = smallest_memory(client)
     started = time.perf_counter()
     found = source.shards()
     if not found:
@@ -140,7 +142,7 @@ def accumulate(
     plan = job.plan(unique)
     job.options = replace(options, n_bands=plan.n_bands)
     free = psutil.virtual_memory().available
-    if client is not None and client.cluster is not None:
+    if client is not None and isinstance(client.cluster, LocalCluster):
         free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
     # What was summed in panels is solved in panels, too.
     plan.check(worker_memory, free if plan.n_bands == 1 else None, store.header.n_folds)
