@@ -1,6 +1,6 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, noise, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
+Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
 `Moments` is the frozen result.
 """
 
@@ -13,12 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
+from streamfit.arrays import (
+    Array,
+    Precision,
+    class_sums,
+    compute_dtype,
+    namespace,
+    operand,
+    row_major,
+    to_device_of,
+    to_host,
+    transposed_product,
+)
 from streamfit.centered import Centered, unpack_tiles
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
 from streamfit.noise import diagonal_noise, hidden_features
+from streamfit.precision import n_limbs, parts, rounded
 from streamfit.targets import Targets
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -47,6 +59,8 @@ class Moments:
         diagonal of a diagonal tile stands the mirror image, equal but for rounding where rows have weights.
     cross : GridSum of shape (n_targets, n_features)
         Sum of w y φ': one row a target, so that a block of class ids touches only the classes it holds.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What products were taken in. Sums of different precisions do not add.
     """
 
     frame: Frame
@@ -58,6 +72,7 @@ class Moments:
     sum_yy: GridSum
     gram: GridSum
     cross: GridSum
+    precision: Precision = "float64"
 
     @classmethod
     def zeros(cls, frame: Frame, targets: Targets, precision: Precision = "float64") -> Moments:
@@ -102,6 +117,9 @@ class Moments:
         if self.frame != other.frame or self.one_hot != other.one_hot:
             msg = "moments with different origins, units or targets"
             raise MismatchError(msg, "one frame for all", "accumulate both with the same store header")
+        if self.precision != other.precision:
+            msg = f"sums in {self.precision} and {other.precision}"
+            raise MismatchError(msg, "equal precision", "fit both with the same precision")
 
     def __add__(self, other: Moments) -> Moments:
         self._check(other)
@@ -146,7 +164,7 @@ class Moments:
         gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
         mean_x = self.frame.origin + units * (sum_x / weight)
         raw = np.diag(gram).copy()
-        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x)
+        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x, self.precision)
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
         gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
@@ -162,7 +180,16 @@ class Moments:
             ss_y=np.maximum(ss_y, 0.0),
             noise=noise,
             hidden=hidden_features(
-                raw, np.diag(gram), noise, self.gram.bottom, self.n_rows, weight, units, self.frame.origin, sum_x
+                raw,
+                np.diag(gram),
+                noise,
+                self.gram.bottom,
+                self.n_rows,
+                weight,
+                units,
+                self.frame.origin,
+                sum_x,
+                self.precision,
             ),
         )
 
@@ -174,8 +201,8 @@ class MomentsAccumulator:
     ----------
     frame : Frame
     targets : Targets
-    precision : {'float32', 'float64'}
-        Type of the block products. Sums are exact float64 either way.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What features are rounded to and products are taken in. Sums are exact float64 in any case.
     like : array, optional
         Gives the array library and device; NumPy without it.
     n_threads : int
@@ -194,7 +221,7 @@ class MomentsAccumulator:
     ) -> None:
         self._like = np.empty(0) if like is None else like
         xp = self._xp = namespace(self._like)
-        self._dtype = compute_dtype(xp, precision)
+        self._dtype, self._precision = compute_dtype(xp, precision), precision
         self._frame, self._targets = frame, targets
         d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
         if k != targets.n_targets:
@@ -205,7 +232,7 @@ class MomentsAccumulator:
         self._y_shift = self._on_device(frame.y_origin)
         self._y_scale = self._on_device(np.ldexp(1.0, -frame.y_exponents))
         self._plain = not frame.origin.any() and not frame.exponents.any()
-        big = 1 if precision == "float32" else 2
+        big = n_limbs(precision)
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "weight": ((), 2),
             "sum_x": ((d,), 2),
@@ -256,11 +283,14 @@ class MomentsAccumulator:
     def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
-        z = row_major(xp.astype(z, self._dtype, copy=False))
+        z = rounded(row_major(xp.astype(z, self._dtype, copy=False)), self._precision)
+        left = operand(z, self._precision)
         if weights is None:
-            wz, weight = z, float(z.shape[0])
+            wz, weight, right = z, float(z.shape[0]), [left]
         else:
-            wz, weight = z * xp.astype(weights, self._dtype)[:, None], self._checked_weight(weights)
+            pieces = parts(z * xp.astype(weights, self._dtype)[:, None], self._precision)
+            wz, weight = sum(pieces[1:], start=pieces[0]), self._checked_weight(weights)
+            right = [operand(piece, self._precision) for piece in pieces]
         sum_x = self._column_sums(wz)
         peak = float(xp.max(xp.sum(wz * z, axis=0)))
         if not np.isfinite(peak):
@@ -282,8 +312,7 @@ class MomentsAccumulator:
 
         def multiply(pair: tuple[int, slice, slice]) -> None:
             index, r, c = pair
-            # The same buffer on both sides lets NumPy call syrk, which does half the work.
-            product = xp.matrix_transpose(z[:, r]) @ wz[:, c]
+            product = transposed_product(left[:, r], [piece[:, c] for piece in right], self._precision)
             where = (index, slice(0, r.stop - r.start), slice(0, c.stop - c.start))
             sums["gram"].add_reserved(product, where)
 
@@ -361,4 +390,4 @@ class MomentsAccumulator:
         if self._pool is not None:
             self._pool.shutdown()
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}
-        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums)
+        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums, precision=self._precision)

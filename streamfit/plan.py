@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
 from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
+from streamfit.precision import item_bytes, n_limbs
 
 PROCESS_BYTES = 400 * 2**20
 """What a Python process with this package's libraries loaded takes before it has any data."""
@@ -124,7 +125,7 @@ class Plan:
     ----------
     groups : tuple of Group
     n_features, n_targets, n_inputs : int
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     one_hot : bool
     n_workers : int
     feature_bytes : int
@@ -171,14 +172,16 @@ class Plan:
         """Bytes of one set of sums: the size of a segment before compression."""
         if self.triangle:
             return 8 * (1 + self.n_features + self.n_targets) ** 2
-        b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
+        b, limbs = tile_size(self.n_features), n_limbs(self.precision)
         return 8 * limbs * (n_tiles(self.n_features) * b * b + self.n_features * self.n_targets)
 
     @property
     def worker_bytes(self) -> int:
         """Peak memory of one worker: its sums while they are carried and written, and two blocks of rows."""
-        item = 4 if self.precision == "float32" else 8
-        rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
+        item = item_bytes(self.precision)
+        # Bits and rounded copies of features, in tf32 and bf16.
+        copies = 4 if self.precision in ("float32", "float64") else 7
+        rows = BLOCK_ROWS * (copies * self.n_features * item + 3 * self.n_inputs * 8)
         targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
         if self.triangle:  # rows that wait until there are enough, stacked on the triangle, and LAPACK's copy
             columns = 1 + self.n_features + self.n_targets

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.counts import Tables
+from streamfit.engine.feed import fed, transport_to
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError
 from streamfit.plan import Group, Shard
 from streamfit.store import Refusal, Segment, Store
@@ -149,16 +151,15 @@ def sum_shards(
     tally = source.tally()
     with threadpool_limits(1):
         sums = header.accumulator(like, options.n_threads)
-        for shard, item in prefetched(source, shards, options.skip_bad_shards):
+        read = prefetched(source, shards, options.skip_bad_shards)
+        for (shard, item), there in fed(map(_with_arrays, read), transport_to(options.backend)):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
             n_rows.setdefault(shard, 0)
-            if item is None:
+            if item is None or there is None:
                 continue
-            x = device_array(item.x, options.backend)
-            y = device_array(item.y, options.backend)
-            weights = None if item.weights is None else device_array(item.weights, options.backend)
+            x, y, weights = there
             try:
                 sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
@@ -177,6 +178,13 @@ def sum_shards(
             report(len(item.x))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
+
+
+def _with_arrays(
+    read: tuple[Shard, Rows | ShardError | None],
+) -> tuple[tuple[Shard, Rows | ShardError | None], tuple[np.ndarray | None, ...] | None]:
+    item = read[1]
+    return read, (item.x, item.y, item.weights) if isinstance(item, Rows) else None
 
 
 def prefetched(source: Source, shards: Sequence[Shard], skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
