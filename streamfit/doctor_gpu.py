@@ -1,4 +1,4 @@
-"""Whether a backend computes what NumPy does, repeats its bits, and how near it comes to its own matrix product. Floor 7.
+"""Whether a backend computes what NumPy does, repeats its bits, and how near it comes to its product's speed. Floor 7.
 
 Written for a GPU; the very same checks run with NumPy on both sides, which is how they are tested without one.
 """

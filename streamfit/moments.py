@@ -1,7 +1,7 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
-`Moments` is the frozen result.
+Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds
+blocks of rows and `Moments` is the frozen result.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_a_gpu_computes_what_numpy_does():
 
 @pytest.mark.skipif(not _no_gpu(), reason="there is a GPU")
 def test_without_a_gpu_there_is_one_clear_error():
-    with pytest.raises(ConfigError, match="array backend 'cuda', but .*use backend 'numpy'"):
+    with pytest.raises(ConfigError, match=r"array backend 'cuda', but .*use backend 'numpy'"):
         examine_backend("cuda")
 
 
