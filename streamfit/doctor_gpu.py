@@ -108,14 +108,14 @@ def parity(like: Array) -> Iterator[Check]:
         bound = 1e-12 if precision == "float64" else _FLOAT32
         for name, targets, values in (("dense", Dense(2), y), ("one-hot", OneHot(50), ids)):
             frame = Frame.identity(_D, targets.n_targets)
-            host, there = (
+            ours, theirs = (
                 Moments.from_rows(
                     to_device_of(rows, place), to_device_of(values, place), frame, targets, precision=precision
                 ).to_host()
                 for place in (np.zeros(1), like)
             )
             for part in ("gram", "cross"):
-                a, b = getattr(host, part).value(), getattr(there, part).value()
+                a, b = getattr(ours, part).value(), getattr(theirs, part).value()
                 scale = float(np.abs(a).max())
                 yield _within(f"{part} {name} {precision}", float(np.abs(a - b).max()) / scale, bound)
         frame, whole = Frame.identity(_D, 1), integers[:, :1].astype(np.float64)

@@ -109,4 +109,5 @@ def parts(values: Array, precision: Precision) -> tuple[Array, ...]:
 
 def feature_type(precision: Precision) -> np.dtype[np.floating]:
     """NumPy's type of features under a precision."""
-    return np.dtype(compute_dtype(np, precision))
+    kind: np.dtype[np.floating] = np.dtype(compute_dtype(np, precision))
+    return kind
