@@ -1,7 +1,7 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, noise, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
-`Moments` is the frozen result.
+Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds
+blocks of rows and `Moments` is the frozen result.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from streamfit.arrays import (
     compute_dtype,
     may_overwrite,
     namespace,
+    operand,
     row_major,
     to_device_of,
     to_host,
+    transposed_product,
 )
 from streamfit.centered import Centered, unpack_tiles
 from streamfit.counted import ClassCounts, CountedBlock, TargetSums
@@ -32,6 +34,7 @@ from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.noise import diagonal_noise, hidden_features
+from streamfit.precision import n_limbs, parts, rounded
 from streamfit.targets import Targets
 
 _LATE_EXPONENT = 16
@@ -61,6 +64,8 @@ class Moments:
         diagonal of a diagonal tile stands the mirror image, equal but for rounding where rows have weights.
     cross : GridSum of shape (n_targets, n_features)
         Sum of w y φ': one row a target, so that a block of class ids touches only the classes it holds.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What products were taken in. Sums of different precisions do not add.
     """
 
     frame: Frame
@@ -72,6 +77,7 @@ class Moments:
     sum_yy: GridSum
     gram: GridSum
     cross: GridSum
+    precision: Precision = "float64"
 
     @classmethod
     def zeros(cls, frame: Frame, targets: Targets, precision: Precision = "float64") -> Moments:
@@ -116,6 +122,9 @@ class Moments:
         if self.frame != other.frame or self.one_hot != other.one_hot:
             msg = "moments with different origins, units or targets"
             raise MismatchError(msg, "one frame for all", "accumulate both with the same store header")
+        if self.precision != other.precision:
+            msg = f"sums in {self.precision} and {other.precision}"
+            raise MismatchError(msg, "equal precision", "fit both with the same precision")
 
     def __add__(self, other: Moments) -> Moments:
         self._check(other)
@@ -160,7 +169,7 @@ class Moments:
         gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
         mean_x = self.frame.origin + units * (sum_x / weight)
         raw = np.diag(gram).copy()
-        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x)
+        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x, self.precision)
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
         gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
@@ -176,7 +185,16 @@ class Moments:
             ss_y=np.maximum(ss_y, 0.0),
             noise=noise,
             hidden=hidden_features(
-                raw, np.diag(gram), noise, self.gram.bottom, self.n_rows, weight, units, self.frame.origin, sum_x
+                raw,
+                np.diag(gram),
+                noise,
+                self.gram.bottom,
+                self.n_rows,
+                weight,
+                units,
+                self.frame.origin,
+                sum_x,
+                self.precision,
             ),
         )
 
@@ -188,8 +206,8 @@ class MomentsAccumulator:
     ----------
     frame : Frame
     targets : Targets
-    precision : {'float32', 'float64'}
-        Type of the block products. Sums are exact float64 either way.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What features are rounded to and products are taken in. Sums are exact float64 in any case.
     like : array, optional
         Gives the array library and device; NumPy without it.
     n_threads : int
@@ -215,7 +233,7 @@ class MomentsAccumulator:
         self._overwrite = overwrite
         self._like = np.empty(0) if like is None else like
         xp = self._xp = namespace(self._like)
-        self._dtype = compute_dtype(xp, precision)
+        self._dtype, self._precision = compute_dtype(xp, precision), precision
         self._frame, self._targets = frame, targets
         d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
         if k != targets.n_targets:
@@ -232,7 +250,7 @@ class MomentsAccumulator:
         self._room: Array | None = None
         panel = panel or Panel(d)
         self._tiles, self._columns, self._edge = panel.tiles(), panel.features(), b
-        big = 1 if precision == "float32" else 2
+        big = n_limbs(precision)
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "weight": ((), 2),
             "sum_x": ((d,), 2),
@@ -311,7 +329,7 @@ class MomentsAccumulator:
     def _add_block(self, phi: Array, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         weight = float(phi.shape[0]) if weights is None else self._checked_weight(weights)
-        z, wz, sum_x, peak = self._prepared(phi, weights)
+        z, wz, weighted, sum_x, peak = self._prepared(phi, weights)
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
@@ -331,10 +349,13 @@ class MomentsAccumulator:
         sums["sum_x"].add_reserved(sum_x)
         units = xp.astype(self._scale, self._dtype) if self._late and self._has_units else None
 
+        left = operand(z, self._precision)
+        # The same memory on both sides is multiplied by syrk, which does half the work.
+        right = [left] if weights is None else [operand(piece, self._precision) for piece in weighted]
+
         def multiply(place: tuple[int, tuple[int, slice, slice]]) -> None:
             index, (_, r, c) = place
-            # The same buffer on both sides lets NumPy call syrk, which does half the work.
-            product = xp.matrix_transpose(z[:, r]) @ wz[:, c]
+            product = transposed_product(left[:, r], [piece[:, c] for piece in right], self._precision)
             width = c.stop - c.start
             for strip in cached_rows(r.stop - r.start, width, product):
                 block = product[strip, :]
@@ -348,35 +369,41 @@ class MomentsAccumulator:
         else:
             list(self._pool.map(multiply, enumerate(self._tiles)))
 
-    def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, Array, float]:
-        """Rows to multiply, the same times their weights, and in units: sums of columns, largest sum of squares.
+    def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, tuple[Array, ...], Array, float]:
+        """Rows to multiply, the same times their weights, whole and in parts that products take as they are.
 
-        One walk through the rows, a cache-sized piece at a time.
+        One walk through the rows, a cache-sized piece at a time. Beside them, in units: sums of columns, and the
+        largest sum of squares.
         """
-        xp, dtype = self._xp, self._dtype
-        if self._late and phi.dtype == dtype:
+        xp, dtype, precision = self._xp, self._dtype, self._precision
+        exact = precision in ("float32", "float64")
+        if self._late and exact and phi.dtype == dtype:
             z = row_major(phi)
         else:
             z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi.shape[0])
-        wz = z if weights is None else xp.empty(z.shape, dtype=dtype, device=z.device)
+        n_parts = 0 if weights is None else 1 if exact else 2
+        weighted = tuple(xp.empty(z.shape, dtype=dtype, device=z.device) for _ in range(n_parts))
+        wz = weighted[0] if n_parts == 1 else z if not n_parts else xp.empty(z.shape, dtype=dtype, device=z.device)
         shift, scale = xp.astype(self._shift, phi.dtype), xp.astype(self._scale, phi.dtype)
         sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
         for rows in cached_rows(*z.shape, z):
-            if self._late:
-                piece = xp.astype(phi[rows, :], dtype, copy=False)
-            else:
-                piece = xp.astype((phi[rows, :] - shift) * scale, dtype, copy=False)
-            if z is not phi or not self._late:
+            piece = phi[rows, :] if self._late else (phi[rows, :] - shift) * scale
+            piece = rounded(xp.astype(piece, dtype, copy=False), precision)
+            if z is not phi or not (self._late and exact):
                 z[rows, :] = piece
-            weighted = piece if weights is None else piece * xp.astype(weights[rows], dtype)[:, None]
+            heavy = piece
             if weights is not None:
-                wz[rows, :] = weighted
-            sum_x += column_sums(weighted)
-            squares += xp.sum(weighted * piece, axis=0)
+                pieces = parts(piece * xp.astype(weights[rows], dtype)[:, None], precision)
+                heavy = sum(pieces[1:], start=pieces[0])
+                wz[rows, :] = heavy
+                for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
+                    array[rows, :] = part
+            sum_x += column_sums(heavy)
+            squares += xp.sum(heavy * piece, axis=0)
         if self._late:
             sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
-        return z, wz, sum_x, float(xp.max(squares))
+        return z, wz, weighted, sum_x, float(xp.max(squares))
 
     def _buffer(self, n_rows: int) -> Array:
         if self._room is None or self._room.shape[0] < n_rows:
@@ -492,4 +519,4 @@ class MomentsAccumulator:
         if self._pool is not None:
             self._pool.shutdown()
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}
-        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums)
+        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums, precision=self._precision)

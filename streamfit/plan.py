@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
 from streamfit.frame import BLOCK_ROWS, n_tiles, panels_of, tile_size
+from streamfit.precision import item_bytes, n_limbs
 
 _LEAST_GROUP = 8 * BLOCK_ROWS
 PROCESS_BYTES = 400 * 2**20
@@ -132,7 +133,7 @@ class Plan:
     ----------
     groups : tuple of Group
     n_features, n_targets, n_inputs : int
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     one_hot : bool
     n_workers : int
     feature_bytes : int
@@ -191,7 +192,7 @@ class Plan:
         """Bytes of one set of sums: the size of a segment before compression."""
         if self.triangle:
             return 8 * (1 + self.n_features + self.n_targets) ** 2
-        b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
+        b, limbs = tile_size(self.n_features), n_limbs(self.precision)
         return 8 * limbs * (n_tiles(self.n_features) * b * b + self.n_features * self.n_targets)
 
     @property
@@ -204,7 +205,7 @@ class Plan:
         """Bytes of the sums of the largest panel: what one task holds at a time."""
         if self.triangle or self.n_bands == 1:
             return self.sum_bytes
-        b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
+        b, limbs = tile_size(self.n_features), n_limbs(self.precision)
         panels = [(len(p.tiles()), p.features()) for p in panels_of(self.n_features, self.n_bands)]
         return 8 * limbs * max(n * b * b + (f.stop - f.start) * self.n_targets for n, f in panels)
 
@@ -223,8 +224,10 @@ class Plan:
     @property
     def worker_bytes(self) -> int:
         """Peak memory of one worker: its sums while they are carried and written, and two blocks of rows."""
-        item = 4 if self.precision == "float32" else 8
-        rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
+        item = item_bytes(self.precision)
+        # Bits and rounded copies of features, in tf32 and bf16.
+        copies = 4 if self.precision in ("float32", "float64") else 7
+        rows = BLOCK_ROWS * (copies * self.n_features * item + 3 * self.n_inputs * 8)
         targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
         # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
         rows += self.piece_rows * 8 * (3 * self.n_inputs + 10)

@@ -15,6 +15,7 @@ from typing import Any
 from dask.utils import parse_bytes
 from distributed.security import Security
 
+from streamfit.arrays import DEVICE_LIBRARY
 from streamfit.engine.machine import Gpus, Job, Machine, Pods, Tls
 from streamfit.errors import ConfigError
 
@@ -101,7 +102,7 @@ def cuda_arguments(machine: Machine) -> dict[str, Any]:
     chosen["device_memory_limit"] = None
     chosen["protocol"] = gpu.protocol or None
     if gpu.rmm_pool_size:
-        chosen |= {"rmm_pool_size": gpu.rmm_pool_size, "rmm_allocator_external_lib_list": ["cupy"]}
+        chosen |= {"rmm_pool_size": gpu.rmm_pool_size, "rmm_allocator_external_lib_list": [DEVICE_LIBRARY]}
     return chosen
 
 

@@ -20,6 +20,7 @@ from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.counted import count_rows, piece_rows
 from streamfit.counts import Tables
+from streamfit.engine.feed import fed, transport_to
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
 from streamfit.frame import BLOCK_ROWS, Panel, panels_of
 from streamfit.moments import Moments, MomentsAccumulator
@@ -217,7 +218,10 @@ def sum_shards(
     tally = source.tally()
     with threadpool_limits(1):
         sums = header.accumulator(like, options.n_threads, panel)
-        for shard, item in _pieces(header, source, shards, options.skip_bad_shards):
+        read = _pieces(header, source, shards, options.skip_bad_shards)
+        # Counted rows are looked for on the host, and travel when they are found.
+        moving = ((tag, None if header.counted else _arrays_of(tag[1])) for tag in read)
+        for (shard, item), there in fed(moving, transport_to(options.backend)):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
@@ -231,10 +235,9 @@ def sum_shards(
                     for block in count_rows(item.x, item.y, item.weights, header.frame, header.targets):
                         moved = block.moved(lambda array: device_array(array, options.backend))
                         sums.add_counted(features(moved.x), moved)
-                else:
-                    weights = None if item.weights is None else device_array(item.weights, options.backend)
-                    y = device_array(item.y, options.backend)
-                    sums.add(features(device_array(item.x, options.backend)), y, weights=weights)
+                elif there is not None:
+                    x, y, weights = there
+                    sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
@@ -249,6 +252,10 @@ def sum_shards(
             report(len(item.x))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
+
+
+def _arrays_of(item: Rows | ShardError | None) -> tuple[np.ndarray | None, ...] | None:
+    return (item.x, item.y, item.weights) if isinstance(item, Rows) else None
 
 
 def _pieces(

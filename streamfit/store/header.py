@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision
+from streamfit.arrays import Array, Precision, compute_dtype
 from streamfit.centered import Statistic
 from streamfit.errors import ConfigError, StoreError
 from streamfit.features import FeatureMap, from_spec
@@ -33,7 +33,7 @@ class Header:
     features : FeatureMap
     targets : Targets
     frame : Frame
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     n_folds : int
     reader : dict
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
@@ -48,7 +48,7 @@ class Header:
     Raises
     ------
     ConfigError
-        If a triangle is to be kept in float32, or of counted rows.
+        If the precision is unknown, or a triangle is to be kept in another than float64, or of counted rows.
     """
 
     features: FeatureMap
@@ -62,9 +62,12 @@ class Header:
     counted: bool = False
 
     def __post_init__(self) -> None:
+        compute_dtype(np, self.precision)
         if self.statistic == "qr" and self.precision != "float64":
             msg = f"statistic 'qr' with precision {self.precision!r}"
-            raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+            raise ConfigError(
+                msg, "precision 'float64'", f"{self.precision} has fewer digits than a triangle is kept for"
+            )
         if self.statistic == "qr" and self.counted:
             msg = "statistic 'qr' of counted rows"
             raise ConfigError(msg, "statistic 'gram'", "leave count_rows at 'auto', or set it to 'never'")

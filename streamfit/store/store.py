@@ -411,9 +411,10 @@ class Store:
         return arrays
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
-        take = triangle_of if self.header.statistic == "qr" else moments_of
-        one_hot = self.header.targets.one_hot
-        return take(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
+        header, where = self.header, f"segment {segment.id}"
+        if header.statistic == "qr":
+            return triangle_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where)
+        return moments_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where, header.precision)
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""

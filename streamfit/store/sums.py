@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from streamfit.arrays import Precision
 from streamfit.centered import Statistic
 from streamfit.counts import Tables
 from streamfit.errors import StoreError
@@ -51,7 +52,9 @@ def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.
     return arrays
 
 
-def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str) -> Moments:
+def moments_of(
+    arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str, precision: Precision
+) -> Moments:
     """Inverse of `arrays_of`.
 
     Raises
@@ -65,7 +68,7 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
     for name in SUMS:
         total = sum_of(arrays, name, shapes.get(name, (k,)), where)
         sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
-    return Moments(frame, one_hot, n_rows, **sums)
+    return Moments(frame, one_hot, n_rows, **sums, precision=precision)
 
 
 def digest_of_arrays(arrays: Mapping[str, np.ndarray | Tiles]) -> str:

@@ -67,6 +67,7 @@ class StoreTiles:
 
     def __init__(self, store: Store, mix: Mix | None = None, *, fit_intercept: bool = True) -> None:
         self._frame, self._fit_intercept = store.header.frame, fit_intercept
+        self._precision = store.header.precision
         head = store.head()
         self._groups = [
             (factor, [_opened(store, head, segment) for segment in segments])
@@ -180,7 +181,7 @@ class StoreTiles:
         raw = total.value()
         mean_x, mean_y = frame.origin + units * (sum_x / weight), frame.y_origin + y_units * (sum_y / weight)
         n_rows = sum(part.n_rows for _, parts in self._groups for part in parts)
-        noise = diagonal_noise(raw, total.bottom, n_rows, weight, units, mean_x)
+        noise = diagonal_noise(raw, total.bottom, n_rows, weight, units, mean_x, self._precision)
         diagonal = (raw - sum_x * sum_x / weight) * units * units
         ss_y = np.maximum((sum_yy - sum_y * sum_y / weight) * y_units**2, 0.0)
         constant = np.zeros(d, dtype=bool)
