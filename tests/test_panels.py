@@ -41,7 +41,7 @@ def made(folder: Path, targets: Targets, precision: str, factor: float = 1.0) ->
 
 def memory_for(store: Store, table: ParquetTable, n_bands: int) -> int:
     """Bytes that just suffice for so many bands."""
-    return replace(plan_for(store, table.shards(), n_workers=1), n_bands=n_bands).worker_bytes
+    return replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands).worker_bytes
 
 
 @pytest.mark.parametrize("d", [1, 511, 513, 1100, 5000])
