@@ -3,11 +3,22 @@
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import StreamfitError
-from streamfit.features import RBF, Linear, Lookup, RandomFourier, Standardize
+from streamfit.features import RBF, Hashed, Linear, Lookup, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel, RBFNetwork, Ridge
 from streamfit.moments import Moments, MomentsAccumulator
-from streamfit.solve import Certificate, Posterior, Solution, cross_validate, posterior, prune, solve, solve_triangle
+from streamfit.solve import (
+    Certificate,
+    Posterior,
+    Solution,
+    cross_validate,
+    posterior,
+    prune,
+    solve,
+    solve_sparse,
+    solve_triangle,
+)
+from streamfit.sparse_moments import SparseMoments, SparseRowsAccumulator
 from streamfit.store import Header, Store
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
@@ -19,6 +30,7 @@ __all__ = [
     "Dense",
     "Files",
     "Frame",
+    "Hashed",
     "Header",
     "JsonLines",
     "LanguageModel",
@@ -36,6 +48,8 @@ __all__ = [
     "RandomFourier",
     "Ridge",
     "Solution",
+    "SparseMoments",
+    "SparseRowsAccumulator",
     "Standardize",
     "Store",
     "StreamfitError",
@@ -49,5 +63,6 @@ __all__ = [
     "posterior",
     "prune",
     "solve",
+    "solve_sparse",
     "solve_triangle",
 ]

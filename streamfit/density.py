@@ -5,15 +5,18 @@ Floor 2: imports frame, plan, sparse_sum. Decided once, from the first sample, b
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
 from streamfit.arrays import Precision
-from streamfit.frame import n_tiles, tile_size
-from streamfit.plan import size_text
+from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
+from streamfit.plan import PROCESS_BYTES, Plan, size_text
+
+DENSE_FEATURES = 2048
+"""Features up to which a sparse Gram matrix is laid out densely to be solved: 34 MB a copy, seconds a decomposition."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,69 @@ class Density:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, as a store's header keeps them."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SparsePlan(Plan):
+    """Projection of one accumulation of sparse rows.
+
+    Parameters
+    ----------
+    density : Density
+        Of the sample that the store's features were chosen from.
+    sparse : bool
+        Whether the Gram matrix is kept sparse.
+    rows_before : int
+        Rows that the store holds already.
+    """
+
+    density: Density = field(kw_only=True)
+    sparse: bool = field(kw_only=True)
+    rows_before: int = field(kw_only=True)
+
+    @property
+    def flops_per_row(self) -> int:
+        each = int(4 * self.density.pairs_per_row)  # both triangles, of which one is kept
+        return each + 2 * int(2 * self.density.pairs_per_row) * (1 if self.one_hot else self.n_targets)
+
+    @property
+    def _total_rows(self) -> int:
+        return self.rows_before + self.n_rows
+
+    @property
+    def sum_bytes(self) -> int:
+        if not self.sparse:
+            return super().sum_bytes
+        margins = 8 * (2 * self.n_features + limbs_of(self.precision) * self.n_features * self.n_targets)
+        return self.density.sparse_bytes(self._total_rows, self.precision) + margins
+
+    @property
+    def worker_bytes(self) -> int:
+        # A block's products, both triangles and their places; and what a merge of sparse sums sorts.
+        block = BLOCK_ROWS * (int(self.density.pairs_per_row) * 64 + 3 * self.n_inputs_bytes)
+        targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        return PROCESS_BYTES + (5 if self.sparse else 3) * self.sum_bytes + block + targets
+
+    @property
+    def n_inputs_bytes(self) -> int:
+        """Bytes of a row's entries: r (r + 1) / 2 pairs are of r entries, each a place and a value."""
+        return int(16 * np.sqrt(2.0 * self.density.pairs_per_row))
+
+    def solve_bytes(self, n_folds: int) -> int:
+        if not self.sparse:
+            return super().solve_bytes(n_folds)
+        entries = self.density.projected(self._total_rows)
+        dense = 80 * min(self.n_features, DENSE_FEATURES) ** 2
+        arrays = 8 * 9 * self.n_features * self.n_targets
+        return PROCESS_BYTES + (n_folds + 4) * self.sum_bytes + 2 * 36 * entries + dense + arrays
+
+    def lines(self, n_folds: int) -> list[str]:
+        return [*super().lines(n_folds), self.density.line(self._total_rows, self.precision, self.sparse)]
+
+
+def sparse_group_rows(pairs_per_row: float) -> int:
+    """Rows whose products take about a minute at 20 million pairs a second."""
+    return max(BLOCK_ROWS, int(1.2e9 / max(pairs_per_row, 50.0)))
 
 
 _PRODUCTS = 2**25

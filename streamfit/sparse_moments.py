@@ -1,7 +1,7 @@
 """Exact sums of sparse rows, with a Gram matrix of its nonzero entries or with a dense one.
 
-Floor 2: imports moments, sparse_sum, exact, frame, targets, errors. Zero entries of rows cost nothing in either: a block is
-multiplied over the columns that it touches. Both take the same products, so they hold the same numbers.
+Floor 2: imports moments, sparse_sum, exact, frame, targets, errors. Zero entries of rows cost nothing in either: a block
+is multiplied over the columns that it touches. Both take the same products, so they hold the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import scipy.sparse
 
 from streamfit.arrays import Array, Precision
 from streamfit.centered import Centered
-from streamfit.density import limbs_of
+from streamfit.density import DENSE_FEATURES, limbs_of
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import BASE, GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_size
@@ -23,8 +23,6 @@ from streamfit.moments import Moments
 from streamfit.sparse_sum import SparseAccumulator, SparseSum
 from streamfit.targets import Targets
 
-DENSE_FEATURES = 2048
-"""Features up to which a sparse Gram matrix is laid out densely to be solved: 34 MB a copy, seconds a decomposition."""
 _ON_GRID = 2.0**8
 """Values that are multiples of 2^-8 have products that are multiples of 2^-16, the grid's step."""
 
@@ -43,8 +41,8 @@ class SparseMoments:
         Whether targets are class ids.
     n_rows : int
     n_rounded : int
-        Blocks of rows whose products were rounded to the grid: none where values are whole numbers, so that the sums are
-        those of the rows themselves.
+        Blocks of rows whose products were rounded to the grid: none where values are whole numbers, so that the sums
+        are those of the rows themselves.
     weight : GridSum of shape ()
     sum_x, sum_y, sum_yy : GridSum of shape (n_features,), (n_targets,), (n_targets,)
     gram : SparseSum
@@ -117,15 +115,15 @@ class SparseMoments:
         self._check(other)
         theirs = other._sums()
         sums: dict[str, Any] = {name: mine + theirs[name] for name, mine in self._sums().items()}
-        counts = {"n_rows": self.n_rows + other.n_rows, "n_rounded": self.n_rounded + other.n_rounded}
-        return replace(self, **counts, **sums)
+        n_rows, n_rounded = self.n_rows + other.n_rows, self.n_rounded + other.n_rounded
+        return replace(self, n_rows=n_rows, n_rounded=n_rounded, **sums)
 
     def __sub__(self, other: SparseMoments) -> SparseMoments:
         self._check(other)
         theirs = other._sums()
         sums: dict[str, Any] = {name: mine - theirs[name] for name, mine in self._sums().items()}
-        counts = {"n_rows": self.n_rows - other.n_rows, "n_rounded": self.n_rounded - other.n_rounded}
-        return replace(self, **counts, **sums)
+        n_rows, n_rounded = self.n_rows - other.n_rows, self.n_rounded - other.n_rounded
+        return replace(self, n_rows=n_rows, n_rounded=n_rounded, **sums)
 
     def __mul__(self, factor: float) -> SparseMoments:
         """Weight every row by `factor`. A whole factor is that many repeats; another leaves `n_rows` as it is."""
@@ -404,7 +402,7 @@ class SparseRowsAccumulator:
 
 
 def _on_grid(values: np.ndarray, weights: np.ndarray, peak: float) -> bool:
-    """Whether a block's products are on the grid of 2^-16, and their sums exact in float64, so that nothing is rounded."""
+    """Whether a block's products are on the grid of 2^-16, and exact in float64, so that nothing is rounded."""
     whole = np.array_equal(values * _ON_GRID, np.rint(values * _ON_GRID)) and np.array_equal(weights, np.rint(weights))
     return bool(whole and peak * 2.0**-BASE < 2.0**52)
 

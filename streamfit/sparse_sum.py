@@ -1,7 +1,7 @@
 """An exact sum of sparse matrices: the entries that are not zero, as integers on fixed power-of-two grids.
 
-Floor 2: imports exact, errors. What holds for `GridSum` holds here: totals do not depend on the order or grouping of the
-additions, and what was taken out again leaves no trace, for entries that came to zero are dropped.
+Floor 2: imports exact, errors. What holds for `GridSum` holds here: totals do not depend on the order or grouping of
+the additions, and what was taken out again leaves no trace, for entries that came to zero are dropped.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def _without_zeros(size: int, keys: np.ndarray, entries: GridSum) -> SparseSum:
 class SparseAccumulator:
     """Adds sparse blocks: the mutable builder of a `SparseSum`.
 
-    Blocks wait until they hold half as many entries as the total does, so that an entry is merged a few times only, however
-    many blocks there are.
+    Blocks wait until they hold half as many entries as the total does, so that an entry is merged a few times only,
+    however many blocks there are.
 
     Parameters
     ----------

@@ -11,7 +11,21 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamfit"
 FLOORS = (
     {"errors", "arrays"},
-    {"targets", "exact", "frame", "centered", "moments", "noise", "triangle", "counts", "plan", "features"},
+    {
+        "targets",
+        "exact",
+        "frame",
+        "centered",
+        "moments",
+        "noise",
+        "triangle",
+        "counts",
+        "plan",
+        "features",
+        "sparse_sum",
+        "sparse_moments",
+        "density",
+    },
     {"solve"},
     {"corpus", "store"},
     {"engine"},

@@ -55,9 +55,7 @@ def check_hashable(shard: Shard, kind: pa.DataType, key: str, hashed: Hashed) ->
         raise ShardError(msg, "text, numbers, booleans or lists of text", remedy)
 
 
-def _column(
-    shard: Shard, batch: Batch, hashed: Hashed, key: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _column(shard: Shard, batch: Batch, hashed: Hashed, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, column and value of each token."""
     name, period = column_of(key)
     values = batch.table.column(batch.table.schema.get_field_index(name))

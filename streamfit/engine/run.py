@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 from distributed import Client
 from rich.console import Console
 
 from streamfit.corpus import Source
+from streamfit.density import SparsePlan
 from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.progress import metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
@@ -22,7 +24,7 @@ from streamfit.engine.tasks import Count, Merge
 from streamfit.engine.upkeep import Upkeep
 from streamfit.engine.work import WorkOptions
 from streamfit.errors import CorpusError, MismatchError, ShardChangedError
-from streamfit.plan import Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.plan import Plan, Shard, counted_twice, make_groups
 from streamfit.store import Refusal, Store
 
 log = logging.getLogger("streamfit")
@@ -258,8 +260,8 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
     header = store.header
     d, k = header.features.n_features, header.targets.n_targets
     _, arrays = header.features.to_spec()
-    return Plan(
-        groups=tuple(make_groups(shards, header.n_folds, group_rows or default_group_rows(d, k))),
+    given: dict[str, Any] = dict(  # noqa: C408 - reads as the call that it becomes
+        groups=tuple(make_groups(shards, header.n_folds, group_rows or header.group_rows)),
         n_features=d,
         n_targets=k,
         n_inputs=header.features.n_inputs,
@@ -269,6 +271,10 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
     )
+    if header.density is None:
+        return Plan(**given)
+    sparse = header.statistic == "sparse"
+    return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

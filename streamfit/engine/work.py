@@ -162,7 +162,7 @@ def sum_shards(
             try:
                 sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
-                msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
+                msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
                 if not options.skip_bad_shards:
                     raise bad from error
@@ -173,8 +173,8 @@ def sum_shards(
                 return replace(rest, refused=(refusal, *rest.refused))
             if tally is not None:
                 tally.add(item)
-            n_rows[shard] += len(item.x)
-            report(len(item.x))
+            n_rows[shard] += len(item.y)
+            report(len(item.y))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 

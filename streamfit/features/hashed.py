@@ -36,7 +36,7 @@ class Hashed(FeatureMap):
     columns : tuple of str
         Columns of the table that are hashed.
     categories : tuple of str
-        Those of them whose numbers, booleans or dates are names, and hashed as text is. Booleans are `true` and `false`.
+        Those of them whose numbers, booleans or dates are names, and hashed as text is; booleans as `true` and `false`.
     alternate_sign : bool
         Whether tokens take the sign of their hash, so that those that share a column cancel on average.
 
@@ -78,6 +78,10 @@ class Hashed(FeatureMap):
             msg = f"hashed features of a {type(x).__name__}"
             raise MismatchError(msg, "a scipy.sparse.csr_array", "hash rows first, for instance by Hashed.of_records")
         return x
+
+    def keep(self, indices: Sequence[int]) -> FeatureMap:
+        msg = f"a model of {len(indices)} of {self.n} hashed columns"
+        raise ConfigError(msg, "all of them", "hash fewer columns of the table instead")
 
     def tokens(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Column and sign of each of some tokens: a loop in C, best given distinct ones.

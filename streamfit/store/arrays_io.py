@@ -24,7 +24,7 @@ _TILE_BYTES = 2**25
 def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
 
-    Chunks are single tiles along the first axis of arrays of three axes, and whole arrays (up to 32 MB)
+    Chunks are single tiles along the first axis of arrays of three axes, and up to 32 MB of rows or numbers
     otherwise. Every chunk carries a crc32c, since without one a flipped bit reads back silently, and chunks of
     zeros are written, since a missing chunk must mean damage.
 
@@ -89,7 +89,7 @@ def _chunks(array: np.ndarray) -> tuple[int, ...]:
     if array.ndim == 2:
         rows = max(1, _TILE_BYTES // max(1, array.shape[1] * array.itemsize))
         return (min(rows, max(1, array.shape[0])), max(1, array.shape[1]))
-    return tuple(max(1, n) for n in array.shape)
+    return tuple(max(1, min(n, _TILE_BYTES // array.itemsize)) for n in array.shape)
 
 
 def read_group(

@@ -12,15 +12,18 @@ import numpy as np
 
 from streamfit.arrays import Array, Precision
 from streamfit.centered import Statistic
+from streamfit.density import Density, sparse_group_rows
 from streamfit.errors import ConfigError, StoreError
-from streamfit.features import FeatureMap, from_spec
+from streamfit.features import FeatureMap, Hashed, from_spec
 from streamfit.frame import BLOCK_ROWS, Frame, tile_size
 from streamfit.moments import MomentsAccumulator
+from streamfit.plan import default_group_rows
+from streamfit.sparse_moments import SparseRowsAccumulator
 from streamfit.targets import Targets
 from streamfit.triangle import TriangleAccumulator
 
-StatisticKind = Literal["gram", "qr"]
-"""Exact sums of products, or the triangular factor of the rows."""
+StatisticKind = Literal["gram", "qr", "sparse"]
+"""Exact sums of products, the triangular factor of the rows, or sums of which nonzero entries are kept."""
 _FRAME = ("origin", "exponents", "y_origin", "y_exponents")
 
 
@@ -39,13 +42,13 @@ class Header:
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
     files : dict of str to bytes
         What the reader needs besides, for instance a tokenizer's JSON.
-    statistic : {'gram', 'qr'}
-        What is summed: `Moments`, or a `Triangle`, which takes precision float64.
+    statistic : {'gram', 'qr', 'sparse'}
+        What is summed: `Moments`, a `Triangle`, which takes precision float64, or `SparseMoments` of hashed features.
 
     Raises
     ------
     ConfigError
-        If a triangle is to be kept in float32.
+        If a triangle is to be kept in float32 or of hashed features, or sparse sums of others.
     """
 
     features: FeatureMap
@@ -61,9 +64,43 @@ class Header:
         if self.statistic == "qr" and self.precision != "float64":
             msg = f"statistic 'qr' with precision {self.precision!r}"
             raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+        if self.sparse_rows != (self.statistic == "sparse") and self.statistic != "gram":
+            msg = f"statistic {self.statistic!r} with {'hashed' if self.sparse_rows else 'dense'} features"
+            raise ConfigError(msg, "'gram', or 'sparse' for hashed features alone")
 
-    def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
-        """What rows are added to, on the device of `like`."""
+    @property
+    def sparse_rows(self) -> bool:
+        """Whether rows of features are sparse."""
+        return isinstance(self.features, Hashed)
+
+    @property
+    def density(self) -> Density | None:
+        """What the first sample of sparse rows says of their Gram matrix."""
+        return Density(**self.reader["density"]) if "density" in self.reader else None
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a group, where nobody says otherwise."""
+        if self.density is not None:
+            return sparse_group_rows(self.density.pairs_per_row)
+        return default_group_rows(self.frame.n_features, self.frame.n_targets)
+
+    def accumulator(
+        self, like: Array | None = None, n_threads: int = 1
+    ) -> MomentsAccumulator | TriangleAccumulator | SparseRowsAccumulator:
+        """What rows are added to, on the device of `like`.
+
+        Raises
+        ------
+        ConfigError
+            If sparse rows are to be summed elsewhere than in host memory.
+        """
+        if self.sparse_rows:
+            if like is not None and not isinstance(like, np.ndarray):
+                msg = "hashed features with backend 'cuda'"
+                raise ConfigError(msg, "backend 'numpy'", "sparse rows are summed in host memory")
+            gram: Literal["dense", "sparse"] = "sparse" if self.statistic == "sparse" else "dense"
+            return SparseRowsAccumulator(self.frame, self.targets, self.precision, gram=gram)
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
         return MomentsAccumulator(self.frame, self.targets, self.precision, like=like, n_threads=n_threads)

@@ -29,7 +29,15 @@ from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
 from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
-from streamfit.store.sums import arrays_of, digest_of_arrays, is_count, moments_of, tables_of, triangle_of
+from streamfit.store.sums import (
+    arrays_of,
+    digest_of_arrays,
+    is_count,
+    moments_of,
+    sparse_moments_of,
+    tables_of,
+    triangle_of,
+)
 
 _T = TypeVar("_T")
 
@@ -396,7 +404,9 @@ class Store:
         return arrays
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
-        take = triangle_of if self.header.statistic == "qr" else moments_of
+        kinds: dict[str, Callable[..., Statistic]]
+        kinds = {"gram": moments_of, "qr": triangle_of, "sparse": sparse_moments_of}
+        take = kinds[self.header.statistic]
         one_hot = self.header.targets.one_hot
         return take(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
 
