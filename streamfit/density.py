@@ -1,6 +1,6 @@
 """How full a Gram matrix of sparse rows will be, and in which form it is smaller.
 
-Floor 2: imports frame, plan, sparse_sum. Decided once, from the first sample, by the numbers that every plan prints.
+Floor 2: imports frame, plan, arrays. Decided once, from the first sample, by the numbers that every plan prints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exact sums of sparse rows, with a Gram matrix of its nonzero entries or with a dense one.
 
-Floor 2: imports moments, sparse_sum, exact, frame, targets, errors. Zero entries of rows cost nothing in either: a block
-is multiplied over the columns that it touches. Both take the same products, so they hold the same numbers.
+Floor 2: imports moments, sparse_sum, density, exact, frame, targets, errors. Zero entries of rows cost nothing in
+either: a block is multiplied over the columns that it touches. Both take the same products, and hold the same numbers.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ def solve_sparse(
 
     Minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²`` over B and, unless switched off, an unpenalised
     intercept b, as `solve` does, by conjugate gradients with the diagonal as preconditioner (Hestenes and Stiefel,
-    1952; Saad, Iterative methods for sparse linear systems, 9.2), all targets at a time. Memory is that of the entries and of
-    some arrays of shape (n_features, n_targets).
+    1952; Saad, Iterative methods for sparse linear systems, 9.2), all targets at a time. Memory is that of the entries
+    and of some arrays of shape (n_features, n_targets).
 
     The certificate needs no eigenvalues: G is a sum of squares, so ``λ_min(A) >= alpha`` but for a bound on rounding,
     and the loss is above its optimum by at most ``||∇L||² / (4 alpha)``. The condition number is a bound from above,
