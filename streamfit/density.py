@@ -76,7 +76,8 @@ class Density:
         Distinct places are to rows what distinct words are to a text, K n^β (Heaps, Information retrieval, 1978, 7.5).
         The exponent falls as rows go on, so that of the sample gives too many rather than too few, unless rows later
         on are of another kind: of files that are sorted, by date for one, a sample of few shards sees few of the values
-        that are to come, and gives several times too few. Never more than the triangle has, nor than the pairs of all rows.
+        that are to come, and gives several times too few. Never more than the triangle has, nor than the pairs of all
+        rows.
         """
         if n_rows <= self.sample_rows or not self.sample_rows:
             return self.entries
