@@ -1,6 +1,7 @@
 """How full a Gram matrix of sparse rows will be, and in which form it is smaller.
 
-Floor 2: imports frame, plan, arrays. Decided once, from the first sample, by the numbers that every plan prints.
+Floor 2: imports frame, plan, precision, arrays. Decided once, from the first sample, by the numbers that every plan
+prints.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import scipy.sparse
 from streamfit.arrays import Precision
 from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
 from streamfit.plan import PROCESS_BYTES, Plan, size_text
+from streamfit.precision import n_limbs
 
 DENSE_FEATURES = 2048
 """Features up to which a sparse Gram matrix is laid out densely to be solved: 34 MB a copy, seconds a decomposition."""
@@ -30,7 +32,7 @@ class Density:
     entries : int
         Places that are not zero after all rows of the sample.
     half_entries : int
-        The same after the first half of it: of other shards than the second, so that what is new in a shard counts.
+        The same after the first half of it.
     pairs_per_row : float
         Mean over rows of r (r + 1) / 2, with r entries in a row: what products cost.
     """
@@ -75,9 +77,8 @@ class Density:
 
         Distinct places are to rows what distinct words are to a text, K n^β (Heaps, Information retrieval, 1978, 7.5).
         The exponent falls as rows go on, so that of the sample gives too many rather than too few, unless rows later
-        on are of another kind: of files that are sorted, by date for one, a sample of few shards sees few of the values
-        that are to come, and gives several times too few. Never more than the triangle has, nor than the pairs of all
-        rows.
+        on are of another kind: the sample has to be of all parts of the corpus, for files may be sorted, by date for
+        one. Never more than the triangle has, nor than the pairs of all rows.
         """
         if n_rows <= self.sample_rows or not self.sample_rows:
             return self.entries
@@ -87,12 +88,12 @@ class Density:
 
     def sparse_bytes(self, n_rows: int, precision: Precision) -> int:
         """Bytes of a sparse Gram matrix of so many rows: a place and its limbs for each entry."""
-        return self.projected(n_rows) * (8 + 8 * limbs_of(precision))
+        return self.projected(n_rows) * (8 + 8 * n_limbs(precision))
 
     def dense_bytes(self, precision: Precision) -> int:
         """Bytes of a dense one: tiles of the upper triangle."""
         b = tile_size(self.n_features)
-        return 8 * limbs_of(precision) * n_tiles(self.n_features) * b * b
+        return 8 * n_limbs(precision) * n_tiles(self.n_features) * b * b
 
     def sparse_is_smaller(self, n_rows: int, precision: Precision) -> bool:
         """Which of the two to keep."""
@@ -143,7 +144,7 @@ class SparsePlan(Plan):
     def sum_bytes(self) -> int:
         if not self.sparse:
             return super().sum_bytes
-        margins = 8 * (2 * self.n_features + limbs_of(self.precision) * self.n_features * self.n_targets)
+        margins = 8 * (2 * self.n_features + n_limbs(self.precision) * self.n_features * self.n_targets)
         return self.density.sparse_bytes(self._total_rows, self.precision) + margins
 
     @property
@@ -157,6 +158,10 @@ class SparsePlan(Plan):
     def n_inputs_bytes(self) -> int:
         """Bytes of a row's entries: r (r + 1) / 2 pairs are of r entries, each a place and a value."""
         return int(16 * np.sqrt(2.0 * self.density.pairs_per_row))
+
+    def within(self, limit: int | None) -> SparsePlan:
+        """The same plan, whatever the limit: sparse rows are multiplied whole, never a panel at a time."""
+        return self
 
     def solve_bytes(self, n_folds: int) -> int:
         if not self.sparse:
@@ -177,11 +182,6 @@ def sparse_group_rows(pairs_per_row: float) -> int:
 
 _PRODUCTS = 2**25
 """Products of entries that a sample is counted with."""
-
-
-def limbs_of(precision: Precision) -> int:
-    """Limbs of the large sums."""
-    return 1 if precision == "float32" else 2
 
 
 def _places(rows: scipy.sparse.csr_array) -> int:

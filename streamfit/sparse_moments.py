@@ -1,7 +1,8 @@
 """Exact sums of sparse rows, with a Gram matrix of its nonzero entries or with a dense one.
 
-Floor 2: imports moments, sparse_sum, density, exact, frame, targets, errors. Zero entries of rows cost nothing in
-either: a block is multiplied over the columns that it touches. Both take the same products, and hold the same numbers.
+Floor 2: imports moments, sparse_sum, density, precision, exact, frame, targets, errors. Zero entries of rows cost
+nothing in either: a block is multiplied over the columns that it touches. Both take the same products, and hold the
+same numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import scipy.sparse
 
 from streamfit.arrays import Array, Precision
 from streamfit.centered import Centered
-from streamfit.density import DENSE_FEATURES, limbs_of
+from streamfit.density import DENSE_FEATURES
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import BASE, GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_size
 from streamfit.moments import Moments
+from streamfit.precision import n_limbs
 from streamfit.sparse_sum import SparseAccumulator, SparseSum
 from streamfit.targets import Targets
 
@@ -182,6 +184,7 @@ class SparseMoments:
             self.sum_yy,
             gram,
             replace(self.cross, limbs=tuple(limb[:, kept] for limb in self.cross.limbs)),
+            precision="float32" if self.gram.n_limbs == 1 else "float64",
         )
 
     def centered(self) -> Centered:
@@ -236,6 +239,8 @@ class SparseRowsAccumulator:
 
     Raises
     ------
+    ConfigError
+        If the precision is another.
     MismatchError
         If the origin is not zero, or the frame has another number of targets.
     """
@@ -243,10 +248,13 @@ class SparseRowsAccumulator:
     def __init__(
         self, frame: Frame, targets: Targets, precision: Precision, *, gram: Literal["dense", "sparse"]
     ) -> None:
+        if precision not in ("float32", "float64"):
+            msg = f"sparse rows with precision {precision!r}"
+            raise ConfigError(msg, "'float64' or 'float32'", "products of sparse rows are taken in float64")
         if frame.origin.any() or frame.n_targets != targets.n_targets:
             msg = f"a frame with {np.count_nonzero(frame.origin)} shifted features for {frame.n_targets} targets"
             raise MismatchError(msg, f"features about zero, and {targets.n_targets} targets")
-        self._frame, self._targets, self._limbs = frame, targets, limbs_of(precision)
+        self._frame, self._targets, self._precision, self._limbs = frame, targets, precision, n_limbs(precision)
         self._scale = np.ldexp(1.0, -frame.exponents)
         d, k, like = frame.n_features, frame.n_targets, np.empty(0)
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
@@ -396,7 +404,7 @@ class SparseRowsAccumulator:
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}
         one_hot = self._targets.one_hot
         if self._sparse is None:
-            return Moments(self._frame, one_hot, self._n_rows, **sums)
+            return Moments(self._frame, one_hot, self._n_rows, **sums, precision=self._precision)
         gram = self._sparse.total()
         return SparseMoments(self._frame, one_hot, self._n_rows, self._n_rounded, gram=gram, **sums)
 

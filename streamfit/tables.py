@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.sparse
 
 from streamfit.arrays import Precision
 from streamfit.corpus import Files, ParquetTable, Rows
+from streamfit.counted import piece_rows
 from streamfit.density import Density
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import (
@@ -19,6 +19,7 @@ from streamfit.features import (
     FeatureMap,
     Hashed,
     Linear,
+    Nystroem,
     RandomFourier,
     Standardize,
     choose_centers,
@@ -26,7 +27,9 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
+from streamfit.repeats import CountRows, choose_counting
 from streamfit.sparse_moments import sparse_frame
+from streamfit.sparse_sample import spread_sample
 from streamfit.store import Header, StatisticKind
 from streamfit.targets import Dense, OneHot
 
@@ -37,14 +40,14 @@ class Block:
 
     Parameters
     ----------
-    kind : {'linear', 'rbf', 'fourier', 'hashed'}
+    kind : {'linear', 'rbf', 'fourier', 'nystroem', 'hashed'}
     n : int
         Centers, frequencies or hashed columns; without effect on a linear block, which has the table's columns.
     gamma : float, optional
         Without it 1 / median squared distance of the standardised sample.
     """
 
-    kind: Literal["linear", "rbf", "fourier", "hashed"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem", "hashed"]
     n: int = 256
     gamma: float | None = None
 
@@ -59,25 +62,32 @@ def prepare_table(
     sample_rows: int,
     skip_bad_shards: bool = False,
     statistic: StatisticKind | Literal["auto"] = "auto",
+    count_rows: CountRows = "never",
+    report: Callable[[str], None] = lambda _: None,
 ) -> Header:
     """Choose centers, widths and units from a sample, and freeze them as a store's header.
 
     With `statistic` 'auto' hashed features get a sparse or a dense Gram matrix, whichever the sample says will be the
-    smaller of the two once all rows are counted, and others a dense one.
+    smaller of the two once all rows are counted, and others a dense one. With `count_rows` other than 'never' some
+    shards of dense rows are read whole, to see how many of their rows are equal; `report` is told what was decided.
 
     Raises
     ------
     ConfigError
-        If hashed features are not alone, or the source does not hash.
+        If hashed features are not alone, or their rows are to be counted; or the source does not hash.
     ShardError
         If a sampled shard cannot be read and is not skipped.
     CorpusError
         If there are no rows.
     """
-    x, y, weights = _sample(source, sample_rows, seed, skip_bad_shards)
     settings = settings_of(blocks, precision, n_folds, seed, sample_rows)
+    reader = reader_of(source) | {"settings": settings}
     if source.hashed is not None:
         _refuse_other_blocks(source.hashed, blocks)
+        if count_rows == "always":
+            msg = "count_rows = 'always' with hashed features"
+            raise ConfigError(msg, "'auto' or 'never'", "sparse rows are multiplied each by itself")
+        x, y, weights = spread_sample(source, sample_rows, seed, skip=skip_bad_shards)
         targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
         density = Density.of(x)
         if statistic == "auto":
@@ -89,22 +99,33 @@ def prepare_table(
             frame=sparse_frame(x, y, targets, weights),
             precision=precision,
             n_folds=n_folds,
-            reader=reader_of(source) | {"settings": settings, "density": density.to_json()},
+            reader=reader | {"density": density.to_json()},
             statistic=statistic,
         )
+    x, y, weights = _sample(source, sample_rows, seed, skip_bad_shards)
     maps = [_map(block, x, seed + i) for i, block in enumerate(blocks)]
     features = maps[0]
     for another in maps[1:]:
         features = features + another
     targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
+    choice = choose_counting(
+        "never" if statistic == "qr" and count_rows == "auto" else count_rows,
+        _whole_pieces(source, seed, x.shape[1], skip_bad_shards),
+        features.n_features,
+        targets.n_targets,
+        one_hot=targets.one_hot,
+        weighted=weights is not None,
+    )
+    report(choice.line())
     return Header(
         features=features,
         targets=targets,
         frame=Frame.from_sample(features(x), y, targets, features.bounds, weights),
         precision=precision,
         n_folds=n_folds,
-        reader=reader_of(source) | {"settings": settings},
+        reader=reader | ({"counting": choice.to_json()} if choice.counted else {}),
         statistic="gram" if statistic == "auto" else statistic,
+        counted=choice.counted,
     )
 
 
@@ -151,7 +172,9 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
     return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
 
 
-def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[Any, np.ndarray, np.ndarray | None]:
+def _sample(
+    source: ParquetTable, n_rows: int, seed: int, skip: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """About `n_rows` rows, an equal share of each of some shards chosen at random."""
     shards = source.shards()
     chosen = []
@@ -182,12 +205,29 @@ def _sample(source: ParquetTable, n_rows: int, seed: int, skip: bool) -> tuple[A
         raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
     given = [part.weights for part in parts if part.weights is not None]
     weights = np.concatenate(given) if given else None
-    join = np.concatenate if source.hashed is None else _stacked
-    return join([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights
+    return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights
 
 
-def _stacked(parts: Sequence[scipy.sparse.csr_array]) -> scipy.sparse.csr_array:
-    return scipy.sparse.csr_array(scipy.sparse.vstack(parts, format="csr"))
+def _whole_pieces(source: ParquetTable, seed: int, n_inputs: int, skip: bool) -> Iterator[np.ndarray]:
+    """Inputs of whole shards chosen at random, up to what is looked through at once, until there are enough rows."""
+    shards, n_rows = source.shards(), 0
+    limit = piece_rows(n_inputs, max(1, len(source.target)))
+    for index in np.random.default_rng(seed).permutation(len(shards)):
+        if n_rows >= _REPEATS_ROWS:
+            return
+        parts: list[np.ndarray] = []
+        try:
+            for rows in source.read(shards[index]):
+                parts.append(rows.x)
+                if sum(map(len, parts)) >= limit:
+                    break
+        except ShardError:
+            if not skip:
+                raise
+            continue
+        if parts:
+            n_rows += sum(map(len, parts))
+            yield np.concatenate(parts)
 
 
 def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
@@ -196,13 +236,16 @@ def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
     scale = Standardize.fit(x)
     z = scale(x)
     gamma = block.gamma or median_gamma(z, seed)
-    if block.kind == "rbf":
-        return Chain(scale, RBF(choose_centers(z, block.n, seed), gamma))
+    if block.kind in ("rbf", "nystroem"):
+        kernel = RBF if block.kind == "rbf" else Nystroem
+        return Chain(scale, kernel(choose_centers(z, block.n, seed), gamma))
     return Chain(scale, RandomFourier(block.n, gamma, seed, x.shape[1]))
 
 
 _SPREAD = 4
 """Rows of the shards that a sample is drawn from, for each row drawn."""
+_REPEATS_ROWS = 2**17
+"""Rows of whole shards that are looked through for equal ones."""
 _SCORE_ENTRIES = 2**24
 """Predictions held at a time."""
 

@@ -5,6 +5,7 @@ from streamfit.features.fourier import RandomFourier
 from streamfit.features.hashed import Hashed
 from streamfit.features.linear import Linear, Standardize
 from streamfit.features.lookup import Lookup
+from streamfit.features.nystroem import Nystroem, kernel_whitening
 from streamfit.features.rbf import RBF, choose_centers, median_gamma
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "Hashed",
     "Linear",
     "Lookup",
+    "Nystroem",
     "RandomFourier",
     "Standardize",
     "choose_centers",
     "from_spec",
+    "kernel_whitening",
     "median_gamma",
     "register",
 ]

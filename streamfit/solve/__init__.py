@@ -9,6 +9,7 @@ from streamfit.solve.conjugate import cross_validate_sparse, solve_sparse, widen
 from streamfit.solve.gradient import Gradient, GradientPass
 from streamfit.solve.leave_one_out import LeaveOneOut, LeaveOneOutPass, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
+from streamfit.solve.nystroem import Whitened, whitened
 from streamfit.solve.orthogonal import cross_validate_triangles, solve_triangle
 from streamfit.solve.per_target import TargetSolution, solve_targets
 from streamfit.solve.posterior import Posterior, TStatistics, posterior
@@ -45,6 +46,7 @@ __all__ = [
     "Stack",
     "TStatistics",
     "TargetSolution",
+    "Whitened",
     "best_mixture",
     "certify",
     "certify_data",
@@ -68,5 +70,6 @@ __all__ = [
     "solve_targets",
     "solve_triangle",
     "stack",
+    "whitened",
     "widened",
 ]

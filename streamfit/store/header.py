@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision
+from streamfit.arrays import Array, Precision, compute_dtype
 from streamfit.centered import Statistic
 from streamfit.density import Density, sparse_group_rows
 from streamfit.errors import ConfigError, StoreError
 from streamfit.features import FeatureMap, Hashed, from_spec
-from streamfit.frame import BLOCK_ROWS, Frame, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.moments import MomentsAccumulator
 from streamfit.plan import default_group_rows
 from streamfit.sparse_moments import SparseRowsAccumulator
@@ -36,7 +36,7 @@ class Header:
     features : FeatureMap
     targets : Targets
     frame : Frame
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     n_folds : int
     reader : dict
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
@@ -44,11 +44,15 @@ class Header:
         What the reader needs besides, for instance a tokenizer's JSON.
     statistic : {'gram', 'qr', 'sparse'}
         What is summed: `Moments`, a `Triangle`, which takes precision float64, or `SparseMoments` of hashed features.
+    counted : bool
+        Whether equal rows of a shard are multiplied once, with their number. Products then round elsewhere, so it
+        is part of what sums must share.
 
     Raises
     ------
     ConfigError
-        If a triangle is to be kept in float32 or of hashed features, or sparse sums of others.
+        If the precision is unknown, a triangle is to be kept in another than float64, of counted rows or of hashed
+        features, sparse sums of others, or hashed features in tf32 or bf16 or of counted rows.
     """
 
     features: FeatureMap
@@ -59,14 +63,26 @@ class Header:
     reader: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     statistic: StatisticKind = "gram"
+    counted: bool = False
 
     def __post_init__(self) -> None:
+        compute_dtype(np, self.precision)
         if self.statistic == "qr" and self.precision != "float64":
             msg = f"statistic 'qr' with precision {self.precision!r}"
-            raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+            raise ConfigError(
+                msg, "precision 'float64'", f"{self.precision} has fewer digits than a triangle is kept for"
+            )
         if self.sparse_rows != (self.statistic == "sparse") and self.statistic != "gram":
             msg = f"statistic {self.statistic!r} with {'hashed' if self.sparse_rows else 'dense'} features"
             raise ConfigError(msg, "'gram', or 'sparse' for hashed features alone")
+        if self.sparse_rows and self.precision not in ("float32", "float64"):
+            msg = f"hashed features with precision {self.precision!r}"
+            raise ConfigError(msg, "precision 'float64' or 'float32'", "products of sparse rows are taken in float64")
+        if self.counted and (self.statistic == "qr" or self.sparse_rows):
+            what = "statistic 'qr'" if self.statistic == "qr" else "hashed features"
+            expected = "statistic 'gram'" if self.statistic == "qr" else "every row by itself"
+            msg = f"{what} of counted rows"
+            raise ConfigError(msg, expected, "leave count_rows at 'auto', or set it to 'never'")
 
     @property
     def sparse_rows(self) -> bool:
@@ -86,16 +102,19 @@ class Header:
         return default_group_rows(self.frame.n_features, self.frame.n_targets)
 
     def accumulator(
-        self, like: Array | None = None, n_threads: int = 1
+        self, like: Array | None = None, n_threads: int = 1, panel: Panel | None = None
     ) -> MomentsAccumulator | TriangleAccumulator | SparseRowsAccumulator:
-        """What rows are added to, on the device of `like`.
+        """What rows are added to, on the device of `like`; rows of features may be overwritten by it.
 
         Raises
         ------
         ConfigError
-            If sparse rows are to be summed elsewhere than in host memory.
+            If sparse rows are to be summed elsewhere than in host memory, or a panel at a time.
         """
         if self.sparse_rows:
+            if panel is not None:
+                msg = "a panel of the Gram matrix of hashed features"
+                raise ConfigError(msg, "all of it", "sparse rows are multiplied whole: count with n_bands = 1")
             if like is not None and not isinstance(like, np.ndarray):
                 msg = "hashed features with backend 'cuda'"
                 raise ConfigError(msg, "backend 'numpy'", "sparse rows are summed in host memory")
@@ -103,7 +122,9 @@ class Header:
             return SparseRowsAccumulator(self.frame, self.targets, self.precision, gram=gram)
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
-        return MomentsAccumulator(self.frame, self.targets, self.precision, like=like, n_threads=n_threads)
+        return MomentsAccumulator(
+            self.frame, self.targets, self.precision, like=like, n_threads=n_threads, overwrite=True, panel=panel
+        )
 
     def zeros(self) -> Statistic:
         """The statistic of no rows."""
@@ -124,6 +145,8 @@ class Header:
         }
         if self.statistic != "gram":
             spec["statistic"] = self.statistic
+        if self.counted:
+            spec["counted"] = True
         named = {f"features/{name}": a for name, a in arrays.items()}
         named |= {f"frame/{name}": getattr(self.frame, name) for name in _FRAME}
         named |= {f"files/{name}": np.frombuffer(data, np.uint8) for name, data in self.files.items()}
@@ -153,6 +176,7 @@ class Header:
             reader=spec["reader"],
             files={name: arrays[f"files/{name}"].tobytes() for name in spec["files"]},
             statistic=spec.get("statistic", "gram"),
+            counted=spec.get("counted", False),
         )
 
     @cached_property
