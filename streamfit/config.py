@@ -279,9 +279,7 @@ class RidgeProblem(_Problem):
         blocks = given.get("features") if isinstance(given, dict) else None
         if isinstance(blocks, list | tuple) and any(isinstance(b, dict) and b.get("kind") == "hashed" for b in blocks):
             if given.get("precision", "float64") not in ("float32", "float64"):
-                msg = (
-                    "kind 'hashed' takes precision 'float64', which it has if none is given, or 'float32'"
-                )
+                msg = "kind 'hashed' takes precision 'float64', which it has if none is given, or 'float32'"
                 raise ValueError(msg)
             if given.get("count_rows") == "always":
                 msg = "kind 'hashed' takes every row by itself: leave count_rows at 'auto', or set it to 'never'"

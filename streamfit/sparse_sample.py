@@ -1,22 +1,25 @@
 """A sample of hashed rows from all parts of a corpus: how full their Gram matrix will be shows in nothing less.
 
-Floor 6: imports corpus, frame, errors. The first rows of a sorted file, or a few shards of one, hold few of the names
+Floor 6: imports corpus, plan, errors. The first rows of a sorted file, or a few shards of one, hold few of the names
 that come later, so that the pairs among them are far from those of all rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import scipy.sparse
 
 from streamfit.corpus import ParquetTable, Rows
 from streamfit.errors import CorpusError, ShardError
-from streamfit.frame import BLOCK_ROWS
+from streamfit.plan import Shard
 
 _SHARDS = 128
-"""Shards that a sample is drawn from, where there are more."""
-_READ_ROWS = 2**19
-"""Rows that are read for it, about: all of a small corpus, one block of each shard of a large one."""
+"""Shards that a sample is drawn from, where there are more. All their rows are decoded, only those drawn are hashed."""
 
 
 def spread_sample(
@@ -54,24 +57,16 @@ def spread_sample(
     every = len(shards) <= _SHARDS
     places = np.arange(len(shards)) if every else np.linspace(0, len(shards) - 1, _SHARDS).round().astype(np.int64)
     chosen = [shards[i] for i in rng.permutation(places)]
-    there = max(1, sum(shard.planned_rows for shard in chosen))
+    share = min(1.0, n_rows / max(1, sum(shard.planned_rows for shard in chosen)))
+    n_in_group = cache(_rows_in_group)  # of the file itself, of which a shard may select a part
     parts: list[Rows] = []
     for shard in chosen:
-        limit = max(BLOCK_ROWS, -(-shard.planned_rows * _READ_ROWS // there))
-        share = min(1.0, shard.planned_rows / min(limit, max(1, shard.planned_rows)) * n_rows / there)
-        n_read = 0
         try:
-            for rows in source.read(shard):
-                n = len(rows.y)
-                kept = np.sort(rng.choice(n, int(np.ceil(n * share)), replace=False))
-                parts.append(Rows(rows.x[kept], rows.y[kept], None if rows.weights is None else rows.weights[kept]))
-                n_read += n
-                if n_read >= limit:
-                    break
+            parts += source.read(_thinned(shard, n_in_group(shard.uri, shard.start), share, rng))
         except ShardError:
             if not skip:
                 raise
-    if not parts:
+    if not sum(len(part.y) for part in parts):
         msg = "a corpus without any readable rows"
         raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
     x = scipy.sparse.csr_array(scipy.sparse.vstack([part.x for part in parts], format="csr"))
@@ -82,3 +77,16 @@ def spread_sample(
         return x, y, weights
     order = rng.permutation(len(y))
     return x[order], y[order], None if weights is None else weights[order]
+
+
+def _rows_in_group(uri: str, group: int) -> int:
+    try:
+        return int(pq.read_metadata(uri).row_group(group).num_rows) if group >= 0 else 0
+    except (pa.ArrowException, OSError):
+        return 0  # reading it says why
+
+
+def _thinned(shard: Shard, n_rows: int, share: float, rng: np.random.Generator) -> Shard:
+    """A shard without all but a share of its row group's rows, at random; at least one stays."""
+    left_out = n_rows - int(np.ceil(share * n_rows))
+    return replace(shard, without=tuple(np.sort(rng.choice(n_rows, left_out, replace=False)).tolist()))

@@ -98,6 +98,8 @@ def test_values_without_tokens_are_named(tmp_path, values, column, message):
         ('kind = "linear"\ncategories = ["a"]', "", "for kind 'hashed'"),
         ('kind = "hashed"\nn = 64\n[[features]]\nkind = "linear"', "", "stands alone"),
         ('kind = "hashed"\nn = 64', 'statistic = "qr"', "use 'auto' or 'gram'"),
+        ('kind = "hashed"\nn = 64', 'precision = "tf32"', "takes precision 'float64'"),
+        ('kind = "hashed"\nn = 64', 'count_rows = "always"', "every row by itself"),
         ('kind = "linear"', 'statistic = "sparse"', "use 'auto' or 'gram'"),
     ],
 )

@@ -1,6 +1,8 @@
 """Text in Parquet to a sparse store and a model, by commands; and the store's life: merged, forgotten, exported."""
 
 import shutil
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +15,20 @@ from sklearn.linear_model import Ridge
 from test_cli import streamfit
 
 from streamfit.config import SolveSection, load_problem
-from streamfit.engine import Machine
+from streamfit.corpus import Files, ParquetTable
+from streamfit.engine import Machine, plan_for
 from streamfit.errors import ConfigError, MismatchError, SolveError
 from streamfit.features import Hashed
+from streamfit.frame import panels_of
 from streamfit.jobs import fit
 from streamfit.models import LinearModel
 from streamfit.passes import refine_store
 from streamfit.solving import solve_store
 from streamfit.sparse_moments import SparseMoments
 from streamfit.store import Store, digest_of, export_dense, import_dense, merge, plan_tiled, verify
+from streamfit.tables import Block, prepare_table
 
-PARTS, ROWS = 4, 120
+PARTS, ROWS = 4, 60
 COLUMNS = ("origin", "day", "tags")
 QUIET = Console(quiet=True)
 
@@ -39,7 +44,7 @@ def table(part):
 
 def config(folder, name, n, more=""):
     text = (
-        f'kind = "ridge"\nrun = "{folder / name}"\ngroup_rows = 60\n{more}'
+        f'kind = "ridge"\nrun = "{folder / name}"\ngroup_rows = 120\n{more}'
         f'[corpus]\nroot = "{folder / "data"}"\nfeatures = ["origin", "day", "tags"]\ntarget = ["y"]\n'
         f'[[features]]\nkind = "hashed"\nn = {n}\ncategories = ["day"]\n[solve]\nalphas = [2]\nfolds = 3\n'
     )
@@ -190,3 +195,45 @@ def test_what_needs_a_dense_matrix_is_refused(base):
     assert done.returncode != 0
     assert "a dense matrix of 65,536 hashed features" in " ".join(done.stderr.split())
     assert verify(store).faults == []
+
+
+@pytest.mark.parametrize("group_rows", [20_000, 1_000, 50])
+def test_a_sorted_file_is_projected_from_all_its_parts(tmp_path, group_rows):
+    # The last one has more row groups, each of a few days, than are sampled.
+    rng = np.random.default_rng(5)
+    n = 20_000
+    day, origin, late = np.sort(rng.integers(0, 300, n)), rng.integers(0, 60, n), rng.integers(0, 40, n)
+    names = {"day": day, "origin": origin, "late": late}
+    pq.write_table(pa.table({**names, "y": rng.normal(size=n)}), tmp_path / "a.parquet", row_group_size=group_rows)
+    hashed = Hashed(2**16, tuple(names), tuple(names))
+    source = ParquetTable(Files(str(tmp_path)), tuple(names), ("y",), hashed=hashed)
+    options = {"precision": "float64", "n_folds": 3, "seed": 0, "sample_rows": 1_500}
+    header = prepare_table(source, [Block("hashed", 2**16)], **options)
+    pairs = sum(len(np.unique(names[a] * 1000 + names[b])) for a, b in combinations(names, 2))
+    true = pairs + sum(len(np.unique(values)) for values in names.values())
+    sampled = header.density
+    assert 1_400 < sampled.sample_rows < 3_000
+    assert 0.8 * true < sampled.projected(n) < 2.0 * true
+    again = prepare_table(source, [Block("hashed", 2**16)], **options)
+    assert again.content_hash == header.content_hash
+    if group_rows == 20_000:
+        with pytest.raises(ConfigError, match="count_rows = 'always'"):
+            prepare_table(source, [Block("hashed", 2**16)], **options, count_rows="always")
+
+
+def test_dense_means_to_sum_faster_are_refused(base):
+    header = Store(base / "run" / "store").header
+    for change, message in (
+        ({"precision": "bf16"}, "hashed features with precision 'bf16'"),
+        ({"counted": True}, "hashed features of counted rows"),
+        ({"statistic": "qr"}, "statistic 'qr' with hashed features"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(header, **{"precision": "float64", **change})
+    with pytest.raises(ConfigError, match="a panel of the Gram matrix"):
+        header.accumulator(panel=panels_of(2**16, 2)[0])
+    plan = plan_for(Store(base / "run" / "store"), [], n_workers=1)
+    assert plan.within(1) == plan
+    assert not any("panels" in line for line in plan.lines(3))
+    with pytest.raises(ConfigError, match="precision 'tf32'"):
+        SparseMoments.zeros(header.frame, header.targets, "tf32")
