@@ -14,7 +14,7 @@ import scipy.sparse
 
 from streamfit.arrays import Precision
 from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
-from streamfit.plan import PROCESS_BYTES, Plan, size_text
+from streamfit.plan import BLOCKS_AHEAD, PROCESS_BYTES, Plan, size_text
 from streamfit.precision import n_limbs
 
 DENSE_FEATURES = 2048
@@ -63,6 +63,11 @@ class Density:
         each = np.diff(rows.indptr).astype(np.float64)
         pairs = float(np.mean(each * (each + 1) / 2)) if len(each) else 0.0
         return cls(rows.shape[1], rows.shape[0], _places(rows), _places(rows[: -(-rows.shape[0] // 2)]), pairs)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's entries: r (r + 1) / 2 pairs are of r entries, each a place and a value."""
+        return int(16 * np.sqrt(2.0 * self.pairs_per_row))
 
     @property
     def growth(self) -> float:
@@ -150,14 +155,9 @@ class SparsePlan(Plan):
     @property
     def worker_bytes(self) -> int:
         # A block's products, both triangles and their places; and what a merge of sparse sums sorts.
-        block = BLOCK_ROWS * (int(self.density.pairs_per_row) * 64 + 3 * self.n_inputs_bytes)
-        targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
-        return PROCESS_BYTES + (5 if self.sparse else 3) * self.sum_bytes + block + targets
-
-    @property
-    def n_inputs_bytes(self) -> int:
-        """Bytes of a row's entries: r (r + 1) / 2 pairs are of r entries, each a place and a value."""
-        return int(16 * np.sqrt(2.0 * self.density.pairs_per_row))
+        block = BLOCK_ROWS * (int(self.density.pairs_per_row) * 64 + (2 + BLOCKS_AHEAD) * self.density.row_bytes)
+        targets = BLOCKS_AHEAD * BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        return PROCESS_BYTES + (5 if self.sparse else 3) * self.sum_bytes + block + targets + self.decode_bytes
 
     def within(self, limit: int | None) -> SparsePlan:
         """The same plan, whatever the limit: sparse rows are multiplied whole, never a panel at a time."""

@@ -135,6 +135,7 @@ def test_stores_merge_to_the_bits_of_one(folder):
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.slow
 def test_a_dense_gram_of_the_same_rows_is_the_same(folder):
     found = {}
     for name in ("gram", "sparse"):
