@@ -1,87 +1,275 @@
-"""How near accumulation comes to this machine's matrix product, and to its peers. Prints ratios of one run.
+"""How near counting comes to this machine's matrix product, end to end from Parquet and stage by stage.
 
-    python pipelines/bench_gram.py [--features 1024 2048] [--rows 65536]
+    python pipelines/bench_gram.py [--cases linear:2048 linear:4096 rbf:4096 fourier:4096] [--gflop 1500]
+                                   [--json FILE] [--markdown FILE] [--figure FILE]
 
-Everything runs on one core: the share of the peak is what matters, workers multiply it. Peers: scikit-learn's Ridge
-(Cholesky, all rows in memory) and, with the extra `bench`, scikit-learn-intelex's IncrementalRidge.
+For each case and precision one process lists, decodes, maps, multiplies, adds in float64 and commits rows of float32
+Parquet, and multiplies as many rows of that width by BLAS alone (`ssyrk`, `dsyrk`) on as many threads: given is
+the share of the two. Stages are timed alone as well; listing and decoding compete for the cores with products: their
+seconds add. Then the cross-moments of 32,000 classes, beside copying memory. Figures are of one run; on a machine that
+others use only the shares mean something.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.linalg.blas
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
-from streamfit import Dense, Frame, Moments, solve
+from streamfit import RBF, Dense, Files, Frame, Linear, OneHot, ParquetTable, RandomFourier, Store, WorkOptions
 from streamfit.arrays import Precision
+from streamfit.corpus.base import _hash_once
+from streamfit.engine import accumulate
+from streamfit.engine.machine import cores
+from streamfit.errors import ConfigError
+from streamfit.features import FeatureMap
 from streamfit.frame import BLOCK_ROWS
+from streamfit.moments import MomentsAccumulator
+from streamfit.store import Header
+
+N_INPUTS = 32
+"""Columns that kernels are computed of."""
+N_CLASSES = 32_000
 
 
-def main(n_features: int, n_rows: int, precision: Precision, repeats: int = 3) -> dict[str, float]:
-    """Seconds of each way to the same weights; the least of several, taken in turn so that noise hits all alike."""
+@dataclass(frozen=True)
+class Case:
+    """One kind of features at one width."""
+
+    kind: str
+    n_features: int
+
+    @classmethod
+    def of(cls, text: str) -> Case:
+        """From `kind:width`."""
+        kind, _, width = text.partition(":")
+        if kind not in ("linear", "rbf", "fourier") or not width.isdigit() or int(width) < 1:
+            msg = f"case {text!r}"
+            raise ConfigError(msg, "linear:D, rbf:D or fourier:D")
+        return cls(kind, int(width))
+
+    @property
+    def n_inputs(self) -> int:
+        """Columns of its table."""
+        return self.n_features if self.kind == "linear" else N_INPUTS
+
+    def features(self) -> FeatureMap:
+        """The map, drawn with a fixed seed."""
+        if self.kind == "linear":
+            return Linear(self.n_features)
+        if self.kind == "rbf":
+            centers = np.random.default_rng(1).normal(size=(self.n_features, N_INPUTS))
+            return RBF(centers, 0.5 / N_INPUTS)
+        return RandomFourier(self.n_features, 0.5 / N_INPUTS, 1, N_INPUTS)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one case: of stages alone, end to end, and of BLAS on as many rows."""
+
+    case: str
+    precision: str
+    n_rows: int
+    seconds: dict[str, float]
+    gflop: float
+    read_gb: float
+
+    @property
+    def share(self) -> float:
+        """Of BLAS's speed that the whole way reaches."""
+        return self.seconds["BLAS alone"] / self.seconds["end to end"]
+
+
+def table_of(folder: Path, n_inputs: int, n_rows: int) -> ParquetTable:
+    """Float32 columns and a target, two row groups of up to 64 MB a file."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(n_rows, n_features)).astype(precision)
-    y = (x @ rng.normal(size=n_features) + rng.normal(size=n_rows)).astype(np.float64)
-    frame = Frame.from_sample(x[:BLOCK_ROWS], y[:BLOCK_ROWS, None], Dense(1))
+    group = max(1, 2**26 // (4 * n_inputs) // BLOCK_ROWS) * BLOCK_ROWS
+    for i, lo in enumerate(range(0, n_rows, 2 * group)):
+        x = rng.standard_normal(size=(min(2 * group, n_rows - lo), n_inputs), dtype=np.float32)
+        columns = {f"x{j}": x[:, j] for j in range(n_inputs)} | {"y": x[:, 0] + rng.normal(size=len(x))}
+        pq.write_table(pa.table(columns), folder / f"{i:04d}.parquet", row_group_size=group, use_dictionary=False)
+    time.sleep(2.5)  # so that files are old enough for their time to tell that they have not changed
+    return ParquetTable(Files(str(folder)), tuple(f"x{j}" for j in range(n_inputs)), ("y",))
 
-    def products() -> None:
-        for lo in range(0, n_rows, BLOCK_ROWS):
-            block = x[lo : lo + BLOCK_ROWS]
-            _ = block.T @ block
 
-    def moments() -> Moments:
-        return Moments.from_rows(x, y[:, None], frame, Dense(1), precision=precision)
-
-    ways: dict[str, Callable[[], object]] = {
-        "matrix products alone": products,
-        "streamfit: exact sums": moments,
-        "streamfit: sums and solve": lambda: solve(moments(), 1.0),
-        "scikit-learn Ridge(cholesky)": lambda: Ridge(alpha=1.0, solver="cholesky").fit(x, y.astype(precision)),
-    }
-    if importlib.util.find_spec("sklearnex") is not None:
-        from sklearnex.linear_model import IncrementalRidge
-
-        ways["scikit-learn-intelex IncrementalRidge"] = lambda: IncrementalRidge(alpha=1.0, batch_size=BLOCK_ROWS).fit(
-            x, y.astype(precision)
-        )
-    seconds = dict.fromkeys(ways, np.inf)
+def measure(case: Case, precision: Precision, table: ParquetTable, n_rows: int, scratch: Path) -> Measured:
+    """Time one case."""
+    d, features, n_threads = case.n_features, case.features(), cores()
+    frame = Frame.identity(d, 1)
+    header = Header(features, Dense(1), frame, precision, n_folds=2)
+    store = Store.create(scratch / f"{case.kind}-{d}-{precision}", header)
+    _hash_once.cache_clear()
+    seconds = {"end to end": timed(lambda: accumulate(store, table, options=WorkOptions(n_threads=n_threads)))}
+    _hash_once.cache_clear()
+    seconds["list and hash"] = timed(table.shards)
+    shards = table.shards()
+    seconds["decode"] = timed(lambda: [None for shard in shards for _ in table.read(shard)])
+    x = next(iter(table.read(shards[0]))).x
+    n_blocks = -(-n_rows // BLOCK_ROWS)
+    phi = features(x)
     with threadpool_limits(1):
-        for _ in range(repeats):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way()
-                seconds[name] = min(seconds[name], time.perf_counter() - started)
-    return seconds
+        seconds["features"] = 0.0 if case.kind == "linear" else n_blocks * best(lambda: features(x)) / n_threads
+        sums = MomentsAccumulator(frame, Dense(1), precision, n_threads=n_threads, overwrite=True)
+        y = np.zeros((len(x), 1))
+        seconds["products and sums"] = n_blocks * best(lambda: sums.add(phi, y))
+    segment = store.head().segments[0]
+    moments = store.read(segment)
+    shard = store.ledger(segment)[:1]
+    other = Store.create(scratch / f"{case.kind}-{d}-{precision}-w", header)
+    written = len(store.head().segments) * timed(lambda: other.commit([other.write_segment(moments, shard, [1])]))
+    seconds["write and commit"] = written
+    rows = phi.astype(precision)
+    syrk = scipy.linalg.blas.ssyrk if precision == "float32" else scipy.linalg.blas.dsyrk
+    with threadpool_limits(n_threads):
+        seconds["BLAS alone"] = n_blocks * best(lambda: syrk(1.0, rows.T))
+    read_gb = sum(shard.size for shard in shards) / 1e9
+    return Measured(f"{case.kind} {d:,}", precision, n_rows, seconds, n_rows * d * (d + 1) / 1e9, read_gb)
 
 
-def report(console: Console, n_features: int, n_rows: int, precision: Precision) -> None:
-    """Print one table."""
-    seconds = main(n_features, n_rows, precision)
-    flops = n_rows * n_features * (n_features + 1)
-    table = Table(title=f"{n_rows:,} x {n_features:,} {precision}, one core")
-    for column in ("", "seconds", "GFLOP/s", "rows/s", "share of the products' speed"):
-        table.add_column(column, justify="right" if column else "left")
-    peak = seconds["matrix products alone"]
-    for name, s in seconds.items():
-        table.add_row(name, f"{s:.3f}", f"{flops / s / 1e9:.1f}", f"{n_rows / s:,.0f}", f"{peak / s:.0%}")
-    console.print(table)
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def best(work: Callable[[], object], n: int = 5) -> float:
+    """The least seconds of several calls."""
+    return min(timed(work) for _ in range(n))
+
+
+def classes(n_features: int, n_classes: int = N_CLASSES) -> dict[str, float]:
+    """GB/s of the cross-moments of one-hot targets, by the bytes that must move, beside a copy of memory."""
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal(size=(BLOCK_ROWS, n_features), dtype=np.float32)
+    ids = rng.integers(0, n_classes, BLOCK_ROWS)
+    sums = MomentsAccumulator(Frame.identity(n_features, n_classes), OneHot(n_classes), "float32")
+    present = len(np.unique(ids))
+    # Rows are read, their sums written and read, and the float64 sums of the classes read and written.
+    moved = 4 * n_features * (BLOCK_ROWS + 2 * present) + 16 * n_features * present
+
+    def cross() -> None:
+        _, add = sums._class_block(phi, ids, None)  # the cross-moments alone, without the Gram matrix
+        sums._sums["cross"].reserve(1.0)
+        add()
+
+    with threadpool_limits(1):
+        seconds = best(cross)
+    large, target = np.ones(2**24, np.float32), np.zeros(2**24, np.float32)
+    copy = best(lambda: np.copyto(target, large))
+    return {
+        "classes": n_classes,
+        "features": n_features,
+        "ms a block": 1e3 * seconds,
+        "GB/s": moved / seconds / 1e9,
+        "copy GB/s": 2 * large.nbytes / copy / 1e9,
+    }
+
+
+def table_text(found: list[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the report."""
+    stages = [
+        "list and hash",
+        "decode",
+        "features",
+        "products and sums",
+        "write and commit",
+        "end to end",
+        "BLAS alone",
+    ]
+    header = ["features", "precision", "rows", *(f"{stage}, s" for stage in stages), "GFLOP/s", "share of BLAS"]
+    rows = []
+    for m in found:
+        cells = [f"{m.seconds[stage]:.2f}" for stage in stages]
+        rate = f"{m.gflop / m.seconds['end to end']:.0f}"
+        rows.append([m.case, m.precision, f"{m.n_rows:,}", *cells, rate, f"{m.share:.0%}"])
+    return header, rows
+
+
+def roofline(found: list[Measured], path: Path) -> None:
+    """Speed against operations for each byte of Parquet, below the roofs of BLAS and of decoding."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for precision, color in (("float32", "tab:blue"), ("float64", "tab:orange")):
+        of_kind = [m for m in found if m.precision == precision]
+        if not of_kind:
+            continue
+        peak = max(m.gflop / m.seconds["BLAS alone"] for m in of_kind)
+        rate = max(m.read_gb / (m.seconds["decode"] + m.seconds["list and hash"]) for m in of_kind)
+        reach = np.geomspace(10, 1e5, 100)
+        axis.plot(reach, np.minimum(peak, rate * reach), color=color, lw=1, label=f"roof, {precision}")
+        for m in of_kind:
+            at = m.gflop / m.read_gb, m.gflop / m.seconds["end to end"]
+            axis.plot(*at, "o", color=color)
+            axis.annotate(m.case, at, textcoords="offset points", xytext=(4, -10), fontsize=8)
+    axis.set(xscale="log", yscale="log", xlabel="operations a byte of Parquet", ylabel="GFLOP/s")
+    axis.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(cases: list[Case], gflop: float, console: Console) -> tuple[list[Measured], dict[str, float]]:
+    """Measure and print everything."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            n_rows = max(2, round(gflop * 1e9 / case.n_features**2 / BLOCK_ROWS)) * BLOCK_ROWS
+            rows = Path(folder) / f"{case.kind}-{case.n_features}"
+            rows.mkdir()
+            table = table_of(rows, case.n_inputs, n_rows)
+            precisions: tuple[Precision, ...] = ("float32", "float64")
+            found += [measure(case, precision, table, n_rows, Path(folder)) for precision in precisions]
+            for file in rows.iterdir():
+                file.unlink()
+    header, cells = table_text(found)
+    shown = Table(title=f"{cores()} threads")
+    for name in header:
+        shown.add_column(name, justify="right")
+    for row in cells:
+        shown.add_row(*row)
+    console.print(shown)
+    crossed = classes(2048)
+    console.print(
+        f"cross-moments of {N_CLASSES:,} classes, 2,048 features, one core: {crossed['GB/s']:.1f} GB/s,"
+        f" {crossed['GB/s'] / crossed['copy GB/s']:.0%} of a copy's {crossed['copy GB/s']:.1f} GB/s"
+    )
+    return found, crossed
+
+
+def markdown(found: list[Measured]) -> str:
+    """The table as Markdown."""
+    header, rows = table_text(found)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, nargs="+", default=[1024, 2048])
-    parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--cases", nargs="+", default=["linear:2048", "linear:4096", "rbf:4096", "fourier:4096"])
+    parser.add_argument("--gflop", type=float, default=1500.0, help="work of each case")
+    for name in ("json", "markdown", "figure"):
+        parser.add_argument(f"--{name}", type=Path)
     options = parser.parse_args()
-    if len(os.sched_getaffinity(0)) > 1:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for width in options.features:
-        for kind in ("float32", "float64"):
-            report(Console(), width, options.rows, kind)
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        if name in os.environ:
+            Console().print(f"{name} is set, and slows current BLAS down: unset it")
+    measured, crossed = main([Case.of(text) for text in options.cases], options.gflop, Console(width=200))
+    if options.json:
+        options.json.write_text(json.dumps({"cases": [asdict(m) for m in measured], "classes": crossed}, indent=1))
+    if options.markdown:
+        options.markdown.write_text(markdown(measured))
+    if options.figure:
+        roofline(measured, options.figure)

@@ -33,7 +33,7 @@ from pipelines.scaling_model import TERMS, Costs, Point, Projection, Site, proje
 from streamfit import Store
 from streamfit.corpus import Files, ParquetTable
 from streamfit.engine import Machine, accumulate, connect
-from streamfit.engine.cluster import cores
+from streamfit.engine.machine import cores
 from streamfit.errors import ConfigError
 from streamfit.frame import BLOCK_ROWS
 from streamfit.tables import Block, prepare_table

@@ -254,6 +254,8 @@ class Plan:
             sums *= 3
         else:  # cross-moments are written from a copy
             sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
+        if self.n_bands > 1:  # tiles while panels are stitched
+            sums += 8 * 8 * n_limbs(self.precision) * tile_size(self.n_features) ** 2
         return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:

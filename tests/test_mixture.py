@@ -108,7 +108,8 @@ def test_mixing_centred_sums_is_solving_the_sum():
     parts, target = rows.sums()
     mixed, b = Sources.of(parts, target, ALPHA, True).fit(np.array([2.0, 0.0, 1.0]))
     whole = solve(parts["s1"] * 2 + parts["s3"], ALPHA)
-    np.testing.assert_allclose(b, whole.weights, rtol=1e-10, atol=1e-14)
+    # What a product leaves of a constant depends on the order of its additions, and so on the processor.
+    np.testing.assert_allclose(b, whole.weights, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(mixed.mean_y - mixed.mean_x @ b, whole.intercept, rtol=1e-10)
     assert mixed.n_rows == 2 * N
     assert (b[0] != 0).all()

@@ -150,9 +150,8 @@ def _gram(parts: Sequence[tuple[StoredPart, Panel]], frame: Frame) -> dict[str, 
         return _added([read_sum(part, "gram", (b, b), local) for part, local in holders[index]])
 
     # The largest entries of a matrix of this kind are on its diagonal, which so has as many limbs as the whole.
-    diagonal = [tile(index) for index, r, c in tile_pairs(d) if r == c]
-    top, bottom = max(total.top for total in diagonal), diagonal[0].bottom
-    del diagonal
+    ends = [(total.top, total.bottom) for total in (tile(index) for index, r, c in tile_pairs(d) if r == c)]
+    top, bottom = max(t for t, _ in ends), ends[0][1]
 
     def limb(i: int) -> Callable[[int], np.ndarray]:
         return lambda index: _limbs(with_top(tile(index), top))[i][None]
