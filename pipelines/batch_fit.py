@@ -26,7 +26,7 @@ def main(config: Path, machine: Path | None = None) -> LinearModel:
     if not isinstance(problem, RidgeProblem):
         msg = f"{config}: kind = {problem.kind!r}"
         raise ConfigError(msg, "'ridge'", "for text use pipelines/offline_corpus.py")
-    source = problem.corpus.table()
+    source = problem.table()
 
     with logged(Path(problem.run)), connect(where) as client:
         # Features are chosen from a sample and frozen in the store's header: all sums are taken with them.

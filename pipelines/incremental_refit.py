@@ -47,7 +47,7 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
         with tempfile.TemporaryDirectory(dir=run) as folder:
             clock = time.perf_counter()
             scratch = Store.create(Path(folder) / "store", store.header)
-            accumulate_into(scratch, problem.corpus.table(), where, client, console, group_rows=problem.group_rows)
+            accumulate_into(scratch, problem.table(), where, client, console, group_rows=problem.group_rows)
             add(scratch, new, where, client, console, corpus=corpus, group_rows=problem.group_rows)
             again = solve_store(scratch, problem.solve, console)
             equal = np.array_equal(again.solution.weights, solved.solution.weights)

@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Any
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import StreamfitError
-from streamfit.features import RBF, Linear, Lookup, Nystroem, RandomFourier, Standardize
+from streamfit.features import RBF, Hashed, Linear, Lookup, Nystroem, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.moments import Moments, MomentsAccumulator
-from streamfit.solve import Certificate, Posterior, Solution, cross_validate, posterior, prune, solve, solve_triangle
+from streamfit.solve import (
+    Certificate,
+    Posterior,
+    Solution,
+    cross_validate,
+    posterior,
+    prune,
+    solve,
+    solve_sparse,
+    solve_triangle,
+)
+from streamfit.sparse_moments import SparseMoments, SparseRowsAccumulator
 from streamfit.store import Header, Store
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
@@ -24,6 +35,7 @@ __all__ = [
     "Dense",
     "Files",
     "Frame",
+    "Hashed",
     "Header",
     "JsonLines",
     "LanguageModel",
@@ -42,6 +54,8 @@ __all__ = [
     "RandomFourier",
     "Ridge",
     "Solution",
+    "SparseMoments",
+    "SparseRowsAccumulator",
     "Standardize",
     "Store",
     "StreamfitError",
@@ -55,6 +69,7 @@ __all__ = [
     "posterior",
     "prune",
     "solve",
+    "solve_sparse",
     "solve_triangle",
 ]
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from streamfit.arrays import Precision
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.errors import ConfigError
+from streamfit.features import Hashed
 from streamfit.machines import load_machine as load_machine
 from streamfit.repeats import CountRows
 from streamfit.sections import Count, Positive, Section, checked, read
@@ -113,19 +114,50 @@ class TableSection(FilesSection):
             raise ValueError(msg)
         return self
 
-    def table(self) -> ParquetTable:
+    def table(self, hashed: Hashed | None = None) -> ParquetTable:
         """The source of rows."""
         files = self.files(None, (0.8, 0.1, 0.1))
         labels = self.labels.settings()
-        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label, labels)
+        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
 
 
 class FeatureSection(Section):
-    """One block of features; several are put side by side."""
+    """One block of features; several are put side by side, but for hashed ones, which are alone.
 
-    kind: Literal["linear", "rbf", "fourier", "nystroem"]
+    Parameters
+    ----------
+    kind : {'linear', 'rbf', 'fourier', 'nystroem', 'hashed'}
+    n : int
+        Centers, frequencies, or hashed columns: a power of two.
+    gamma : float, optional
+        Of kernels; chosen from the sample without it.
+    categories : tuple of str
+        Hashed columns whose numbers, booleans or dates are names.
+    alternate_sign : bool
+        Whether hashed tokens take a sign, so that those that share a column cancel on average.
+    """
+
+    kind: Literal["linear", "rbf", "fourier", "nystroem", "hashed"]
     n: Count = 256
     gamma: Positive | None = None
+    categories: tuple[str, ...] = ()
+    alternate_sign: bool = True
+
+    @model_validator(mode="after")
+    def _options_have_effect(self) -> FeatureSection:
+        given = self.model_fields_set
+        if self.kind == "hashed":
+            if "n" not in given or self.gamma is not None:
+                msg = "kind 'hashed' takes n, a power of two such as 262144, and no gamma"
+                raise ValueError(msg)
+            try:
+                Hashed(self.n, self.categories, self.categories)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        elif self.categories or not self.alternate_sign:
+            msg = f"categories and alternate_sign are for kind 'hashed', not {self.kind!r}"
+            raise ValueError(msg)
+        return self
 
 
 class LanguageSection(Section):
@@ -203,11 +235,39 @@ class RidgeProblem(_Problem):
     corpus: TableSection
     features: Annotated[tuple[FeatureSection, ...], Field(min_length=1)] = (FeatureSection(kind="linear"),)
     sample_rows: Count = 20_000
-    statistic: StatisticKind = "gram"
+    statistic: StatisticKind | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _hashed_alone(self) -> RidgeProblem:
+        kinds = [section.kind for section in self.features]
+        hashed = "hashed" in kinds
+        if hashed and len(kinds) > 1:
+            msg = "features: a block of kind 'hashed' stands alone; numbers can be hashed beside names"
+            raise ValueError(msg)
+        if (hashed and self.statistic == "qr") or (not hashed and self.statistic == "sparse"):
+            msg = f"statistic {self.statistic!r} with features of kind {', '.join(kinds)}: use 'auto' or 'gram'"
+            raise ValueError(msg)
+        if hashed:
+            try:
+                self.hashed()
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+    def hashed(self) -> Hashed | None:
+        """How columns are hashed, where they are."""
+        first = self.features[0]
+        if first.kind != "hashed":
+            return None
+        return Hashed(first.n, self.corpus.features, first.categories, first.alternate_sign)
+
+    def table(self) -> ParquetTable:
+        """The source of rows."""
+        return self.corpus.table(self.hashed())
 
     @model_validator(mode="before")
     @classmethod
-    def _triangles_are_float64(cls, given: Any) -> Any:
+    def _float64_unless_told(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("statistic") == "qr":
             if given.get("precision", "float64") != "float64":
                 msg = "statistic 'qr' takes precision 'float64', which it has if none is given"
@@ -216,6 +276,16 @@ class RidgeProblem(_Problem):
                 msg = "statistic 'qr' takes every row by itself: leave count_rows at 'auto', or set it to 'never'"
                 raise ValueError(msg)
             return {**given, "precision": "float64"}
+        blocks = given.get("features") if isinstance(given, dict) else None
+        if isinstance(blocks, list | tuple) and any(isinstance(b, dict) and b.get("kind") == "hashed" for b in blocks):
+            if given.get("precision", "float64") not in ("float32", "float64"):
+                msg = "kind 'hashed' takes precision 'float64', which it has if none is given, or 'float32'"
+                raise ValueError(msg)
+            if given.get("count_rows") == "always":
+                msg = "kind 'hashed' takes every row by itself: leave count_rows at 'auto', or set it to 'never'"
+                raise ValueError(msg)
+            # Their products are taken in float64, so that coarser sums would save memory and no time.
+            return {"precision": "float64", **given}
         return given
 
 

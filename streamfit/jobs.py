@@ -96,7 +96,8 @@ def fit(
 def _refuse_hopeless(problem: Problem) -> None:
     """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text."""
     corpus, path = problem.corpus, store_of(problem)
-    shards = corpus.documents("train").shards() if isinstance(corpus, TextSection) else corpus.table().shards()
+    source = problem.table() if isinstance(problem, RidgeProblem) else problem.corpus.documents("train")
+    shards = source.shards()
     counted = list(Store(path).counted().values()) if Store.exists(path) else []
     folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
     if shards and len(problem.solve.alphas) > 1 and len(folds) < 2:
@@ -140,7 +141,7 @@ def _header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Head
         return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip,
                        count_rows=problem.count_rows, report=report)  # fmt: skip
     return prepare_table(
-        problem.corpus.table(),
+        problem.table(),
         _blocks(problem),
         precision=problem.precision,
         n_folds=problem.solve.folds,
@@ -165,7 +166,9 @@ def _same_settings(problem: Problem, store: Store) -> None:
         settings = settings_of(
             _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
         )
-        wanted = {**reader_of(problem.corpus.table()), **settings, "statistic": problem.statistic}
+        wanted = {"hashed": None, **reader_of(problem.table()), **settings}
+        if problem.statistic != "auto" or store.header.statistic == "qr":
+            wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
     reader = store.header.reader
     found = {**reader, **reader.get("settings", {}), "statistic": store.header.statistic}
     wanted["count_rows"] = problem.count_rows
@@ -184,7 +187,7 @@ def training_source(problem: Problem, store: Store) -> Source:
     """The rows of a problem, read the way its store says."""
     if isinstance(problem, LanguageProblem):
         return token_source(store.header, problem.corpus.documents("train"))
-    return problem.corpus.table()
+    return problem.table()
 
 
 def accumulate_into(

@@ -43,13 +43,15 @@ class LinearModel:
 
         Parameters
         ----------
-        x : array of shape (n_rows, n_inputs)
+        x : array of shape (n_rows, n_inputs), or csr_array of hashed features
 
         Returns
         -------
         array of shape (n_rows, n_targets)
         """
-        blocks = [self.solution.predict(self.features(x[lo : lo + BLOCK_ROWS])) for lo in range(0, len(x), BLOCK_ROWS)]
+        blocks = [
+            self.solution.predict(self.features(x[lo : lo + BLOCK_ROWS])) for lo in range(0, x.shape[0], BLOCK_ROWS)
+        ]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from streamfit.solve import (
     decompose,
 )
 from streamfit.solving import Solved
+from streamfit.sparse_moments import SparseMoments
 from streamfit.store import Store
 from streamfit.stores import locate, reader_of
 
@@ -87,6 +88,9 @@ def refine_store(
     if passes < 1:
         msg = f"{passes} passes"
         raise ConfigError(msg, "at least 1")
+    if isinstance(moments, SparseMoments):
+        msg = "refining a fit of sparse sums"
+        raise SolveError(msg, "statistic 'gram'", "products of sparse rows are taken in float64 already")
     if solution.target_alphas is not None or solution.block_alphas is not None or not isinstance(moments, Moments):
         msg = "refining a fit with several alphas, or of a triangle"
         raise SolveError(msg, "one alpha for exact sums", "a triangle has no rounding to be corrected")

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from streamfit.centered import Statistic
 from streamfit.config import SolveSection
+from streamfit.density import DENSE_FEATURES
 from streamfit.engine import progressing, say
 from streamfit.errors import ConfigError, SolveError, StoreError
 from streamfit.features import Concat
@@ -34,14 +35,18 @@ from streamfit.solve import (
     choose_banded,
     contributions,
     cross_validate,
+    cross_validate_sparse,
     cross_validate_triangles,
     decompose,
     maximise_evidence,
     score_alphas,
     solve,
+    solve_sparse,
     solve_targets,
     solve_triangle,
+    widened,
 )
+from streamfit.sparse_moments import SparseMoments
 from streamfit.store import Header, Mix, Store, plan_tiled, solve_tiled
 from streamfit.triangle import Triangle
 
@@ -57,7 +62,7 @@ class Solved:
     solution : Solution
     path : AlphaPath or None
         Held-out loss of each alpha, where folds chose.
-    moments : Moments or Triangle, or None
+    moments : Moments, Triangle or SparseMoments, or None
         None where they do not fit in memory.
     seconds : float
     scores : AlphaScores or None
@@ -129,12 +134,14 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
     folds = store.fold_moments(mix)
     total = summed(folds)
     with shown_warnings(console):
-        if section.blocks:
+        if isinstance(total, SparseMoments):
+            solved = _of_sparse(store, section, folds, total)
+        elif section.blocks:
             solved = _by_blocks(store, section, folds, total)
         elif isinstance(total, Triangle):
             solved = _of_triangles(store, section, folds, total)
         elif section.choose_by == "kfold" and not section.per_target:
-            solved = _by_folds(store, section, folds, total)
+            solved = _by_folds(names_of(store.header), section, folds, total)
         else:
             solved = _by_spectrum(section, folds, total)
     solved = replace(solved, seconds=time.perf_counter() - started)
@@ -220,12 +227,11 @@ def shown_warnings(console: Console) -> Iterator[None]:
         say(console, text, "yellow")
 
 
-def _by_folds(store: Store, section: SolveSection, folds: Mapping[int, Statistic], total: Statistic) -> Solved:
+def _by_folds(names: list[str], section: SolveSection, folds: Mapping[int, Statistic], total: Statistic) -> Solved:
     path, alpha = None, section.alphas[0]
     if len(section.alphas) > 1:
         path = cross_validate(folds, np.array(section.alphas), fit_intercept=section.fit_intercept)
         alpha = path.one_se if section.one_standard_error else path.best
-    names = names_of(store.header)
     return Solved(solve(total, alpha, fit_intercept=section.fit_intercept, names=names), path, total, 0.0)
 
 
@@ -240,6 +246,31 @@ def _of_triangles(store: Store, section: SolveSection, folds: Mapping[int, Stati
         alpha = path.one_se if section.one_standard_error else path.best
     names = names_of(store.header)
     return Solved(solve_triangle(total, alpha, fit_intercept=section.fit_intercept, names=names), path, total, 0.0)
+
+
+def _of_sparse(store: Store, section: SolveSection, folds: Mapping[int, Statistic], total: SparseMoments) -> Solved:
+    """Densely where few features occur, however many there could be; else by conjugate gradients."""
+    if section.blocks:
+        msg = "blocks of hashed features"
+        raise ConfigError(msg, "one alpha for all", "hashed columns belong to no block: tokens of several share them")
+    parts = {fold: part for fold, part in folds.items() if isinstance(part, SparseMoments)}
+    kept = total.active if total.gram.n_entries else np.zeros(1, np.int64)
+    if len(kept) <= DENSE_FEATURES:
+        narrow = {fold: part.narrowed(kept) for fold, part in parts.items()}
+        if section.choose_by == "kfold" and not section.per_target:
+            every = store.header.features.names()
+            solved = _by_folds([every[j] for j in kept], section, narrow, summed(narrow))
+        else:
+            solved = _by_spectrum(section, narrow, summed(narrow))
+        return replace(solved, solution=widened(solved.solution, kept, total.frame.n_features), moments=total)
+    if section.choose_by != "kfold" or section.per_target:
+        msg = f"choose_by {section.choose_by!r}, per_target {section.per_target} with {len(kept):,} hashed features"
+        raise SolveError(msg, "one alpha, or a grid and K-fold", "the others need the eigenvectors of a dense matrix")
+    path, alpha = None, section.alphas[0]
+    if len(section.alphas) > 1:
+        path = cross_validate_sparse(parts, np.array(section.alphas), fit_intercept=section.fit_intercept)
+        alpha = path.one_se if section.one_standard_error else path.best
+    return Solved(solve_sparse(total, alpha, fit_intercept=section.fit_intercept), path, total, 0.0)
 
 
 def _by_spectrum(section: SolveSection, folds: Mapping[int, Statistic], total: Statistic) -> Solved:

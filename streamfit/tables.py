@@ -11,11 +11,13 @@ import numpy as np
 from streamfit.arrays import Precision
 from streamfit.corpus import Files, ParquetTable, Rows
 from streamfit.counted import piece_rows
-from streamfit.errors import CorpusError, MismatchError, ShardError
+from streamfit.density import Density
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import (
     RBF,
     Chain,
     FeatureMap,
+    Hashed,
     Linear,
     Nystroem,
     RandomFourier,
@@ -26,6 +28,8 @@ from streamfit.features import (
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.repeats import CountRows, choose_counting
+from streamfit.sparse_moments import sparse_frame
+from streamfit.sparse_sample import spread_sample
 from streamfit.store import Header, StatisticKind
 from streamfit.targets import Dense, OneHot
 
@@ -36,14 +40,14 @@ class Block:
 
     Parameters
     ----------
-    kind : {'linear', 'rbf', 'fourier', 'nystroem'}
+    kind : {'linear', 'rbf', 'fourier', 'nystroem', 'hashed'}
     n : int
-        Centers or frequencies; without effect on a linear block, which has the table's columns.
+        Centers, frequencies or hashed columns; without effect on a linear block, which has the table's columns.
     gamma : float, optional
         Without it 1 / median squared distance of the standardised sample.
     """
 
-    kind: Literal["linear", "rbf", "fourier", "nystroem"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem", "hashed"]
     n: int = 256
     gamma: float | None = None
 
@@ -57,22 +61,47 @@ def prepare_table(
     seed: int,
     sample_rows: int,
     skip_bad_shards: bool = False,
-    statistic: StatisticKind = "gram",
+    statistic: StatisticKind | Literal["auto"] = "auto",
     count_rows: CountRows = "never",
     report: Callable[[str], None] = lambda _: None,
 ) -> Header:
     """Choose centers, widths and units from a sample, and freeze them as a store's header.
 
-    With `count_rows` other than 'never' some shards are read whole, to see how many of their rows are equal; `report`
-    is told what was decided.
+    With `statistic` 'auto' hashed features get a sparse or a dense Gram matrix, whichever the sample says will be the
+    smaller of the two once all rows are counted, and others a dense one. With `count_rows` other than 'never' some
+    shards of dense rows are read whole, to see how many of their rows are equal; `report` is told what was decided.
 
     Raises
     ------
+    ConfigError
+        If hashed features are not alone, or their rows are to be counted; or the source does not hash.
     ShardError
         If a sampled shard cannot be read and is not skipped.
     CorpusError
         If there are no rows.
     """
+    settings = settings_of(blocks, precision, n_folds, seed, sample_rows)
+    reader = reader_of(source) | {"settings": settings}
+    if source.hashed is not None:
+        _refuse_other_blocks(source.hashed, blocks)
+        if count_rows == "always":
+            msg = "count_rows = 'always' with hashed features"
+            raise ConfigError(msg, "'auto' or 'never'", "sparse rows are multiplied each by itself")
+        x, y, weights = spread_sample(source, sample_rows, seed, skip=skip_bad_shards)
+        targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
+        density = Density.of(x)
+        if statistic == "auto":
+            n_rows = sum(shard.planned_rows for shard in source.shards())
+            statistic = "sparse" if density.sparse_is_smaller(n_rows, precision) else "gram"
+        return Header(
+            features=source.hashed,
+            targets=targets,
+            frame=sparse_frame(x, y, targets, weights),
+            precision=precision,
+            n_folds=n_folds,
+            reader=reader | {"density": density.to_json()},
+            statistic=statistic,
+        )
     x, y, weights = _sample(source, sample_rows, seed, skip_bad_shards)
     maps = [_map(block, x, seed + i) for i, block in enumerate(blocks)]
     features = maps[0]
@@ -88,7 +117,6 @@ def prepare_table(
         weighted=weights is not None,
     )
     report(choice.line())
-    reader = reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)}
     return Header(
         features=features,
         targets=targets,
@@ -96,15 +124,25 @@ def prepare_table(
         precision=precision,
         n_folds=n_folds,
         reader=reader | ({"counting": choice.to_json()} if choice.counted else {}),
-        statistic=statistic,
+        statistic="gram" if statistic == "auto" else statistic,
         counted=choice.counted,
     )
+
+
+def _refuse_other_blocks(hashed: Hashed, blocks: Sequence[Block]) -> None:
+    if [(block.kind, block.n) for block in blocks] != [("hashed", hashed.n)]:
+        msg = f"blocks {', '.join(block.kind for block in blocks)} of rows hashed into {hashed.n} columns"
+        raise ConfigError(msg, "one block of kind 'hashed'", "numbers can be hashed beside names")
 
 
 def reader_of(source: ParquetTable) -> dict[str, Any]:
     """How rows are read, as a header keeps it."""
     columns = {"features": list(source.features), "target": list(source.target)}
-    return {"kind": "table", **columns, "weight": source.weight, "n_classes": source.n_classes}
+    found: dict[str, Any] = {"kind": "table", **columns, "weight": source.weight, "n_classes": source.n_classes}
+    if source.hashed is not None:
+        made = source.hashed
+        found["hashed"] = {"n": made.n, "categories": [*made.categories], "alternate_sign": made.alternate_sign}
+    return found
 
 
 def settings_of(
@@ -127,7 +165,11 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
         msg = f"a store or model of {reader.get('kind', 'unknown')} rows"
         raise MismatchError(msg, "one of a table")
     features, target = tuple(reader["features"]), tuple(reader["target"])
-    return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label)
+    made = reader.get("hashed")
+    hashed = None
+    if made is not None:
+        hashed = Hashed(made["n"], features, tuple(made["categories"]), made["alternate_sign"])
+    return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
 
 
 def _sample(
@@ -152,7 +194,7 @@ def _sample(
                     raise ShardError(msg, f"{parts[0].x.shape[1]}, as in other shards", "leave that file out")
                 weights = None if rows.weights is None else rows.weights[:left]
                 parts.append(Rows(rows.x[:left], rows.y[:left], weights))
-                left -= len(rows.x)
+                left -= len(rows.y)
                 if left <= 0:
                     break
         except ShardError:
@@ -245,13 +287,13 @@ def score_table(model: LinearModel, source: ParquetTable) -> TableScore:
     step = max(1, _SCORE_ENTRIES // len(model.solution.intercept))
     for shard in source.shards():
         for block in source.read(shard):
-            for lo in range(0, len(block.x), step):
+            for lo in range(0, len(block.y), step):
                 x, y = block.x[lo : lo + step], block.y[lo : lo + step]
-                w = np.ones(len(x)) if block.weights is None else block.weights[lo : lo + step]
+                w = np.ones(len(y)) if block.weights is None else block.weights[lo : lo + step]
                 predicted = model.predict(x)
                 if source.n_classes:
                     hits += float(w @ (predicted.argmax(axis=1) == y))
-                    predicted[np.arange(len(x)), y] -= 1.0  # the error against the indicator, without forming it
+                    predicted[np.arange(len(y)), y] -= 1.0  # the error against the indicator, without forming it
                     counts = np.bincount(y, w, source.n_classes)
                     sum_y, sum_yy = sum_y + counts, sum_yy + counts
                 else:
@@ -259,7 +301,7 @@ def score_table(model: LinearModel, source: ParquetTable) -> TableScore:
                     predicted = predicted - y
                     shifted = y - origin  # the variance of targets with a large mean must not cancel
                     sum_y, sum_yy = sum_y + w @ shifted, sum_yy + w @ (shifted * shifted)
-                n_rows += len(x)
+                n_rows += len(y)
                 weight += float(w.sum())
                 error += float(w @ (predicted**2).sum(axis=1))
     if not weight > 0:

@@ -17,7 +17,7 @@ from fnmatch import translate
 from functools import cache
 from glob import has_magic
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,12 +36,12 @@ class Rows:
 
     Parameters
     ----------
-    x : array of shape (n_rows, n_inputs)
+    x : array of shape (n_rows, n_inputs), or scipy.sparse.csr_array of hashed features
     y : array of shape (n_rows, n_targets), or integer (n_rows,) of class ids
     weights : array of shape (n_rows,), optional
     """
 
-    x: np.ndarray
+    x: Any
     y: np.ndarray
     weights: np.ndarray | None = None
 

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range, stamp_of
+from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
+from streamfit.features import Hashed
 from streamfit.plan import Shard
 
 
@@ -41,6 +43,8 @@ class ParquetTable(Source):
         Source label of its shards.
     labels : Labels
         Other labels of its shards, and where they come from.
+    hashed : Hashed, optional
+        Makes sparse rows of the feature columns, which then may hold text, and lists of text, too.
     """
 
     files: Files
@@ -50,11 +54,13 @@ class ParquetTable(Source):
     n_classes: int | None = None
     label: str = "table"
     labels: Labels = NO_LABELS
+    hashed: Hashed | None = None
 
     @property
     def columns(self) -> list[str]:
         """Columns that are read."""
-        return [*self.features, *self.target, *([self.weight] if self.weight else [])]
+        features = self.features if self.hashed is None else [column_of(key)[0] for key in self.features]
+        return [*features, *self.target, *([self.weight] if self.weight else [])]
 
     def shards(self) -> list[Shard]:
         found = [(name, path, *group) for name, path in self.files.find() for group in self._groups(name, path)]
@@ -122,7 +128,10 @@ class ParquetTable(Source):
             self._check_schema(shard, file.schema_arrow)
             _check_unchanged(shard, file)
             for batch in batches_of(shard, file, self.columns):
-                x = matrix(shard, batch, self.features)
+                if self.hashed is None:
+                    x = matrix(shard, batch, self.features)
+                else:
+                    x = hashed_rows(shard, batch, self.hashed)
                 if self.n_classes is None:
                     y = matrix(shard, batch, self.target)
                 else:
@@ -144,7 +153,10 @@ class ParquetTable(Source):
 
     def _check_schema(self, shard: Shard, schema: pa.Schema) -> None:
         _require(shard, schema, self.columns, "correct `features` and `target` in the config")
-        for column in self.columns:
+        if self.hashed is not None:
+            for key in self.features:
+                check_hashable(shard, schema.field(column_of(key)[0]).type, key, self.hashed)
+        for column in self.columns if self.hashed is None else self.columns[len(self.features) :]:
             kind = schema.field(column).type
             element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
             is_class = self.n_classes is not None and column in self.target

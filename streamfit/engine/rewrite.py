@@ -18,7 +18,7 @@ from streamfit.engine.crew import crew, n_workers
 from streamfit.engine.tasks import Count, Find, Subtract
 from streamfit.engine.work import GroupResult, WorkOptions, changed_since, placed
 from streamfit.errors import MismatchError
-from streamfit.plan import Shard, default_group_rows, make_groups
+from streamfit.plan import Shard, make_groups
 from streamfit.store import (
     Departure,
     FullError,
@@ -168,7 +168,7 @@ class _Work:
         self, source: Source, client: Client | None, options: WorkOptions, group_rows: int | None
     ) -> list[GroupResult]:
         header = self._store.header
-        rows = group_rows or default_group_rows(header.frame.n_features, header.frame.n_targets)
+        rows = group_rows or header.group_rows
         counting = list(self._adding)
         if not self._fast:
             counting += [shard for rest in self._rest.values() for shard in rest]

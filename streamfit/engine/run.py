@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 from distributed import Client, LocalCluster
@@ -18,6 +19,7 @@ from rich.console import Console
 from streamfit.corpus import Source
 from streamfit.corpus.text import BYTES_PER_TOKEN
 from streamfit.counted import piece_rows
+from streamfit.density import SparsePlan
 from streamfit.engine.crew import crew, n_workers, smallest_memory
 from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
@@ -27,7 +29,7 @@ from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
 from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
 from streamfit.features import Linear
 from streamfit.frame import panels_of
-from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.plan import Group, Plan, Shard, counted_twice, make_groups
 from streamfit.store import FullError, Refusal, Store
 
 log = logging.getLogger("streamfit")
@@ -321,11 +323,13 @@ def plan_for(
     longest = max((shard.planned_rows for shard in shards), default=0)
     if header.reader.get("kind") == "tokens":
         longest *= BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
-    item = source.row_item if source else 8
-    n_numbers = header.features.n_inputs + (1 if header.targets.one_hot else k)
-    limit = piece_rows(header.features.n_inputs, 1 if header.targets.one_hot else k)
-    return Plan(
-        groups=tuple(make_groups(shards, header.n_folds, group_rows or default_group_rows(d, k))),
+    item, n_values = source.row_item if source else 8, 1 if header.targets.one_hot else k
+    row_bytes = item * (header.features.n_inputs + n_values)
+    if header.density is not None:  # of its entries alone
+        row_bytes = header.density.row_bytes + 8 * n_values
+    limit = piece_rows(header.features.n_inputs, n_values)
+    given: dict[str, Any] = dict(  # noqa: C408 - reads as the call that it becomes
+        groups=tuple(make_groups(shards, header.n_folds, group_rows or header.group_rows)),
         n_features=d,
         n_targets=k,
         n_inputs=header.features.n_inputs,
@@ -335,11 +339,15 @@ def plan_for(
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
         row_item=item,
-        decode_bytes=source.decode_bytes(shards, item * n_numbers) if source else 0,
+        decode_bytes=source.decode_bytes(shards, row_bytes) if source else 0,
         identity=isinstance(header.features, Linear),
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
+    if header.density is None:
+        return Plan(**given)
+    sparse = header.statistic == "sparse"
+    return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
 
 
 def bands_of(store: Store, worker_memory: int | None) -> int:

@@ -17,10 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Array, device_array
 from streamfit.corpus import Source
+from streamfit.density import DENSE_FEATURES
 from streamfit.engine.crew import crew
 from streamfit.engine.work import WorkOptions, changed_since, placed, prefetched
-from streamfit.errors import MismatchError, ShardChangedError, ShardError
-from streamfit.plan import Group, Shard, default_group_rows, make_groups
+from streamfit.errors import ConfigError, MismatchError, ShardChangedError, ShardError
+from streamfit.plan import Group, Shard, make_groups
 from streamfit.store import Store
 
 
@@ -51,12 +52,13 @@ class Visit:
                 # In float64 also where the sums were taken in float32: the pass is to see the data themselves.
                 x = item.x.astype(np.float64) if item.x.dtype.kind == "f" else item.x
                 weights = None if item.weights is None else device_array(item.weights, options.backend)
-                found = self.visitor.block(
-                    features(device_array(x, options.backend)), device_array(item.y, options.backend), weights
-                )
+                phi = features(device_array(x, options.backend))
+                if store.header.sparse_rows:
+                    phi = phi.toarray()
+                found = self.visitor.block(phi, device_array(item.y, options.backend), weights)
                 total = found if total is None else total + found
-                n_rows[shard] += len(item.x)
-                report(len(item.x))
+                n_rows[shard] += len(item.y)
+                report(len(item.y))
         for shard, n in n_rows.items():
             if n != shard.planned_rows:
                 msg = f"{shard.key}: {n:,} rows"
@@ -103,6 +105,9 @@ def visit(
     """
     header, started = store.header, time.perf_counter()
     head = store.head()
+    if header.sparse_rows and header.frame.n_features > DENSE_FEATURES:
+        msg = f"another pass over rows of {header.frame.n_features:,} hashed features"
+        raise ConfigError(msg, f"at most {DENSE_FEATURES:,}", "rows of so many are only counted")
     imported = [segment.label("imported") for segment in head.segments if segment.label("imported") is not None]
     if imported or not head.n_rows:
         msg = f"sums without rows, imported from {imported[0]}" if imported else f"{store.place} without rows"
@@ -115,8 +120,7 @@ def visit(
     if lost := [shard.key for shard in shards if not shard.uri]:
         msg = f"{len(lost)} counted shards whose place is not known, such as {lost[0]}"
         raise MismatchError(msg, "a place to read each", "say with --corpus where the data lie")
-    rows = default_group_rows(header.frame.n_features, header.frame.n_targets)
-    groups = make_groups(shards, header.n_folds, rows)
+    groups = make_groups(shards, header.n_folds, header.group_rows)
     found: dict[Group, Any] = {}
     chosen = replace(options or WorkOptions(), skip_bad_shards=False)
     remedy = "restore the file, or say with --corpus where its content lies now"

@@ -239,7 +239,7 @@ def sum_shards(
                     x, y, weights = there
                     sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
-                msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
+                msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
                 if not options.skip_bad_shards:
                     raise bad from error
@@ -248,8 +248,8 @@ def sum_shards(
                 refusal = Refusal(shard.key, shard.content_id, str(bad))
                 rest = sum_shards(store, source, [s for s in shards if s != shard], options, report, panel)
                 return replace(rest, refused=(refusal, *rest.refused))
-            n_rows[shard] += len(item.x)
-            report(len(item.x))
+            n_rows[shard] += len(item.y)
+            report(len(item.y))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 

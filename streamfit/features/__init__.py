@@ -2,6 +2,7 @@
 
 from streamfit.features.base import Chain, Concat, FeatureMap, from_spec, register
 from streamfit.features.fourier import RandomFourier
+from streamfit.features.hashed import Hashed
 from streamfit.features.linear import Linear, Standardize
 from streamfit.features.lookup import Lookup
 from streamfit.features.nystroem import Nystroem, kernel_whitening
@@ -12,6 +13,7 @@ __all__ = [
     "Chain",
     "Concat",
     "FeatureMap",
+    "Hashed",
     "Linear",
     "Lookup",
     "Nystroem",

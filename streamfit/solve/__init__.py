@@ -5,6 +5,7 @@ from streamfit.solve.banded import BandedSolution, Contributions, contributions,
 from streamfit.solve.banded_choice import BandedChoice, choose_banded
 from streamfit.solve.certificate import TOLERANCE, Certificate, certify
 from streamfit.solve.certificate_of_data import certify_data
+from streamfit.solve.conjugate import cross_validate_sparse, solve_sparse, widened
 from streamfit.solve.gradient import Gradient, GradientPass
 from streamfit.solve.leave_one_out import LeaveOneOut, LeaveOneOutPass, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
@@ -52,6 +53,7 @@ __all__ = [
     "choose_banded",
     "contributions",
     "cross_validate",
+    "cross_validate_sparse",
     "cross_validate_triangles",
     "decompose",
     "held_out_r2",
@@ -64,8 +66,10 @@ __all__ = [
     "score_alphas",
     "solve",
     "solve_banded",
+    "solve_sparse",
     "solve_targets",
     "solve_triangle",
     "stack",
     "whitened",
+    "widened",
 ]

@@ -63,7 +63,7 @@ def write_group(
 ) -> None:
     """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
 
-    Chunks are single tiles along the first axis of arrays of three axes, and whole arrays (up to 32 MB)
+    Chunks are single tiles along the first axis of arrays of three axes, and up to 32 MB of rows or numbers
     otherwise. Every chunk carries a crc32c, since without one a flipped bit reads back silently, and chunks of
     zeros are written, since a missing chunk must mean damage.
 
@@ -163,7 +163,7 @@ def _chunks(shape: tuple[int, ...], n_bytes: int) -> tuple[int, ...]:
     if len(shape) == 2:
         rows = max(1, _TILE_BYTES // max(1, shape[1] * n_bytes))
         return (min(rows, max(1, shape[0])), max(1, shape[1]))
-    return tuple(max(1, n) for n in shape)
+    return tuple(max(1, min(n, _TILE_BYTES // n_bytes)) for n in shape)
 
 
 def read_group(

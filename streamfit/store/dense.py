@@ -11,12 +11,14 @@ import numpy as np
 import zarr
 
 from streamfit.centered import Statistic, unpack_tiles
+from streamfit.density import DENSE_FEATURES
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import n_tiles, tile_pairs, tile_size
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.precision import n_limbs
+from streamfit.sparse_moments import SparseMoments
 from streamfit.store.log import Labels, Segment
 from streamfit.store.mix import Mix
 from streamfit.store.place import first_line
@@ -39,6 +41,12 @@ def dense(moments: Statistic) -> dict[str, np.ndarray]:
     host = moments.to_host()
     if isinstance(host, Triangle):
         return _of_triangle(host)
+    if isinstance(host, SparseMoments):
+        d = host.frame.n_features
+        if d > DENSE_FEATURES:
+            msg = f"a dense Gram matrix of {d:,} hashed features"
+            raise ConfigError(msg, f"at most {DENSE_FEATURES:,}", "`streamfit export STORE FILE.zip` keeps it sparse")
+        host = host.narrowed(np.arange(d))
     assert isinstance(host, Moments)
     frame = host.frame
     units, y_units = np.ldexp(1.0, frame.exponents), np.ldexp(1.0, frame.y_exponents)
@@ -166,6 +174,9 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
     if header.statistic == "qr":
         msg = "a Gram matrix, for a store that keeps a triangular factor"
         raise MismatchError(msg, "a file of segments", "a Gram matrix has lost the digits that a factor is kept for")
+    if header.statistic == "sparse":
+        msg = "dense sums, for a store that keeps a sparse Gram matrix"
+        raise MismatchError(msg, "a file of segments", "`streamfit export STORE FILE.zip` at the other site")
     arrays, about = read_dense(path)
     _refuse_foreign(store, path, about)
     d, k = header.frame.n_features, header.frame.n_targets

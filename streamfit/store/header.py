@@ -12,15 +12,18 @@ import numpy as np
 
 from streamfit.arrays import Array, Precision, compute_dtype
 from streamfit.centered import Statistic
+from streamfit.density import Density, sparse_group_rows
 from streamfit.errors import ConfigError, StoreError
-from streamfit.features import FeatureMap, from_spec
+from streamfit.features import FeatureMap, Hashed, from_spec
 from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.moments import MomentsAccumulator
+from streamfit.plan import default_group_rows
+from streamfit.sparse_moments import SparseRowsAccumulator
 from streamfit.targets import Targets
 from streamfit.triangle import TriangleAccumulator
 
-StatisticKind = Literal["gram", "qr"]
-"""Exact sums of products, or the triangular factor of the rows."""
+StatisticKind = Literal["gram", "qr", "sparse"]
+"""Exact sums of products, the triangular factor of the rows, or sums of which nonzero entries are kept."""
 _FRAME = ("origin", "exponents", "y_origin", "y_exponents")
 
 
@@ -39,8 +42,8 @@ class Header:
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
     files : dict of str to bytes
         What the reader needs besides, for instance a tokenizer's JSON.
-    statistic : {'gram', 'qr'}
-        What is summed: `Moments`, or a `Triangle`, which takes precision float64.
+    statistic : {'gram', 'qr', 'sparse'}
+        What is summed: `Moments`, a `Triangle`, which takes precision float64, or `SparseMoments` of hashed features.
     counted : bool
         Whether equal rows of a shard are multiplied once, with their number. Products then round elsewhere, so it
         is part of what sums must share.
@@ -48,7 +51,8 @@ class Header:
     Raises
     ------
     ConfigError
-        If the precision is unknown, or a triangle is to be kept in another than float64, or of counted rows.
+        If the precision is unknown, a triangle is to be kept in another than float64, of counted rows or of hashed
+        features, sparse sums of others, or hashed features in tf32 or bf16 or of counted rows.
     """
 
     features: FeatureMap
@@ -68,14 +72,54 @@ class Header:
             raise ConfigError(
                 msg, "precision 'float64'", f"{self.precision} has fewer digits than a triangle is kept for"
             )
-        if self.statistic == "qr" and self.counted:
-            msg = "statistic 'qr' of counted rows"
-            raise ConfigError(msg, "statistic 'gram'", "leave count_rows at 'auto', or set it to 'never'")
+        if self.sparse_rows != (self.statistic == "sparse") and self.statistic != "gram":
+            msg = f"statistic {self.statistic!r} with {'hashed' if self.sparse_rows else 'dense'} features"
+            raise ConfigError(msg, "'gram', or 'sparse' for hashed features alone")
+        if self.sparse_rows and self.precision not in ("float32", "float64"):
+            msg = f"hashed features with precision {self.precision!r}"
+            raise ConfigError(msg, "precision 'float64' or 'float32'", "products of sparse rows are taken in float64")
+        if self.counted and (self.statistic == "qr" or self.sparse_rows):
+            what = "statistic 'qr'" if self.statistic == "qr" else "hashed features"
+            expected = "statistic 'gram'" if self.statistic == "qr" else "every row by itself"
+            msg = f"{what} of counted rows"
+            raise ConfigError(msg, expected, "leave count_rows at 'auto', or set it to 'never'")
+
+    @property
+    def sparse_rows(self) -> bool:
+        """Whether rows of features are sparse."""
+        return isinstance(self.features, Hashed)
+
+    @property
+    def density(self) -> Density | None:
+        """What the first sample of sparse rows says of their Gram matrix."""
+        return Density(**self.reader["density"]) if "density" in self.reader else None
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a group, where nobody says otherwise."""
+        if self.density is not None:
+            return sparse_group_rows(self.density.pairs_per_row)
+        return default_group_rows(self.frame.n_features, self.frame.n_targets)
 
     def accumulator(
         self, like: Array | None = None, n_threads: int = 1, panel: Panel | None = None
-    ) -> MomentsAccumulator | TriangleAccumulator:
-        """What rows are added to, on the device of `like`; rows of features may be overwritten by it."""
+    ) -> MomentsAccumulator | TriangleAccumulator | SparseRowsAccumulator:
+        """What rows are added to, on the device of `like`; rows of features may be overwritten by it.
+
+        Raises
+        ------
+        ConfigError
+            If sparse rows are to be summed elsewhere than in host memory, or a panel at a time.
+        """
+        if self.sparse_rows:
+            if panel is not None:
+                msg = "a panel of the Gram matrix of hashed features"
+                raise ConfigError(msg, "all of it", "sparse rows are multiplied whole: count with n_bands = 1")
+            if like is not None and not isinstance(like, np.ndarray):
+                msg = "hashed features with backend 'cuda'"
+                raise ConfigError(msg, "backend 'numpy'", "sparse rows are summed in host memory")
+            gram: Literal["dense", "sparse"] = "sparse" if self.statistic == "sparse" else "dense"
+            return SparseRowsAccumulator(self.frame, self.targets, self.precision, gram=gram)
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
         return MomentsAccumulator(

@@ -29,7 +29,15 @@ from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
 from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
-from streamfit.store.sums import arrays_of, digest_of_arrays, is_count, moments_of, tables_of, triangle_of
+from streamfit.store.sums import (
+    arrays_of,
+    digest_of_arrays,
+    is_count,
+    moments_of,
+    sparse_moments_of,
+    tables_of,
+    triangle_of,
+)
 
 _T = TypeVar("_T")
 
@@ -411,10 +419,13 @@ class Store:
         return arrays
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
-        header, where = self.header, f"segment {segment.id}"
+        header, where, n_rows = self.header, f"segment {segment.id}", segment.n_rows
+        frame, one_hot = header.frame, header.targets.one_hot
         if header.statistic == "qr":
-            return triangle_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where)
-        return moments_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where, header.precision)
+            return triangle_of(arrays, frame, one_hot, n_rows, where)
+        if header.statistic == "sparse":
+            return sparse_moments_of(arrays, frame, one_hot, n_rows, where)
+        return moments_of(arrays, frame, one_hot, n_rows, where, header.precision)
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""

@@ -1,6 +1,6 @@
 """Moments, triangles and counts as the named arrays of a segment, and back.
 
-Floor 4: imports moments, triangle, exact, counts.
+Floor 4: imports moments, sparse_moments, triangle, exact, counts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from streamfit.errors import StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
 from streamfit.frame import Frame, n_tiles, tile_size
 from streamfit.moments import Moments
+from streamfit.sparse_moments import SparseMoments
+from streamfit.sparse_sum import SparseSum
 from streamfit.store.arrays_io import Tiles
 from streamfit.triangle import Triangle
 
@@ -24,6 +26,7 @@ SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
 _TALLY = "tally_"
 _FACTOR = "factor"
+_STARTS, _COLUMNS, _ROUNDED = "gram_indptr", "gram_indices", "rounded"
 _LARGE = 2**24
 
 
@@ -36,7 +39,7 @@ def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.
     """Arrays of a segment.
 
     A sum is one array for each limb: digits times their step, an exact product, so that any tool reads plain numbers.
-    A triangle is one array `factor`.
+    A triangle is one array `factor`. A sparse Gram matrix is its entries row by row (CSR), each limb an array.
     """
     arrays: dict[str, np.ndarray | Tiles] = {}
     for name, (keys, counts) in (tables or {}).items():
@@ -44,8 +47,13 @@ def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.
     host = moments.to_host()
     if isinstance(host, Triangle):
         return {**arrays, _FACTOR: host.factor}
+    if isinstance(host, SparseMoments):
+        rows = np.searchsorted(host.gram.rows, np.arange(host.gram.size + 1))
+        arrays |= {_STARTS: rows.astype(np.int64), _COLUMNS: host.gram.columns.astype(np.int32)}
+        arrays[_ROUNDED] = np.array([host.n_rounded], dtype=np.int64)
     for sums in SUMS:
-        total: GridSum = getattr(host, sums)
+        held = getattr(host, sums)
+        total: GridSum = held.entries if isinstance(held, SparseSum) else held
         for i, limb in enumerate(total.limbs):
             exponent = total.top - DIGIT_BITS * i
             arrays[sums + _SUFFIX[exponent]] = _in_units(limb, exponent)
@@ -77,6 +85,38 @@ def moments_of(
         total = sum_of(arrays, name, shapes.get(name, (k,)), where)
         sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
     return Moments(frame, one_hot, n_rows, **sums, precision=precision)
+
+
+def sparse_moments_of(
+    arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str
+) -> SparseMoments:
+    """Inverse of `arrays_of` for sparse sums.
+
+    Raises
+    ------
+    StoreError
+        If an array is missing or of another shape, or entries are not in the order of their places.
+    """
+    d, k = frame.n_features, frame.n_targets
+    starts, columns, rounded = (arrays.get(name, np.zeros(0, np.int64)) for name in (_STARTS, _COLUMNS, _ROUNDED))
+    counts = np.diff(starts)
+    whole = starts.shape == (d + 1,) and rounded.shape == (1,) and columns.ndim == 1
+    if not whole or starts[0] != 0 or starts[-1] != len(columns) or (counts < 0).any():
+        msg = f"{_STARTS}, {_COLUMNS} or {_ROUNDED} of {where} was altered"
+        raise StoreError(msg, f"the rows of a sparse matrix of {d} features", "restore it from a backup")
+    rows = np.repeat(np.arange(d), counts)
+    keys = rows * d + columns
+    if (np.diff(keys) <= 0).any() or (columns < rows).any() or (columns >= d).any():
+        msg = f"{_COLUMNS} of {where} was altered"
+        raise StoreError(msg, "entries of the upper triangle, in order", "restore it from a backup")
+    sums: dict[str, GridSum] = {}
+    shapes = {"weight": (1,), "sum_x": (d,), "gram": (len(columns),), "cross": (k, d)}
+    for name in SUMS:
+        sums[name] = sum_of(arrays, name, shapes.get(name, (k,)), where)
+    weight = sums.pop("weight")
+    weight = GridSum(tuple(limb[0] for limb in weight.limbs), weight.top)
+    gram = SparseSum(d, keys, sums.pop("gram"))
+    return SparseMoments(frame, one_hot, n_rows, int(rounded[0]), weight=weight, gram=gram, **sums)
 
 
 def digest_of_arrays(arrays: Mapping[str, np.ndarray | Tiles]) -> str:

@@ -67,6 +67,9 @@ class StoreTiles:
 
     def __init__(self, store: Store, mix: Mix | None = None, *, fit_intercept: bool = True) -> None:
         self._frame, self._fit_intercept = store.header.frame, fit_intercept
+        if store.header.statistic == "sparse":
+            msg = f"{store.place} keeps a sparse Gram matrix, which has no tiles"
+            raise MismatchError(msg, "statistic 'gram'", "leave --memory out: no dense matrix is formed")
         self._precision = store.header.precision
         head = store.head()
         self._groups = [

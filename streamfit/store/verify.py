@@ -13,10 +13,13 @@ import numpy as np
 import scipy.linalg
 
 from streamfit.centered import Statistic, unpack_tiles
+from streamfit.density import DENSE_FEATURES
 from streamfit.errors import StreamfitError
 from streamfit.frame import BLOCK_ROWS
 from streamfit.moments import Moments
 from streamfit.precision import product_error
+from streamfit.sparse_moments import SparseMoments
+from streamfit.sparse_sum import SparseSum
 from streamfit.store.log import Segment
 from streamfit.store.store import Store
 from streamfit.store.sums import SUMS
@@ -64,6 +67,9 @@ def digest_of(moments: Statistic) -> str:
         return digest.hexdigest()
     for name in SUMS:
         total = getattr(host, name)
+        if isinstance(total, SparseSum):
+            digest.update(np.ascontiguousarray(total.keys, dtype="<i8").tobytes())
+            total = total.entries
         digest.update(f"{name} {total.top}".encode())
         for limb in total.limbs:
             digest.update(np.ascontiguousarray(np.asarray(limb) + 0.0, dtype="<f8").tobytes())
@@ -166,13 +172,17 @@ def _impossible(moments: Statistic, where: str) -> list[str]:
         factor = moments.factor
         whole = np.isfinite(factor).all() and (np.diag(factor) >= 0).all() and not np.tril(factor, -1).any()
         return [] if whole else [f"the factor of {where} is no triangle with a diagonal from zero up"]
-    assert isinstance(moments, Moments)
+    assert isinstance(moments, Moments | SparseMoments)
     for name in SUMS:
-        for limb in getattr(moments, name).limbs:
+        total = getattr(moments, name)
+        for limb in (total.entries if isinstance(total, SparseSum) else total).limbs:
             if not np.array_equal(limb, np.rint(limb)):
                 faults.append(f"{name} of {where} is off its grid")
                 break
-    diagonal = np.diag(unpack_tiles(moments.gram.value(), moments.frame.n_features))
+    if isinstance(moments, SparseMoments):
+        diagonal = moments.diagonal
+    else:
+        diagonal = np.diag(unpack_tiles(moments.gram.value(), moments.frame.n_features))
     if not (diagonal >= 0).all() or not (np.asarray(moments.sum_yy.value()) >= 0).all() or moments.weight.value() < 0:
         faults.append(f"{where} has a negative sum of squares")
     return faults
@@ -193,6 +203,12 @@ def _rounding(total: Moments, gram: np.ndarray) -> float:
 
 
 def _check_total(total: Statistic, imported: bool, found: Verification) -> None:
+    if isinstance(total, SparseMoments):
+        kept = total.active
+        if len(kept) > DENSE_FEATURES:
+            _check_pairs(total, found)
+            return
+        total = total.narrowed(kept if len(kept) else np.zeros(1, np.int64))
     if not isinstance(total, Moments):
         return  # whatever a triangle holds, its Gram matrix is one of rows
     gram = unpack_tiles(total.gram.value(), total.frame.n_features)
@@ -214,4 +230,19 @@ def _check_total(total: Statistic, imported: bool, found: Verification) -> None:
         found.warnings.append(
             f"{len(drifted)} features have grown by more than 2^{_DRIFT} since the sample that their units come from"
             f" (feature {drifted[0]}): digits are spent on room"
+        )
+
+
+def _check_pairs(total: SparseMoments, found: Verification) -> None:
+    """What pairs of features must obey, where there are too many for eigenvalues: no product is above both norms'."""
+    lengths = np.sqrt(total.diagonal)
+    values, rows, columns = np.abs(total.gram.entries.value()), total.gram.rows, total.gram.columns
+    rounding = 2.0**total.gram.entries.bottom * (1.0 + max(total.n_rounded, 0))
+    above = values > lengths[rows] * lengths[columns] * (1.0 + 1e-12) + rounding
+    found.count("pairs of features", len(values))
+    if above.any():
+        first = int(np.argmax(above))
+        found.faults.append(
+            f"the Gram matrix is not one of rows: the product of features {rows[first]} and {columns[first]} is larger"
+            " than their norms allow"
         )
