@@ -12,7 +12,7 @@ from typing import Any
 from distributed import CancelledError, Client, as_completed, get_worker
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from streamfit.corpus import Source
 from streamfit.engine.cluster import planned_workers
@@ -204,6 +204,14 @@ def _failure(future: Any) -> BaseException:
             "workers that kept dying while they worked on one group: " + str(error).splitlines()[0],
             "workers that live",
             "look for the system's out-of-memory killer; use fewer workers or features; then run again",
+        )
+        fault.__cause__ = error
+        return fault
+    except (NoWorkerError, NoValidWorkerError) as error:
+        fault = PlanError(
+            f"no worker for {error.timeout:.0f} s",
+            "at least one that lives",
+            "what was committed is kept; start workers and run again to go on",
         )
         fault.__cause__ = error
         return fault
