@@ -22,7 +22,7 @@ from gated_worker import Gate
 from streamfit.store import Store
 
 N_SHARDS = 24
-HOSTS = {"head": "10.77.0.1", "left": "10.77.0.2", "right": "10.77.0.3"}
+HOSTS = {"head": "10.77.0.1", "left": "10.77.0.2", "right": "10.77.0.3", "desk": "10.77.0.4"}
 ADDRESS = f"tcp://{HOSTS['head']}:8786"
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow  # a host counts as lost after 11 seconds at the earliest
@@ -123,7 +123,7 @@ def problem(folder: Path, corpus: Path) -> Path:
 
 
 class Run:
-    """`streamfit fit` on the head, beside the scheduler; workers on the others, which begin shards as they are let."""
+    """`streamfit fit` at the desk, the scheduler on the head, workers left and right, which begin shards as they may."""
 
     def __init__(self, hosts: Hosts, corpus: Path) -> None:
         self.hosts, folder = hosts, hosts.folder
@@ -140,7 +140,11 @@ class Run:
         hosts.start("head", "scheduler", self.start_scheduler)
         for host in self.gates:
             self.worker(host)
-        self.command = hosts.start("head", "fit", self.fit)
+        self.command = hosts.start("desk", "fit", self.fit)
+
+    def again(self) -> None:
+        """The same command once more."""
+        self.command = self.hosts.start("desk", "fit", self.fit)
 
     def worker(self, host: str) -> subprocess.Popen[bytes]:
         self.gates[host].let(3)
@@ -208,3 +212,18 @@ def test_a_host_that_comes_back_with_a_segment_that_another_has_counted(hosts, c
     run.ends_with(corpus[1])
     assert late not in run.live()
     assert (run.store / "segments" / late).is_dir(), "an orphan, which collection removes"
+
+
+def test_a_coordinator_that_is_cut_off_says_so_and_goes_on_when_it_is_run_again(hosts, corpus):
+    run = Run(hosts, corpus[0])
+    run.both_are_held()
+    hosts.link("desk", "down")
+    assert run.command.wait(timeout=60) == 2, run.printed()
+    assert f"error: the Dask scheduler at {ADDRESS} was lost" in run.printed()
+    assert "Traceback" not in run.printed()
+    hosts.link("desk", "up")
+    run.again()
+    for gate in run.gates.values():
+        gate.let(2 * N_SHARDS)
+    run.ends_with(corpus[1])
+    assert "6 shards are counted already" in run.printed()

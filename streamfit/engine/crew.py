@@ -117,8 +117,7 @@ class _Dask(Crew):
             except StopIteration:
                 return
             whole = [future for future in done if future.status == "finished"]
-            # One question to the scheduler for all of them.
-            outcomes = dict(zip(whole, self._client.gather(whole), strict=True))
+            outcomes = dict(zip(whole, self._gather(whole), strict=True))
             faults = [future for future in done if future not in outcomes]
             faults += [future for future in whole if isinstance(outcomes[future], StreamfitError)]
             good = [(self._tasks[future], outcomes[future]) for future in whole if future not in faults]
@@ -129,6 +128,15 @@ class _Dask(Crew):
                 yield good
             for future in faults:
                 raise outcomes[future] if future in outcomes else _failure(future)
+
+    def _gather(self, finished: Sequence[Any]) -> Sequence[Any]:
+        """Results, by one question to the scheduler for all of them."""
+        try:
+            return self._client.gather(finished)  # type: ignore[no-any-return]
+        except OSError as error:
+            if any(future.status == "error" for future in finished):  # of one whose result was lost, when done again
+                raise
+            raise CommClosedError(str(error)) from error
 
     def stop(self) -> None:
         if self._tasks:
