@@ -123,7 +123,7 @@ def problem(folder: Path, corpus: Path) -> Path:
 
 
 class Run:
-    """`streamfit fit` at the desk, the scheduler on the head, workers left and right, which begin shards as they may."""
+    """`streamfit fit` at the desk, a scheduler on the head, workers left and right, which begin shards as they may."""
 
     def __init__(self, hosts: Hosts, corpus: Path) -> None:
         self.hosts, folder = hosts, hosts.folder
