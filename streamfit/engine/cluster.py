@@ -155,7 +155,7 @@ def _jobs(machine: Machine) -> Iterator[Client]:
 
 @contextmanager
 def _refusals(cluster: Any) -> Iterator[None]:
-    """Jobs that were refused, at the start or when more were asked for, stay 'created'; a cluster's end fails at such."""
+    """Jobs that were refused, at the start or when more were asked for, stay 'created', which ends no cluster well."""
     try:
         yield
     finally:
