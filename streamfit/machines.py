@@ -51,6 +51,7 @@ def _path(given: str) -> str:
 
 
 Whole = Annotated[int, Field(ge=0)]
+Silence = Annotated[int, Field(ge=11)]  # Dask divides it into ten probes and a wait
 Size = Annotated[str, AfterValidator(_bytes)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Word = Annotated[str, AfterValidator(_word)]
@@ -254,6 +255,7 @@ class AddressMachine(Section):
     threads_per_worker: Whole = 0
     memory_limit: Whole = 0
     backend: Backend = "numpy"
+    lost_after: Silence = 30
     tls: TlsSection | None = None
 
     @model_validator(mode="after")
@@ -265,6 +267,8 @@ class AddressMachine(Section):
 
 
 class _Remote(_Sized):
+    lost_after: Silence = 30
+
     @model_validator(mode="after")
     def _some_size(self) -> Self:
         if self.adapt is None and not self.n_workers:

@@ -186,6 +186,19 @@ def test_an_address_shows_what_to_start():
     assert worker.startswith("dask worker tls://scheduler.example.org:8786 --nthreads 1 ")
 
 
+def test_when_hosts_count_as_lost(tmp_path: Path):
+    def told(more: str) -> tuple[str | None, ...]:
+        facts = rendered(machine(tmp_path, f"kind = 'slurm'\n{more}{JOB}"))
+        given = exported(facts["job_script"].replace("<", "").replace(">", ""))
+        names = ("COMM__TIMEOUTS__TCP", "SCHEDULER__WORKER_TTL", "SCHEDULER__NO_WORKERS_TIMEOUT")
+        return tuple(given.get(f"DASK_DISTRIBUTED__{name}") for name in names)
+
+    assert told("n_workers = 2\n") == ("30s", "300s", "10 minutes")
+    assert told("n_workers = 2\nlost_after = 900\n") == ("900s", "900s", "10 minutes")
+    adapting = "adapt = {minimum = 2, maximum = 4}\n"
+    assert told(adapting) == ("30s", "300s", None), "jobs that are asked for again may wait in a queue for hours"
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("machine_*.toml")), ids=lambda p: p.name)
 def test_a_run_keeps_its_machine(path: Path, tmp_path: Path):
     chosen = load_machine(path)
@@ -218,6 +231,8 @@ def test_machines_that_earlier_versions_kept(tmp_path: Path):
         ("kind = 'address'", r"address: Field required"),
         ("kind = 'address'\naddress = 'host'", r"address.*got 'host'"),
         ("kind = 'address'\naddress = 'tcp://h:1'\n[tls]\nca='a'\ncert='b'\nkey='c'", r"no effect for 'tcp://h:1'"),
+        ("kind = 'address'\naddress = 'tcp://h:1'\nlost_after = 10", r"lost_after.*got 10"),
+        ("kind = 'local'\nlost_after = 60", r"lost_after has no effect for kind 'local', only for address, slurm"),
         ("kind = 'slurm'\nn_workers = 2", r"job: Field required"),
         (f"kind = 'slurm'\n{JOB}", r"how many workers"),
         (f"kind = 'slurm'\nn_workers = 3\n{JOB}", r"workers 3: whole jobs of 2 processes"),

@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import dask
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin
 
 from streamfit.engine.cluster_spec import (
     cluster_resource,
@@ -140,10 +140,9 @@ def _jobs(machine: Machine) -> Iterator[Client]:
         "scheduler_options": scheduler,
         "silence_logs": logging.CRITICAL,
     }
-    with make(**arguments) as cluster:
-        cluster.scale(machine.workers if machine.adapt is None else machine.adapt.minimum)
+    with make(**arguments) as cluster, _refusals(cluster):
         try:
-            cluster.sync(cluster._correct_state)  # `scale` alone would only log that a job was refused
+            cluster.sync(_submitted, cluster, machine.workers if machine.adapt is None else machine.adapt.minimum)
         except (RuntimeError, OSError) as error:
             reason = str(error).partition("stderr:")[2].strip() or str(error)
             msg = f"a job that {submit} refused: {' '.join(reason.split())}"
@@ -152,6 +151,23 @@ def _jobs(machine: Machine) -> Iterator[Client]:
             _first_worker(client, job.start_timeout, f"look at {listing} and at the jobs' output")
             _adapt(cluster, machine)
             yield client
+
+
+@contextmanager
+def _refusals(cluster: Any) -> Iterator[None]:
+    """Jobs that were refused, at the start or when more were asked for, stay 'created', which ends no cluster well."""
+    try:
+        yield
+    finally:
+        for job in list(cluster._created):
+            if job.status is Status.created:
+                job.status = Status.failed
+
+
+async def _submitted(cluster: Any, n_workers: int) -> None:
+    # `scale` alone, which has this done when the loop is idle, would only log that a job was refused.
+    cluster.scale(n_workers)
+    await cluster._correct_state()
 
 
 @contextmanager

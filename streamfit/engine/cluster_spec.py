@@ -23,6 +23,8 @@ _BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
 _COMMANDS = {"slurm": ("SLURM", "sbatch", "squeue"), "pbs": ("PBS", "qsub", "qstat")}
 _SCHEDULER = "<scheduler>"
 _DASHBOARD = "127.0.0.1:0"
+_SILENT_SECONDS = 300
+"""A worker that its host answers for, but that does not beat, is given up after this: its process has stopped."""
 
 
 def environment() -> dict[str, str]:
@@ -50,8 +52,15 @@ def settings(machine: Machine) -> dict[str, Any]:
         chosen |= {"distributed.nanny.pre-spawn-environ": environment(), "distributed.worker.daemon": True}
     else:
         # A host that is cut off answers nothing, not even that it is gone: its connection counts as dead after this
-        # long, and its groups go to others. One that answers but does not beat is given up later: see tick.limit.
-        chosen |= {"distributed.comm.timeouts.tcp": "30s", "distributed.scheduler.worker-ttl": "5 minutes"}
+        # long, and its groups go to others.
+        silent = max(_SILENT_SECONDS, machine.lost_after)
+        chosen |= {
+            "distributed.comm.timeouts.tcp": f"{machine.lost_after}s",
+            "distributed.scheduler.worker-ttl": f"{silent}s",
+        }
+        if machine.adapt is None:
+            # Nobody starts workers again that are all gone; a run that waited for them would wait for ever.
+            chosen["distributed.scheduler.no-workers-timeout"] = "10 minutes"
     if machine.adapt is not None:
         # Groups are cut to about a minute; Dask's own guess of half a second would ask for one worker for ten of them.
         chosen["distributed.scheduler.unknown-task-duration"] = "60s"

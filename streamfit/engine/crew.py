@@ -12,7 +12,7 @@ from typing import Any
 from distributed import CancelledError, Client, as_completed, get_worker
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from streamfit.corpus import Source
 from streamfit.engine.cluster import planned_workers
@@ -117,8 +117,7 @@ class _Dask(Crew):
             except StopIteration:
                 return
             whole = [future for future in done if future.status == "finished"]
-            # One question to the scheduler for all of them.
-            outcomes = dict(zip(whole, self._client.gather(whole), strict=True))
+            outcomes = dict(zip(whole, self._gather(whole), strict=True))
             faults = [future for future in done if future not in outcomes]
             faults += [future for future in whole if isinstance(outcomes[future], StreamfitError)]
             good = [(self._tasks[future], outcomes[future]) for future in whole if future not in faults]
@@ -129,6 +128,15 @@ class _Dask(Crew):
                 yield good
             for future in faults:
                 raise outcomes[future] if future in outcomes else _failure(future)
+
+    def _gather(self, finished: Sequence[Any]) -> Sequence[Any]:
+        """Results, by one question to the scheduler for all of them."""
+        try:
+            return self._client.gather(finished)  # type: ignore[no-any-return]
+        except OSError as error:
+            if any(future.status == "error" for future in finished):  # of one whose result was lost, when done again
+                raise
+            raise CommClosedError(str(error)) from error
 
     def stop(self) -> None:
         if self._tasks:
@@ -204,6 +212,14 @@ def _failure(future: Any) -> BaseException:
             "workers that kept dying while they worked on one group: " + str(error).splitlines()[0],
             "workers that live",
             "look for the system's out-of-memory killer; use fewer workers or features; then run again",
+        )
+        fault.__cause__ = error
+        return fault
+    except (NoWorkerError, NoValidWorkerError) as error:
+        fault = PlanError(
+            f"no worker for {error.timeout:.0f} s",
+            "at least one that lives",
+            "what was committed is kept; start workers and run again to go on",
         )
         fault.__cause__ = error
         return fault

@@ -224,6 +224,8 @@ class Machine:
         Array library of the workers; 'cuda' where the kind, the job or the pods have GPUs.
     interface, local_directory : str
         Network interface and scratch of workers on this machine.
+    lost_after : int
+        Seconds without any answer after which another host counts as lost and its groups go to others; 11 at least.
     tls : Tls, optional
     adapt : Adapt, optional
     gpu : Gpus, optional
@@ -246,6 +248,7 @@ class Machine:
     backend: Backend = "numpy"
     interface: str = ""
     local_directory: str = ""
+    lost_after: int = 30
     tls: Tls | None = None
     adapt: Adapt | None = None
     gpu: Gpus | None = None
