@@ -44,7 +44,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipelines.peers.contestants import PEERS, Peer
 from pipelines.peers.rows import N_FILES, Sums, files, make
 from pipelines.peers.supervise import supervised
-from pipelines.peers.verdict import Row, accuracy_markdown, accuracy_table, ahead, read_course, speed_markdown, speed_table
+from pipelines.peers.verdict import (
+    Row,
+    accuracy_markdown,
+    accuracy_table,
+    ahead,
+    read_course,
+    speed_markdown,
+    speed_table,
+)
 
 MEANS = (0.0, 100.0, 1_000.0, 10_000.0)
 ACCURACY_FEATURES, ACCURACY_ALPHA = 50, 2.0
@@ -192,7 +200,8 @@ def main(
                 found = np.asarray(outcome.pop("weights"))
                 outcome["error"] = float(np.linalg.norm(found - best) / np.linalg.norm(best))
         accuracy[f"{peer.name}, {peer.precision}"] = {
-            f"{mean:g}": outcome.get("error", outcome.get("reason")) for mean, outcome in zip(means, outcomes, strict=False)
+            f"{mean:g}": outcome.get("error", outcome.get("reason"))
+            for mean, outcome in zip(means, outcomes, strict=False)
         }
         for outcome in outcomes[len(means) :]:
             rows.append(Row.of(peer, outcome, whole=n_rows))

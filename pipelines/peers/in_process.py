@@ -39,7 +39,7 @@ def ridge_in_memory(setting: Setting) -> Iterator[Fit]:
 def sgd(setting: Setting) -> Iterator[Fit]:
     """scikit-learn's SGDRegressor, one pass of `partial_fit`.
 
-    Settings by the user guide's chapter on stochastic gradient descent: features are scaled (here by the first batch),
+    Settings by the user guide's chapter on stochastic gradient descent: features are scaled and the target is centred (here by the first batch),
     average=True, and its alpha is the penalty divided by the number of rows.
     """
     from sklearn.linear_model import SGDRegressor
@@ -53,7 +53,8 @@ def sgd(setting: Setting) -> Iterator[Fit]:
             wide = x.astype(np.float64)
             if not done:
                 scaler.fit(wide)
-            model.partial_fit(scaler.transform(wide).astype(setting.dtype), y)
+                middle = y.mean()
+            model.partial_fit(scaler.transform(wide).astype(setting.dtype), y - middle)
             done += len(y)
             job.seen(done)
         return np.asarray(model.coef_ / scaler.scale_)
@@ -110,14 +111,14 @@ def hpelm(setting: Setting) -> Iterator[Fit]:
 def river(setting: Setting) -> Iterator[Fit]:
     """river's BayesianLinearRegression by `learn_many`, which is exact: its prior is the penalty.
 
-    alpha / beta of its docstring is the ridge's alpha. It has no intercept: a column of ones. Each call inverts the
+    Its alpha is the prior's variance, the inverse of the ridge's penalty. It has no intercept: a column of ones. Each call inverts the
     precision matrix, so batches are as large as row groups.
     """
     import pandas as pd
     from river.linear_model import BayesianLinearRegression
 
     def fit(job: Job) -> np.ndarray:
-        model = BayesianLinearRegression(alpha=job.alpha, beta=1.0)
+        model = BayesianLinearRegression(alpha=1.0 / job.alpha, beta=1.0)
         names = [*columns(job.n_features), "one"]
         done = 0
         for x, y in batches(job.files, job.n_features, 2 * BATCH_ROWS):
@@ -155,7 +156,9 @@ def polars_online(setting: Setting) -> Iterator[Fit]:
         )
         bank = po.ModelBank([spec], threads=setting.cores)
         bank.fit(pl.scan_parquet(job.files), chunk_size=BATCH_ROWS)
-        found = dict(bank.coef().select("term", "coef").iter_rows())
-        return np.array([found[name] for name in names], dtype=np.float64)
+        # The last row need not be one at which a solve was due: the sums are solved, as `polars_online.gram` is for.
+        return np.asarray(po.gram.solve(bank.gram("ridge")[0], ridge=job.alpha / job.n_rows, features=names))[
+            -len(names) :
+        ]
 
     yield fit

@@ -142,7 +142,9 @@ def _add(total: Sums | None, x: np.ndarray, y: np.ndarray) -> Sums:
     new = Sums(len(y), origin, y_origin, wide.sum(axis=1), float(v.sum()), wide @ wide.T, wide @ v)
     if total is None:
         return new
-    parts: dict[str, Any] = {k: getattr(total, k) + getattr(new, k) for k in ("n_rows", "sum_z", "sum_v", "gram", "cross")}
+    parts: dict[str, Any] = {
+        k: getattr(total, k) + getattr(new, k) for k in ("n_rows", "sum_z", "sum_v", "gram", "cross")
+    }
     return Sums(origin=origin, y_origin=y_origin, **parts)
 
 

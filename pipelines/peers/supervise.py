@@ -80,7 +80,9 @@ def supervised(
         return child.submit(_watch, command, environ, mark, timeout, memory, scratch).result()
 
 
-def _watch(command: list[str], environ: dict[str, str], mark: str, timeout: float, memory: int, scratch: Path) -> Course:
+def _watch(
+    command: list[str], environ: dict[str, str], mark: str, timeout: float, memory: int, scratch: Path
+) -> Course:
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
     course, started = Course(), time.perf_counter()
     before = _spent(resource.getrusage(resource.RUSAGE_CHILDREN))

@@ -180,5 +180,7 @@ def ahead(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         own, other = ours.get(row.precision), row.rows_per_cpu_second
         if row.name != "streamfit" and row.error is not None and own and other and other > own:
-            lines.append(f"ahead of streamfit in {row.precision}: {row.name}, {other / own:.2f} times the rows per CPU-s")
+            lines.append(
+                f"ahead of streamfit in {row.precision}: {row.name}, {other / own:.2f} times the rows per CPU-s"
+            )
     return lines
