@@ -1,17 +1,22 @@
 """Exact one-pass fits of models that are linear in their parameters."""
 
+from typing import TYPE_CHECKING, Any
+
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
 from streamfit.engine import Machine, WorkOptions, accumulate, connect
 from streamfit.errors import StreamfitError
-from streamfit.features import RBF, Linear, Lookup, RandomFourier, Standardize
+from streamfit.features import RBF, Linear, Lookup, Nystroem, RandomFourier, Standardize
 from streamfit.frame import Frame
-from streamfit.models import LinearModel, RBFNetwork, Ridge
+from streamfit.models import LinearModel
 from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.solve import Certificate, Posterior, Solution, cross_validate, posterior, prune, solve, solve_triangle
 from streamfit.store import Header, Store
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
 from streamfit.triangle import Triangle
+
+if TYPE_CHECKING:
+    from streamfit.estimators import RBFNetwork, Ridge
 
 __all__ = [
     "RBF",
@@ -29,6 +34,7 @@ __all__ = [
     "Machine",
     "Moments",
     "MomentsAccumulator",
+    "Nystroem",
     "OneHot",
     "ParquetTable",
     "Posterior",
@@ -51,3 +57,13 @@ __all__ = [
     "solve",
     "solve_triangle",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The estimators bring scikit-learn and pandas, a third of the time that a command or a worker takes to start.
+    if name in ("RBFNetwork", "Ridge"):
+        from streamfit import estimators
+
+        return getattr(estimators, name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -6,9 +6,10 @@ cupy, and only this file moves data between host and device.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import array_api_compat
 import numpy as np
@@ -20,14 +21,18 @@ from streamfit.errors import ConfigError
 Array = Any
 """An array of any library that follows the array API standard (NumPy, CuPy, array-api-strict)."""
 
-Precision = Literal["float32", "float64"]
-"""What features and block products are computed in. Sums are float64 always."""
-
+Precision = Literal["float32", "float64", "tf32", "bf16"]
+"""What features and block products are computed in; see `streamfit.precision`. Sums are float64 always."""
 
 Backend = Literal["numpy", "cuda"]
 """Array library that a worker computes with."""
+DEVICE_LIBRARY = "cupy"
+"""What RAPIDS' memory pool calls the library of the backend 'cuda'."""
 
-_CACHE_ENTRIES = 2**18
+_CACHE_ENTRIES = 2**15
+_FEW_ROWS = 16
+_ALIGNED = 512
+"""Bytes to whose multiples arrays begin in a piece of memory."""
 
 
 def namespace(*arrays: Array) -> Any:
@@ -66,27 +71,46 @@ def device_array(host: np.ndarray, backend: Backend) -> Array:
     Raises
     ------
     ConfigError
-        If the backend is unknown, or `cuda` is asked for and CuPy is not installed.
+        If the backend is unknown, or `cuda` is asked for without CuPy or without a GPU.
     """
     if backend == "numpy":
         return host
     if backend != "cuda":
         msg = f"array backend {backend!r}"
         raise ConfigError(msg, "'numpy' or 'cuda'")
+    return _cupy().asarray(host)
+
+
+def _cupy() -> Any:
+    """CuPy, with a device that it can use."""
+    remedy = "pip install 'streamfit[cuda]' on a machine with an NVIDIA GPU, or use backend 'numpy'"
     if importlib.util.find_spec("cupy") is None:
         msg = "array backend 'cuda', but CuPy is not installed"
-        raise ConfigError(msg, "an importable cupy", "pip install 'streamfit[cuda]', or use backend 'numpy'")
-    import cupy
+        raise ConfigError(msg, "an importable cupy", remedy)
+    try:
+        import cupy
 
-    return cupy.asarray(host)
+        n_devices = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's errors are many, and none can be caught by name where its import fails
+        msg = f"array backend 'cuda', but no usable GPU: {str(error).splitlines()[0]}"
+        raise ConfigError(msg, "a CUDA device, its driver and cuBLAS", remedy) from error
+    if not n_devices:
+        msg = "array backend 'cuda', but no GPU"
+        raise ConfigError(msg, "at least one CUDA device", remedy)
+    return cupy
 
 
 def compute_dtype(xp: Any, precision: Precision) -> Any:
     """Floating-point type of features and block products under a precision policy."""
-    if precision not in ("float32", "float64"):
+    if precision not in get_args(Precision):
         msg = f"precision {precision!r}"
-        raise ConfigError(msg, "'float32' or 'float64'")
-    return xp.float32 if precision == "float32" else xp.float64
+        raise ConfigError(msg, f"one of {', '.join(get_args(Precision))}")
+    return xp.float64 if precision == "float64" else xp.float32
+
+
+def has_bits(array: Array) -> bool:
+    """Whether an array can be viewed as another type of the same size."""
+    return isinstance(array, np.ndarray) or bool(array_api_compat.is_cupy_array(array))
 
 
 def row_major(array: Array) -> Array:
@@ -94,6 +118,117 @@ def row_major(array: Array) -> Array:
     if isinstance(array, np.ndarray) or array_api_compat.is_cupy_array(array):
         return array if array.flags.c_contiguous else array.copy(order="C")
     return array
+
+
+def operand(values: Array, precision: Precision) -> Array:
+    """What `transposed_product` takes of rounded values: themselves, but on a GPU their upper 16 bits under bf16."""
+    if precision != "bf16" or not array_api_compat.is_cupy_array(values):
+        return values
+    xp = namespace(values)
+    return xp.astype(values.view(xp.uint32) >> 16, xp.uint16)
+
+
+def transposed_product(a: Array, parts: Sequence[Array], precision: Precision) -> Array:
+    """Product ``a' (parts[0] + parts[1] + ...)`` of one block of rows.
+
+    Parameters
+    ----------
+    a : array of shape (n_rows, p)
+        Columns of an `operand` laid out row by row.
+    parts : sequence of arrays of shape (n_rows, q)
+        Likewise. One that is `a` itself, the same memory, is multiplied by syrk: half the work.
+    precision : Precision
+
+    Returns
+    -------
+    array of shape (p, q)
+        In float32, or float64 where the precision is that. It may be overwritten.
+    """
+    products = [_one_product(a, b, precision) for b in parts]
+    return sum(products[1:], start=products[0])
+
+
+def _one_product(a: Array, b: Array, precision: Precision) -> Array:
+    if array_api_compat.is_cupy_array(a):
+        return _cublas_product(a, b, precision)
+    return namespace(a).matrix_transpose(a) @ b  # NumPy itself calls syrk where both are one
+
+
+def _cublas_product(a: Array, b: Array, precision: Precision) -> Array:
+    """The product by cuBLAS, whose matrices lie column by column: to it, a matrix laid out by rows is transposed."""
+    import cupy
+    from cupy.cuda import device
+    from cupy_backends.cuda.libs import cublas
+
+    runtime = cupy.cuda.runtime
+    (n, p), q, kind = a.shape, b.shape[1], np.float64 if precision == "float64" else np.float32
+    a, b = (m if m.strides[1] == m.itemsize else cupy.ascontiguousarray(m) for m in (a, b))
+    rows_a, rows_b = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize
+    if not n:
+        return cupy.zeros((p, q), dtype=kind)
+    out = cupy.empty((p, q), dtype=kind)
+    one, zero = np.ones(1, kind), np.zeros(1, kind)  # read by the call itself, in its host pointer mode
+    handle = device.get_cublas_handle()
+    same = a.data.ptr == b.data.ptr and a.shape == b.shape and a.strides == b.strides
+    if same and precision in ("float32", "float64"):
+        syrk = cublas.dsyrk if precision == "float64" else cublas.ssyrk
+        # The lower triangle by columns is the upper one by rows.
+        syrk(
+            handle, cublas.CUBLAS_FILL_MODE_LOWER, cublas.CUBLAS_OP_N, p, n,
+            one.ctypes.data, a.data.ptr, rows_a, zero.ctypes.data, out.data.ptr, p,
+        )  # fmt: skip
+        return cupy.triu(out) + cupy.triu(out, 1).T
+    kinds = {
+        "float32": (runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F),
+        "float64": (runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F),
+        "tf32": (runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32),
+        "bf16": (runtime.CUDA_R_16BF, cublas.CUBLAS_COMPUTE_32F),
+    }
+    given, compute = kinds[precision]
+    result = runtime.CUDA_R_64F if precision == "float64" else runtime.CUDA_R_32F
+    cublas.gemmEx(
+        handle, cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T, q, p, n,
+        one.ctypes.data, b.data.ptr, given, rows_b, a.data.ptr, given, rows_a,
+        zero.ctypes.data, out.data.ptr, result, q, compute, cublas.CUBLAS_GEMM_DEFAULT,
+    )  # fmt: skip
+    return out
+
+
+def cholesky_factor(system: Array) -> Array | None:
+    """Lower Cholesky factor of a symmetric matrix (LAPACK or cuSOLVER potrf); None where it is not definite."""
+    if isinstance(system, np.ndarray):
+        try:
+            return scipy.linalg.cholesky(system, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
+    xp = namespace(system)
+    try:
+        factor = xp.linalg.cholesky(system)
+    except np.linalg.LinAlgError:  # array-api-strict computes with NumPy
+        return None
+    # CuPy raises nothing: a pivot that is not positive leaves NaN or itself behind.
+    diagonal = xp.linalg.diagonal(factor)
+    return factor if bool(xp.all(diagonal > 0) & xp.all(xp.isfinite(factor))) else None
+
+
+def cholesky_solve(factor: Array, right: Array) -> Array:
+    """Solve ``L L' x = right`` with the lower factor L."""
+    if isinstance(factor, np.ndarray):
+        return scipy.linalg.cho_solve((factor, True), right, check_finite=False)
+    if array_api_compat.is_cupy_array(factor):
+        from cupyx.scipy.linalg import solve_triangular
+
+        half = solve_triangular(factor, right, lower=True)
+        return solve_triangular(factor, half, lower=True, trans="T")
+    xp = namespace(factor)  # the standard has no triangular solve; this path exists for conformance tests
+    return xp.linalg.solve(xp.matrix_transpose(factor), xp.linalg.solve(factor, right))
+
+
+def eigenvalues(symmetric: Array) -> np.ndarray:
+    """Eigenvalues of a symmetric matrix in ascending order, on the host (LAPACK or cuSOLVER syevd)."""
+    if isinstance(symmetric, np.ndarray):
+        return np.asarray(scipy.linalg.eigvalsh(symmetric, check_finite=False))
+    return to_host(namespace(symmetric).linalg.eigvalsh(symmetric))
 
 
 def r_factor(rows: Array) -> Array:
@@ -124,12 +259,34 @@ def r_factor(rows: Array) -> Array:
 
 def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:
     """Cut rows into pieces that a core's cache holds; one piece on a GPU, where a launch costs more than a miss."""
-    step = max(64, _CACHE_ENTRIES // max(1, n_columns)) if isinstance(like, np.ndarray) else max(1, n_rows)
+    step = max(1, n_rows)
+    if isinstance(like, np.ndarray):
+        step = max(_FEW_ROWS, _CACHE_ENTRIES // max(1, n_columns) // _FEW_ROWS * _FEW_ROWS)
     for lo in range(0, n_rows, step):
         yield slice(lo, min(lo + step, n_rows))
 
 
-def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, Array]:
+def column_sums(rows: Array) -> Array:
+    """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
+    xp = namespace(rows)
+    whole = rows.shape[0] // _FEW_ROWS * _FEW_ROWS
+    few = xp.sum(xp.reshape(rows[:whole, :], (-1, _FEW_ROWS, rows.shape[1])), axis=1)
+    rest = xp.sum(rows[whole:, :], axis=0, dtype=xp.float64)
+    return xp.sum(few, axis=0, dtype=xp.float64) + rest
+
+
+def may_overwrite(array: Array, dtype: Any) -> bool:
+    """Whether results of a type can be put in an array's place, row by row."""
+    if array.dtype != dtype:
+        return False
+    if isinstance(array, np.ndarray):
+        return bool(array.flags.writeable and array.flags.c_contiguous)
+    return bool(array.flags.c_contiguous) if array_api_compat.is_cupy_array(array) else True
+
+
+def class_sums(
+    rows: Array, ids: Array, n_classes: int, *, of: Array | None = None, weights: Array | None = None
+) -> tuple[Array | None, Array]:
     """Sum the rows of each class: the product `onehot(ids)' @ rows` without the one-hot matrix.
 
     Parameters
@@ -138,6 +295,10 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
     ids : integer array of shape (n_rows,)
         Class of each row, in [0, n_classes).
     n_classes : int
+    of : integer array, optional
+        Row that each id belongs to, where a row has several or none; the i-th id to the i-th row without it.
+    weights : floating array of the shape of `ids`, optional
+        Factors of the rows in the sums.
 
     Returns
     -------
@@ -159,10 +320,132 @@ def class_sums(rows: Array, ids: Array, n_classes: int) -> tuple[Array | None, A
         # The standard has no segmented sum; this path exists for conformance tests, not for speed.
         classes = xp.arange(n_classes, dtype=ids.dtype, device=device_of(ids))
         onehot = xp.astype(classes[:, None] == ids[None, :], rows.dtype)
-        return None, onehot @ rows
+        taken = rows if of is None else xp.take(rows, of, axis=0)
+        return None, onehot @ (taken if weights is None else taken * xp.astype(weights, rows.dtype)[:, None])
     order = values.argsort(ids, kind="stable")
     present, starts = values.unique(ids[order], return_index=True)
     indptr = values.concatenate([starts, values.asarray([len(ids)], dtype=starts.dtype)])
-    ones = values.ones(len(ids), dtype=rows.dtype)
-    selector = csr_matrix((ones, order, indptr), shape=(len(present), len(ids)))
+    factors = values.ones(len(ids), dtype=rows.dtype) if weights is None else weights[order].astype(rows.dtype)
+    selector = csr_matrix((factors, order if of is None else of[order], indptr), shape=(len(present), len(rows)))
     return present, selector @ rows
+
+
+def free_bytes(backend: Backend) -> int | None:
+    """Memory of the device that is free, what CuPy's pool holds unused included; None where the device is the host."""
+    if backend == "numpy":
+        return None
+    cupy = _cupy()
+    return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+
+def device_facts() -> dict[str, Any]:
+    """The first GPU and the libraries it is used by.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    cupy = _cupy()
+    from cupy.cuda import device
+    from cupy_backends.cuda.libs import cublas
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    free, total = runtime.memGetInfo()
+    return {
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": int(properties["multiProcessorCount"]),
+        "memory_bytes": int(total),
+        "memory_free_bytes": int(free),
+        "driver": int(runtime.driverGetVersion()),
+        "runtime": int(runtime.runtimeGetVersion()),
+        "cublas": int(cublas.getVersion(device.get_cublas_handle())),
+        "cupy": str(cupy.__version__),
+    }
+
+
+def finish(like: Array) -> None:
+    """Wait until everything that was begun on the device of an array is done."""
+    if array_api_compat.is_cupy_array(like):
+        import cupy
+
+        cupy.cuda.Device().synchronize()
+
+
+class PinnedTransport:
+    """Blocks of host arrays to the GPU through page-locked memory, on a stream of their own.
+
+    Each slot is a piece of pinned memory, a piece of device memory, and two events: its copy is done, its use is done.
+    The order of the calls is `streamfit.engine.feed`'s; nothing here waits unless told to.
+
+    Parameters
+    ----------
+    n_slots : int
+
+    Raises
+    ------
+    ConfigError
+        If there is no CuPy, or no GPU.
+    """
+
+    def __init__(self, n_slots: int) -> None:
+        cupy = self._cupy = _cupy()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(n_slots)]
+        self._used = [cupy.cuda.Event(disable_timing=True) for _ in range(n_slots)]
+        self._pinned = [np.empty(0, np.uint8) for _ in range(n_slots)]
+        self._device: list[Array] = [None] * n_slots
+        self._layout: list[list[tuple[int, int, tuple[int, ...], Any] | None]] = [[] for _ in range(n_slots)]
+        self._sizes = [0] * n_slots
+
+    def wait_for_copy(self, slot: int) -> None:
+        """Hold the host until the slot's pinned memory has been read."""
+        self._copied[slot].synchronize()
+
+    def stage(self, slot: int, arrays: Sequence[np.ndarray | None]) -> None:
+        """Write arrays into the slot's pinned memory."""
+        starts, size = [], 0
+        for array in arrays:
+            starts.append(size)
+            size += 0 if array is None else -(-array.nbytes // _ALIGNED) * _ALIGNED
+        if size > len(self._pinned[slot]):
+            import cupyx
+
+            # Neither the old memory nor what the pool gives for it may be in use by a kernel or a copy.
+            self._cupy.cuda.Device().synchronize()
+            self._pinned[slot] = cupyx.empty_pinned((size,), np.uint8)
+            with self._stream:
+                self._device[slot] = self._cupy.empty(size, dtype=np.uint8)
+        pairs = list(zip(arrays, starts, strict=True))
+        self._layout[slot] = [None if a is None else (start, a.nbytes, a.shape, a.dtype) for a, start in pairs]
+        self._sizes[slot] = size
+        for array, start in pairs:
+            if array is not None:
+                place = self._pinned[slot][start : start + array.nbytes].view(array.dtype)
+                np.copyto(place.reshape(array.shape), array)
+
+    def wait_for_use(self, slot: int) -> None:
+        """Hold the copying stream until the slot's device memory has been used."""
+        self._stream.wait_event(self._used[slot])
+
+    def copy(self, slot: int) -> None:
+        """Begin to copy the slot to the device."""
+        if self._sizes[slot]:
+            pinned = ctypes.c_void_p(self._pinned[slot].ctypes.data)
+            self._device[slot].data.copy_from_host_async(pinned, self._sizes[slot], self._stream)
+        self._copied[slot].record(self._stream)
+
+    def arrays(self, slot: int) -> list[Array | None]:
+        """The slot's arrays on the device, which whatever is computed next will find copied."""
+        self._cupy.cuda.get_current_stream().wait_event(self._copied[slot])
+        held = self._device[slot]
+        return [
+            None if part is None else held[part[0] : part[0] + part[1]].view(part[3]).reshape(part[2])
+            for part in self._layout[slot]
+        ]
+
+    def used(self, slot: int) -> None:
+        """Mark that all that uses the slot's device memory has been begun."""
+        self._used[slot].record(self._cupy.cuda.get_current_stream())

@@ -19,6 +19,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from streamfit.cli_machine import app as machine_app
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
@@ -26,8 +27,9 @@ from streamfit.config import Problem, load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.demo import run_demo
 from streamfit.doctor import examine
+from streamfit.doctor_gpu import examine_backend
 from streamfit.engine import Machine, connect, say
-from streamfit.errors import CertificateError, ConfigError, StreamfitError
+from streamfit.errors import CertificateError, ConfigError, SolveError, StreamfitError
 from streamfit.jobs import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
@@ -47,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(solve_app)
 app.add_typer(store_app)
+app.add_typer(machine_app)
 
 
 def main() -> None:
@@ -164,6 +167,7 @@ def status(
         "targets": header.targets.n_targets,
         "precision": header.precision,
         "statistic": header.statistic,
+        "counted": header.counted,
         "rows_by_fold": {str(k): folds[k] for k in sorted(folds)},
         "rows_by_label": dict(sorted(labels.items())),
         "skipped": [{"key": r.key, "reason": r.reason} for r in head.refused],
@@ -247,8 +251,22 @@ def generate(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    as_json: JsonOption = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Check the GPU against NumPy, and measure its speed.")] = False,
+    backend: Annotated[str, typer.Option(help="With --gpu: 'numpy' runs the same checks on the host.")] = "cuda",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="With --gpu: write the JSON there.")] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="With --gpu: features that speeds are measured at; repeatable.", min=1)
+    ] = None,
+) -> None:
     """Show versions, cores, memory, and the speed of this machine's matrix product."""
+    if gpu:
+        _doctor_gpu(backend, output, as_json, tuple(size or (2048, 4096, 8192)))
+        return
+    if output is not None or size or backend != "cuda":
+        msg = "-o, --backend or --size without --gpu"
+        raise ConfigError(msg, "streamfit doctor --gpu with them")
     facts = {
         "streamfit": importlib.metadata.version("streamfit"),
         "python": platform.python_version(),
@@ -259,6 +277,33 @@ def doctor(as_json: JsonOption = False) -> None:
         dump(facts)
         return
     show(facts)
+
+
+def _doctor_gpu(backend: str, output: Path | None, as_json: bool, sizes: tuple[int, ...]) -> None:
+    found = examine_backend(backend, sizes)  # type: ignore[arg-type]
+    if output is not None:
+        output.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if as_json:
+        dump(found)
+    else:
+        show(found["device"])
+        show(
+            {
+                c["name"]: f"{'passed' if c['passed'] else 'FAILED'}: {c['measured']:.3g}, expected {c['expected']}"
+                for c in found["checks"]
+            }
+        )
+        show(
+            {
+                f"{s['precision']} {s['n_features']}": f"{s['fraction_of_peak']:.0%} of {s['peak_gflops']:,.0f} GFLOP/s"
+                for s in found["throughput"]["accumulate"]
+            }
+        )
+        show(found["throughput"]["copies"])
+    if not found["passed"]:
+        failed = ", ".join(c["name"] for c in found["checks"] if not c["passed"])
+        msg = f"checks that failed: {failed}"
+        raise SolveError(msg, "what NumPy computes", "keep to backend 'numpy' here")
 
 
 if __name__ == "__main__":

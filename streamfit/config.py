@@ -1,4 +1,4 @@
-"""Configurations: a problem and a machine, two TOML files, checked before anything runs.
+"""Configurations of problems, checked before anything runs; those of machines are in `machines`.
 
 Floor 7. An unknown key is an error that names the nearest valid one.
 """
@@ -6,39 +6,31 @@ Floor 7. An unknown key is an error that names the nearest valid one.
 from __future__ import annotations
 
 import difflib
-import json
 import sysconfig
-import tomllib
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from streamfit.arrays import Backend, Precision
+from streamfit.arrays import Precision
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
-from streamfit.engine import Machine
 from streamfit.errors import ConfigError
+from streamfit.machines import load_machine as load_machine
+from streamfit.repeats import CountRows
+from streamfit.sections import Count, Positive, Section, checked, read
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
 from streamfit.text import LanguageSettings
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LabelsSection(_Section):
+class LabelsSection(Section):
     """Where the labels of shards come from; see `streamfit.corpus.Labels`."""
 
     path: str = ""
     columns: tuple[str, ...] = ()
     time: str = ""
     period: Literal["day", "month", "year"] = "day"
-    fixed: dict[str, str] = {}
+    fixed: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _can_be_used(self) -> LabelsSection:
@@ -53,7 +45,7 @@ class LabelsSection(_Section):
         return Labels(self.path, self.columns, self.time, self.period, tuple(sorted(self.fixed.items())))
 
 
-class FilesSection(_Section):
+class FilesSection(Section):
     """Which files: a directory, a glob or a file.
 
     `python:stdlib` stands for the directory of Python's own standard library.
@@ -128,15 +120,15 @@ class TableSection(FilesSection):
         return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label, labels)
 
 
-class FeatureSection(_Section):
+class FeatureSection(Section):
     """One block of features; several are put side by side."""
 
-    kind: Literal["linear", "rbf", "fourier"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem"]
     n: Count = 256
     gamma: Positive | None = None
 
 
-class LanguageSection(_Section):
+class LanguageSection(Section):
     """Features of a language model; see `streamfit.text.LanguageSettings`."""
 
     vocab_size: Annotated[int, Field(ge=257)] = 4096
@@ -156,7 +148,7 @@ class LanguageSection(_Section):
         return self
 
 
-class SolveSection(_Section):
+class SolveSection(Section):
     """The final solve: one alpha, or a grid of which one is picked.
 
     Parameters
@@ -186,7 +178,7 @@ class SolveSection(_Section):
     tolerance: Annotated[float, Field(ge=0)] = TOLERANCE
 
 
-class StoreSection(_Section):
+class StoreSection(Section):
     """Where sums are kept, and how many segments and commits; see `streamfit.store.Store`."""
 
     at: str = ""
@@ -194,12 +186,13 @@ class StoreSection(_Section):
     keep: Annotated[int, Field(ge=0)] = KEEP
 
 
-class _Problem(_Section):
+class _Problem(Section):
     run: str
     store: StoreSection = StoreSection()
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     group_rows: Count | None = None
+    count_rows: CountRows = "auto"
     solve: SolveSection = SolveSection()
 
 
@@ -218,6 +211,9 @@ class RidgeProblem(_Problem):
         if isinstance(given, dict) and given.get("statistic") == "qr":
             if given.get("precision", "float64") != "float64":
                 msg = "statistic 'qr' takes precision 'float64', which it has if none is given"
+                raise ValueError(msg)
+            if given.get("count_rows") == "always":
+                msg = "statistic 'qr' takes every row by itself: leave count_rows at 'auto', or set it to 'never'"
                 raise ValueError(msg)
             return {**given, "precision": "float64"}
         return given
@@ -250,27 +246,6 @@ class LanguageProblem(_Problem):
 Problem = RidgeProblem | LanguageProblem
 
 
-class MachineSection(_Section):
-    """Where to run; see `streamfit.engine.Machine`."""
-
-    kind: Literal["local", "address", "serial"] = "local"
-    n_workers: Annotated[int, Field(ge=0)] = 0
-    threads_per_worker: Annotated[int, Field(ge=0)] = 0
-    memory_limit: Annotated[int, Field(ge=0)] = 0
-    address: str = ""
-    backend: Backend = "numpy"
-
-    @model_validator(mode="after")
-    def _address_goes_with_kind(self) -> MachineSection:
-        if (self.kind == "address") != bool(self.address):
-            msg = "kind = 'address' and an address go together"
-            raise ValueError(msg)
-        return self
-
-
-_Model = TypeVar("_Model")
-
-
 def load_problem(path: str | Path) -> Problem:
     """Read a problem from TOML, or from the JSON that a run keeps.
 
@@ -279,64 +254,11 @@ def load_problem(path: str | Path) -> Problem:
     ConfigError
         If the file is missing, not TOML, or not a valid problem.
     """
-    data = _read(path)
+    data = read(path)
     kinds: dict[Any, type[Problem]] = {"ridge": RidgeProblem, "language_model": LanguageProblem}
     kind = data.get("kind")
     if kind not in kinds:
         near = difflib.get_close_matches(str(kind), kinds, n=1)
         msg = f"{path}: kind = {kind!r}"
         raise ConfigError(msg, f"one of {', '.join(kinds)}", f"did you mean {near[0]!r}?" if near else "")
-    return _checked(path, kinds[kind], data)
-
-
-def load_machine(path: str | Path | None) -> Machine:
-    """Read a machine from TOML; without a path, this machine with a worker a core.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, not TOML, or not a valid machine.
-    """
-    section = MachineSection() if path is None else _checked(path, MachineSection, _read(path))
-    return Machine(**section.model_dump())
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data: dict[str, Any] = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError as error:
-        msg = f"no config at {path}"
-        raise ConfigError(msg, "a TOML file", "see configs/ for examples") from error
-    except (OSError, ValueError) as error:  # both decoders' errors are ValueErrors
-        msg = f"{path}: {error}"
-        raise ConfigError(msg, "valid TOML") from error
-    return data
-
-
-def _checked(path: str | Path, model: type[_Model], data: dict[str, Any]) -> _Model:
-    try:
-        return TypeAdapter(model).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            valid = sorted(_keys_at(model, first["loc"][:-1]))
-            near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1)
-            msg = f"{path}: unknown key {place!r}"
-            hint = f"did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(msg, f"one of {', '.join(valid)}", hint) from error
-        reason = first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        msg = f"{path}: {place or 'config'}: {reason}{got}"
-        raise ConfigError(msg) from error
-
-
-def _keys_at(model: Any, place: tuple[int | str, ...]) -> set[str]:
-    """Valid keys of the section that a validation error speaks of."""
-    for part in place:
-        if isinstance(part, str):
-            model = model.model_fields[part].annotation
-        while get_origin(model) in (Annotated, Union, types.UnionType, tuple):
-            model = get_args(model)[0]
-    return set(model.model_fields)
+    return checked(path, kinds[kind], data)

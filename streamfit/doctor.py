@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from streamfit.arrays import Precision
-from streamfit.engine.cluster import cores
+from streamfit.engine.machine import cores
 from streamfit.frame import BLOCK_ROWS, Frame
 from streamfit.moments import Moments
 from streamfit.store.place import sync

@@ -9,12 +9,14 @@ steps of 2^20. The form is canonical: equal totals have equal limbs.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, device_of, namespace, to_host
+from streamfit.arrays import Array, cached_rows, device_of, namespace, to_host
 from streamfit.errors import MismatchError, ScaleError
 
 DIGIT_BITS = 36
@@ -104,8 +106,17 @@ class GridSum:
         return GridSum(tuple(to_host(limb) for limb in self.limbs), self.top)
 
 
-def canonical(limbs: tuple[Array, ...], top: int, *, fold: bool = True) -> GridSum:
+def canonical(limbs: tuple[Array, ...], top: int, *, fold: bool = True, own: bool = False) -> GridSum:
     """Carry between limbs until equal totals have equal digits.
+
+    Parameters
+    ----------
+    limbs : tuple of arrays
+    top : int
+    fold : bool
+        Give up a coarse limb that is not needed.
+    own : bool
+        The limbs may be overwritten: they may be half of the memory that there is.
 
     Raises
     ------
@@ -113,18 +124,19 @@ def canonical(limbs: tuple[Array, ...], top: int, *, fold: bool = True) -> GridS
         If the total is not finite or needs more than the coarsest limb holds.
     """
     xp = namespace(limbs[0])
-    digits = list(limbs)
-    for i in range(len(digits) - 1, 0, -1):
-        # floor(x + 1/2), not rint: a digit of exactly half a base must always be carried the same way.
-        carry = xp.floor(digits[i] * 2.0**-DIGIT_BITS + 0.5)
-        digits[i] = digits[i] - carry * 2.0**DIGIT_BITS
-        digits[i - 1] = digits[i - 1] + carry
+    digits = list(limbs) if own or len(limbs) == 1 else [xp.asarray(limb, copy=True) for limb in limbs]
+    for piece in _pieces(digits[0]) if len(digits) > 1 else ():
+        for i in range(len(digits) - 1, 0, -1):
+            # floor(x + 1/2), not rint: a digit of exactly half a base must always be carried the same way.
+            carry = xp.floor(digits[i][piece] * 2.0**-DIGIT_BITS + 0.5)
+            digits[i][piece] -= carry * 2.0**DIGIT_BITS
+            digits[i - 1][piece] += carry
     peak = _peak(xp, digits[0])
     if not peak < ROOM:
         if top == COARSE or not np.isfinite(peak):
             msg = f"a sum of {peak:.3g} steps of 2^{top}"
             raise ScaleError(msg, f"at most {ROOM:.3g}", "rescale the features, or remove the outlying rows")
-        return canonical((xp.zeros_like(digits[0]), *digits), COARSE)
+        return canonical((xp.zeros_like(digits[0]), *digits), COARSE, own=True)
     if fold and top == COARSE and len(digits) > 1 and peak <= ROOM * 2.0**-DIGIT_BITS:
         folded = digits[0] * 2.0**DIGIT_BITS + digits[1]
         if _peak(xp, folded) < ROOM:
@@ -132,8 +144,21 @@ def canonical(limbs: tuple[Array, ...], top: int, *, fold: bool = True) -> GridS
     return GridSum(tuple(digits), top)
 
 
+def _pieces(array: Array) -> Iterator[Any]:
+    """Parts of an array along its first axis that a cache holds, so that what is made of them takes no memory."""
+    if not array.ndim:
+        yield ...
+        return
+    width = math.prod(array.shape[1:])
+    for rows in cached_rows(array.shape[0], width, array):
+        yield (rows, ...)
+
+
 def _peak(xp: Any, array: Array) -> float:
-    return float(xp.max(xp.abs(array))) if array.size else 0.0
+    if not array.size:
+        return 0.0
+    peaks = [float(xp.max(xp.abs(array[piece]))) for piece in _pieces(array)]
+    return float(np.max(peaks))  # unlike max(), it lets NaN through
 
 
 class GridAccumulator:
@@ -185,7 +210,7 @@ class GridAccumulator:
         self._used, self._adds = held + need, 1
 
     def _carry(self, top: int) -> None:
-        total = canonical(tuple(self._limbs), top, fold=False)
+        total = canonical(tuple(self._limbs), top, fold=False, own=True)
         # NumPy's arithmetic turns arrays of shape () into scalars, which nothing can be added to in place.
         self._limbs, self._top = [self._xp.asarray(limb) for limb in total.limbs], total.top
 
@@ -220,4 +245,4 @@ class GridAccumulator:
 
     def total(self) -> GridSum:
         """The sum so far, in canonical form. The accumulator must not be used afterwards."""
-        return canonical(tuple(self._limbs), self._top)
+        return canonical(tuple(self._limbs), self._top, own=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from distributed import Client
 
 from streamfit.corpus.values import column_of
-from streamfit.engine import Machine, Rewritten, WorkOptions, find_rows, placed, rewrite
+from streamfit.engine import Machine, Rewritten, WorkOptions, bands_of, find_rows, placed, rewrite
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.plan import Shard
 from streamfit.store import Store
@@ -61,7 +61,9 @@ def forget(
     if not shards and not where:
         msg = "neither --shard nor --where"
         raise ConfigError(msg, "what to forget", "for instance --where doc_id=17")
-    options = WorkOptions(n_threads=machine.threads, backend=machine.backend)
+    options = WorkOptions(
+        n_threads=machine.threads, backend=machine.backend, n_bands=bands_of(store, machine.worker_memory)
+    )
     source = reader_of(store, corpus)
     there = locate(store, corpus) if corpus else {}
     counted = store.counted()

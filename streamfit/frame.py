@@ -43,6 +43,48 @@ def n_tiles(n_features: int) -> int:
     return t * (t + 1) // 2
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A block of the Gram matrix, cut along its tiles: what one task sums where the whole does not fit into a worker.
+
+    Parameters
+    ----------
+    n_features : int
+    n_bands : int
+        Bands of tiles that rows and columns are cut into; 1 makes one panel of the whole upper triangle.
+    row, column : int
+        The two bands, row <= column < n_bands.
+    """
+
+    n_features: int
+    n_bands: int = 1
+    row: int = 0
+    column: int = 0
+
+    def tiles(self) -> list[tuple[int, slice, slice]]:
+        """Its tiles of the upper triangle, as `tile_pairs` gives them."""
+        rows, columns = self._band(self.row), self._band(self.column)
+        return [
+            (index, r, c)
+            for index, r, c in tile_pairs(self.n_features)
+            if rows.start <= r.start < rows.stop and columns.start <= c.start < columns.stop
+        ]
+
+    def features(self) -> slice:
+        """Features whose cross-moments it holds: those of its band on the diagonal, and none beside it."""
+        return self._band(self.row) if self.row == self.column else slice(0, 0)
+
+    def _band(self, band: int) -> slice:
+        b, t = tile_size(self.n_features), -(-self.n_features // tile_size(self.n_features))
+        lo, hi = band * t // self.n_bands * b, (band + 1) * t // self.n_bands * b
+        return slice(lo, min(hi, self.n_features))
+
+
+def panels_of(n_features: int, n_bands: int) -> list[Panel]:
+    """All panels of the upper triangle; each of its tiles is in one of them."""
+    return [Panel(n_features, n_bands, i, j) for i in range(n_bands) for j in range(i, n_bands)]
+
+
 _BOUND_BITS = 12
 """A bounded feature's unit is at least 2^-12 of its bound: squares up to 2^24 leave room for 2^48 rows."""
 _LARGEST = 1e37

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, say
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
-from streamfit.solving import Solved, solve_store
+from streamfit.solving import Solved, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
@@ -83,7 +83,10 @@ def fit(
         source = training_source(problem, store)
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
-        solved = solve_store(store, problem.solve, console)
+        if summary.plan.n_bands > 1:
+            solved = solve_out_of_core(store, problem.solve, machine.worker_memory, None, console)
+        else:
+            solved = solve_store(store, problem.solve, console)
         model = build_model(problem, store, solved)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")
@@ -120,7 +123,8 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
     say(console, "choosing features from a sample", "dim")
     started = time.perf_counter()
     kept = problem.store
-    store = Store.create(path, _header(problem, skip_bad_shards), max_live=kept.max_live, keep=kept.keep)
+    header = _header(problem, skip_bad_shards, lambda line: say(console, line, "dim"))
+    store = Store.create(path, header, max_live=kept.max_live, keep=kept.keep)
     log.info("event=features seconds=%.1f", time.perf_counter() - started)
     return store
 
@@ -130,10 +134,11 @@ def store_of(problem: Problem) -> str:
     return problem.store.at or str(Path(problem.run) / "store")
 
 
-def _header(problem: Problem, skip: bool) -> Header:
+def _header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Header:
     if isinstance(problem, LanguageProblem):
         documents = problem.corpus.documents("train")
-        return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip)
+        return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip,
+                       count_rows=problem.count_rows, report=report)  # fmt: skip
     return prepare_table(
         problem.corpus.table(),
         _blocks(problem),
@@ -143,6 +148,8 @@ def _header(problem: Problem, skip: bool) -> Header:
         sample_rows=problem.sample_rows,
         skip_bad_shards=skip,
         statistic=problem.statistic,
+        count_rows=problem.count_rows,
+        report=report,
     )
 
 
@@ -161,6 +168,10 @@ def _same_settings(problem: Problem, store: Store) -> None:
         wanted = {**reader_of(problem.corpus.table()), **settings, "statistic": problem.statistic}
     reader = store.header.reader
     found = {**reader, **reader.get("settings", {}), "statistic": store.header.statistic}
+    wanted["count_rows"] = problem.count_rows
+    found["count_rows"] = "always" if store.header.counted else "never"
+    if problem.count_rows == "auto":  # decided when the store was made
+        found["count_rows"] = "auto"
     differ = [name for name, value in wanted.items() if found.get(name) != value]
     if differ:
         was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
@@ -206,7 +217,7 @@ def accumulate_into(
     say(
         console,
         f"counted {summary.n_rows:,} rows of {summary.n_shards:,} shards in {summary.seconds:.1f} s"
-        f" ({summary.gflops:,.0f} GFLOP/s); the store holds {store.head().n_rows:,} rows",
+        f" ({_rate(summary)}); the store holds {store.head().n_rows:,} rows",
     )
     for again, first in summary.repeats[:3]:
         say(console, f"counted once: {again.key} has the content of {first.key}", "dim")
@@ -215,6 +226,14 @@ def accumulate_into(
     for refusal in summary.refused:
         say(console, f"skipped {refusal.key}: {refusal.reason}", "yellow")
     return summary
+
+
+def _rate(summary: RunSummary) -> str:
+    """Speed of the products; where equal rows are multiplied once, how many are done is known from a sample alone."""
+    if not summary.plan.piece_rows:
+        return f"{summary.gflops:,.0f} GFLOP/s"
+    rows = summary.n_rows / max(summary.seconds, 1e-9)
+    return f"{rows:,.0f} rows/s, about {summary.gflops:,.0f} GFLOP/s, equal rows multiplied once"
 
 
 def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:
@@ -260,7 +279,7 @@ def evaluate_documents(model: LanguageModel, documents: Documents, client: Clien
     if client is None:
         return add_scores([_score_shards(evaluator, documents, shards)])
     # A few pieces a worker, alike in size, so that none ends much later than the rest.
-    n_pieces = min(len(shards), 3 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
+    n_pieces = min(len(shards), 3 * n_workers(client))
     pieces: list[list[Shard]] = [[] for _ in range(n_pieces)]
     for shard in sorted(shards, key=lambda s: -s.size):
         min(pieces, key=lambda piece: sum(s.size for s in piece)).append(shard)
@@ -288,7 +307,7 @@ def remember(problem: Problem, machine: Machine) -> None:
     kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
     for name, text in (
         ("problem.json", kept.model_dump_json(indent=1)),
-        ("machine.json", json.dumps(asdict(machine), indent=1)),
+        ("machine.json", json.dumps(machine.to_json(), indent=1)),
     ):
         partial = run / f"{name}.partial"
         partial.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, noise, targets, arrays, errors. A `MomentsAccumulator` adds blocks of rows and
-`Moments` is the frozen result.
+Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds
+blocks of rows and `Moments` is the frozen result.
 """
 
 from __future__ import annotations
@@ -13,15 +13,32 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision, class_sums, compute_dtype, namespace, row_major, to_device_of, to_host
+from streamfit.arrays import (
+    Array,
+    Precision,
+    cached_rows,
+    class_sums,
+    column_sums,
+    compute_dtype,
+    may_overwrite,
+    namespace,
+    operand,
+    row_major,
+    to_device_of,
+    to_host,
+    transposed_product,
+)
 from streamfit.centered import Centered, unpack_tiles
+from streamfit.counted import ClassCounts, CountedBlock, TargetSums
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
-from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.noise import diagonal_noise, hidden_features
+from streamfit.precision import n_limbs, parts, rounded
 from streamfit.targets import Targets
 
-_EPS = float(np.finfo(np.float64).eps)
+_LATE_EXPONENT = 16
+"""Units up to 2^16 are taken from products rather than from rows, where neither can leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class Moments:
         diagonal of a diagonal tile stands the mirror image, equal but for rounding where rows have weights.
     cross : GridSum of shape (n_targets, n_features)
         Sum of w y φ': one row a target, so that a block of class ids touches only the classes it holds.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What products were taken in. Sums of different precisions do not add.
     """
 
     frame: Frame
@@ -58,6 +77,7 @@ class Moments:
     sum_yy: GridSum
     gram: GridSum
     cross: GridSum
+    precision: Precision = "float64"
 
     @classmethod
     def zeros(cls, frame: Frame, targets: Targets, precision: Precision = "float64") -> Moments:
@@ -102,6 +122,9 @@ class Moments:
         if self.frame != other.frame or self.one_hot != other.one_hot:
             msg = "moments with different origins, units or targets"
             raise MismatchError(msg, "one frame for all", "accumulate both with the same store header")
+        if self.precision != other.precision:
+            msg = f"sums in {self.precision} and {other.precision}"
+            raise MismatchError(msg, "equal precision", "fit both with the same precision")
 
     def __add__(self, other: Moments) -> Moments:
         self._check(other)
@@ -146,7 +169,7 @@ class Moments:
         gram = unpack_tiles(to_host(self.gram.value()), self.frame.n_features)
         mean_x = self.frame.origin + units * (sum_x / weight)
         raw = np.diag(gram).copy()
-        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x)
+        noise = diagonal_noise(raw, self.gram.bottom, self.n_rows, weight, units, mean_x, self.precision)
         cross = to_host(self.cross.value())
         # The shift cancels in centred moments; the division by the weight comes last.
         gram = (gram - np.outer(sum_x, sum_x) / weight) * units * units[:, None]
@@ -162,7 +185,16 @@ class Moments:
             ss_y=np.maximum(ss_y, 0.0),
             noise=noise,
             hidden=hidden_features(
-                raw, np.diag(gram), noise, self.gram.bottom, self.n_rows, weight, units, self.frame.origin, sum_x
+                raw,
+                np.diag(gram),
+                noise,
+                self.gram.bottom,
+                self.n_rows,
+                weight,
+                units,
+                self.frame.origin,
+                sum_x,
+                self.precision,
             ),
         )
 
@@ -174,13 +206,17 @@ class MomentsAccumulator:
     ----------
     frame : Frame
     targets : Targets
-    precision : {'float32', 'float64'}
-        Type of the block products. Sums are exact float64 either way.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        What features are rounded to and products are taken in. Sums are exact float64 in any case.
     like : array, optional
         Gives the array library and device; NumPy without it.
     n_threads : int
         Tiles of the Gram matrix that are multiplied at the same time. Each product must itself run on one
         BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not matter.
+    overwrite : bool
+        Rows of features are not needed once they are added: they may be centred where they lie, which saves a copy.
+    panel : Panel, optional
+        The part of the Gram matrix to sum, and so of the cross-moments; all of it without one.
     """
 
     def __init__(
@@ -191,10 +227,13 @@ class MomentsAccumulator:
         *,
         like: Array | None = None,
         n_threads: int = 1,
+        overwrite: bool = False,
+        panel: Panel | None = None,
     ) -> None:
+        self._overwrite = overwrite
         self._like = np.empty(0) if like is None else like
         xp = self._xp = namespace(self._like)
-        self._dtype = compute_dtype(xp, precision)
+        self._dtype, self._precision = compute_dtype(xp, precision), precision
         self._frame, self._targets = frame, targets
         d, k, b = frame.n_features, frame.n_targets, tile_size(frame.n_features)
         if k != targets.n_targets:
@@ -204,15 +243,21 @@ class MomentsAccumulator:
         self._scale = self._on_device(np.ldexp(1.0, -frame.exponents))
         self._y_shift = self._on_device(frame.y_origin)
         self._y_scale = self._on_device(np.ldexp(1.0, -frame.y_exponents))
-        self._plain = not frame.origin.any() and not frame.exponents.any()
-        big = 1 if precision == "float32" else 2
+        # A product with a power of two is exact, so rows that need no shift can be multiplied where they lie, and their
+        # units be taken from the products: the same bits without a copy of the rows.
+        self._late = not frame.origin.any() and bool((np.abs(frame.exponents) <= _LATE_EXPONENT).all())
+        self._has_units = bool(frame.exponents.any())
+        self._room: Array | None = None
+        panel = panel or Panel(d)
+        self._tiles, self._columns, self._edge = panel.tiles(), panel.features(), b
+        big = n_limbs(precision)
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "weight": ((), 2),
             "sum_x": ((d,), 2),
             "sum_y": ((k,), 2),
             "sum_yy": ((k,), 2),
-            "gram": ((n_tiles(d), b, b), big),
-            "cross": ((k, d), big),
+            "gram": ((len(self._tiles), b, b), big),
+            "cross": ((k, self._columns.stop - self._columns.start), big),
         }
         self._sums = {name: GridAccumulator(s, limbs, self._like) for name, (s, limbs) in shapes.items()}
         self._n_rows = 0
@@ -253,25 +298,48 @@ class MomentsAccumulator:
                 self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
         self._n_rows += n_rows
 
-    def _add_block(self, phi: Array, y: Array, weights: Array | None) -> None:
+    def add_counted(self, phi: Array, block: CountedBlock) -> None:
+        """Add distinct rows with their counts: the sums that all the rows they stand for have.
+
+        Equal to them where no product rounds: in float32, for integer features in units of the frame, as long as no
+        sum of a block passes 2^24.
+
+        Parameters
+        ----------
+        phi : floating array of shape (n_distinct, n_features)
+            Features of `block.x`.
+        block : CountedBlock
+            From `count_rows`, its arrays on the accumulator's device.
+
+        Raises
+        ------
+        MismatchError
+            If shapes do not fit the frame.
+        ScaleError
+            As `add`.
+        """
+        n_features = self._frame.n_features
+        if tuple(phi.shape) != (block.x.shape[0], n_features):
+            msg = f"features of shape {tuple(phi.shape)} of {block.x.shape[0]} distinct rows"
+            raise MismatchError(msg, f"({block.x.shape[0]}, {n_features})")
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add_block(phi, block.targets, block.weights)
+        self._n_rows += block.n_rows
+
+    def _add_block(self, phi: Array, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
-        z = phi if self._plain else (phi - xp.astype(self._shift, phi.dtype)) * xp.astype(self._scale, phi.dtype)
-        z = row_major(xp.astype(z, self._dtype, copy=False))
-        if weights is None:
-            wz, weight = z, float(z.shape[0])
-        else:
-            wz, weight = z * xp.astype(weights, self._dtype)[:, None], self._checked_weight(weights)
-        sum_x = self._column_sums(wz)
-        peak = float(xp.max(xp.sum(wz * z, axis=0)))
+        weight = float(phi.shape[0]) if weights is None else self._checked_weight(weights)
+        z, wz, weighted, sum_x, peak = self._prepared(phi, weights)
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing feature value"
             raise ScaleError(msg, "finite features", "look at the rows of this shard")
         # Everything is checked and has its room reserved before anything is added: a refused block leaves no trace.
-        if self._targets.one_hot:
+        if isinstance(y, ClassCounts | TargetSums):
+            y_peak, add_targets = self._counted_block(z, y)
+        elif self._targets.one_hot:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
             y_peak, add_targets = self._dense_block(wz, y, weights)
-        pairs = list(tile_pairs(self._frame.n_features))
         sums["gram"].reserve(1.01 * peak)
         sums["cross"].reserve(1.01 * float(np.sqrt(peak * y_peak)))
         sums["weight"].reserve(weight)
@@ -279,27 +347,69 @@ class MomentsAccumulator:
         add_targets()
         sums["weight"].add_reserved(xp.asarray(weight, dtype=f64, device=sum_x.device))
         sums["sum_x"].add_reserved(sum_x)
+        units = xp.astype(self._scale, self._dtype) if self._late and self._has_units else None
 
-        def multiply(pair: tuple[int, slice, slice]) -> None:
-            index, r, c = pair
-            # The same buffer on both sides lets NumPy call syrk, which does half the work.
-            product = xp.matrix_transpose(z[:, r]) @ wz[:, c]
-            where = (index, slice(0, r.stop - r.start), slice(0, c.stop - c.start))
-            sums["gram"].add_reserved(product, where)
+        left = operand(z, self._precision)
+        # The same memory on both sides is multiplied by syrk, which does half the work.
+        right = [left] if weights is None else [operand(piece, self._precision) for piece in weighted]
+
+        def multiply(place: tuple[int, tuple[int, slice, slice]]) -> None:
+            index, (_, r, c) = place
+            product = transposed_product(left[:, r], [piece[:, c] for piece in right], self._precision)
+            width = c.stop - c.start
+            for strip in cached_rows(r.stop - r.start, width, product):
+                block = product[strip, :]
+                if units is not None:
+                    block = block * units[r][strip][:, None] * units[c]
+                sums["gram"].add_reserved(block, (index, strip, slice(0, width)))
 
         if self._pool is None:
-            for pair in pairs:
-                multiply(pair)
+            for place in enumerate(self._tiles):
+                multiply(place)
         else:
-            list(self._pool.map(multiply, pairs))
+            list(self._pool.map(multiply, enumerate(self._tiles)))
 
-    def _column_sums(self, wz: Array) -> Array:
-        """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
-        xp, n_few = self._xp, 32
-        whole = wz.shape[0] // n_few * n_few
-        few = xp.sum(xp.reshape(wz[:whole, :], (-1, n_few, wz.shape[1])), axis=1)
-        rest = xp.sum(wz[whole:, :], axis=0, dtype=xp.float64)
-        return xp.sum(few, axis=0, dtype=xp.float64) + rest
+    def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, tuple[Array, ...], Array, float]:
+        """Rows to multiply, the same times their weights, whole and in parts that products take as they are.
+
+        One walk through the rows, a cache-sized piece at a time. Beside them, in units: sums of columns, and the
+        largest sum of squares.
+        """
+        xp, dtype, precision = self._xp, self._dtype, self._precision
+        exact = precision in ("float32", "float64")
+        if self._late and exact and phi.dtype == dtype:
+            z = row_major(phi)
+        else:
+            z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi.shape[0])
+        n_parts = 0 if weights is None else 1 if exact else 2
+        weighted = tuple(xp.empty(z.shape, dtype=dtype, device=z.device) for _ in range(n_parts))
+        wz = weighted[0] if n_parts == 1 else z if not n_parts else xp.empty(z.shape, dtype=dtype, device=z.device)
+        shift, scale = xp.astype(self._shift, phi.dtype), xp.astype(self._scale, phi.dtype)
+        sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
+        squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
+        for rows in cached_rows(*z.shape, z):
+            piece = phi[rows, :] if self._late else (phi[rows, :] - shift) * scale
+            piece = rounded(xp.astype(piece, dtype, copy=False), precision)
+            if z is not phi or not (self._late and exact):
+                z[rows, :] = piece
+            heavy = piece
+            if weights is not None:
+                pieces = parts(piece * xp.astype(weights[rows], dtype)[:, None], precision)
+                heavy = sum(pieces[1:], start=pieces[0])
+                wz[rows, :] = heavy
+                for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
+                    array[rows, :] = part
+            sum_x += column_sums(heavy)
+            squares += xp.sum(heavy * piece, axis=0)
+        if self._late:
+            sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
+        return z, wz, weighted, sum_x, float(xp.max(squares))
+
+    def _buffer(self, n_rows: int) -> Array:
+        if self._room is None or self._room.shape[0] < n_rows:
+            shape = (n_rows, self._frame.n_features)
+            self._room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
+        return self._room[:n_rows, :]
 
     def _checked_weight(self, weights: Array) -> float:
         xp = self._xp
@@ -320,7 +430,7 @@ class MomentsAccumulator:
         ones = xp.ones(y.shape, dtype=xp.float64, device=y.device)
         row_weights = ones if weights is None else xp.astype(weights, xp.float64)
         present, counts = class_sums(row_weights[:, None], y, k)
-        _, products = class_sums(wz, y, k)
+        _, products = class_sums(wz[:, self._columns], y, k)
         peak = float(xp.max(counts))
         where = ... if present is None else present
         sums["sum_y"].reserve(peak)
@@ -329,7 +439,7 @@ class MomentsAccumulator:
         def add() -> None:
             sums["sum_y"].add_reserved(counts[:, 0], where)
             sums["sum_yy"].add_reserved(counts[:, 0], where)
-            sums["cross"].add_reserved(products, where)
+            self._add_cross(products, present)
 
         return peak, add
 
@@ -345,20 +455,68 @@ class MomentsAccumulator:
         if not np.isfinite(peak):
             msg = "a NaN, infinite or overflowing target value"
             raise ScaleError(msg, "finite targets", "look at the rows of this shard")
-        products = xp.matrix_transpose(xp.astype(v, self._dtype)) @ wz
+        products = self._by_tiles(xp.matrix_transpose(xp.astype(v, self._dtype)), wz)
         sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
         sums["sum_yy"].reserve(peak)
 
         def add() -> None:
             sums["sum_y"].add_reserved(sum_y)
             sums["sum_yy"].add_reserved(sum_yy)
-            sums["cross"].add_reserved(products)
+            self._add_cross(products, None)
+
+        return peak, add
+
+    def _by_tiles(self, targets: Array, wz: Array) -> Array:
+        """Product of targets with the panel's columns, tile by tile: it rounds alike whatever else is multiplied."""
+        xp, first = self._xp, self._columns.start
+        products = xp.empty((targets.shape[0], self._columns.stop - first), dtype=wz.dtype, device=wz.device)
+        for lo in range(first, self._columns.stop, self._edge):
+            hi = min(lo + self._edge, self._columns.stop)
+            products[:, lo - first : hi - first] = targets @ wz[:, lo:hi]
+        return products
+
+    def _add_cross(self, products: Array, targets: Array | None) -> None:
+        units = None
+        if self._late and self._has_units:
+            units = self._xp.astype(self._scale[self._columns], products.dtype)
+        for strip in cached_rows(*products.shape, products):
+            block = products[strip, :] if units is None else products[strip, :] * units
+            where = (strip, slice(None)) if targets is None else targets[strip]
+            self._sums["cross"].add_reserved(block, where)
+
+    def _counted_block(self, z: Array, y: ClassCounts | TargetSums) -> tuple[float, Callable[[], None]]:
+        xp, sums, k = self._xp, self._sums, self._targets.n_targets
+        present: Array | None = None
+        where: Any = ...
+        if isinstance(y, ClassCounts):
+            present, counts = class_sums(y.weights[:, None], y.ids, k)
+            _, products = class_sums(z[:, self._columns], y.ids, k, of=y.rows, weights=y.weights)
+            where = ... if present is None else present
+            sum_y = sum_yy = counts[:, 0]
+        else:
+            sum_y, sum_yy = xp.sum(y.sums, axis=0), xp.sum(y.squares, axis=0)
+            products = self._by_tiles(xp.matrix_transpose(xp.astype(y.sums, self._dtype)), z)
+        peak = float(xp.max(sum_yy))
+        if not np.isfinite(peak):
+            msg = "a NaN, infinite or overflowing target value"
+            raise ScaleError(msg, "finite targets", "look at the rows of this shard")
+        sums["sum_y"].reserve(float(xp.max(xp.abs(sum_y))))
+        sums["sum_yy"].reserve(peak)
+
+        def add() -> None:
+            sums["sum_y"].add_reserved(sum_y, where)
+            # A copy: what is added may be overwritten.
+            sums["sum_yy"].add_reserved(xp.asarray(sum_yy, copy=True), where)
+            self._add_cross(products, present)
 
         return peak, add
 
     def moments(self) -> Moments:
-        """The sums so far. The accumulator must not be used afterwards."""
+        """The sums so far. The accumulator must not be used afterwards.
+
+        With a panel, `gram` has its tiles alone, and `cross` its columns.
+        """
         if self._pool is not None:
             self._pool.shutdown()
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}
-        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums)
+        return Moments(self._frame, self._targets.one_hot, self._n_rows, **sums, precision=self._precision)

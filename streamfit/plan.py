@@ -6,12 +6,14 @@ Floor 2: integers only; imports moments (for tile sizes) and errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
-from streamfit.frame import BLOCK_ROWS, n_tiles, tile_size
+from streamfit.frame import BLOCK_ROWS, n_tiles, panels_of, tile_size
+from streamfit.precision import item_bytes, n_limbs
 
+_LEAST_GROUP = 8 * BLOCK_ROWS
 PROCESS_BYTES = 400 * 2**20
 """What a Python process with this package's libraries loaded takes before it has any data."""
 
@@ -44,6 +46,9 @@ class Shard:
         Content id of the bytes themselves, where `select` makes another of it.
     without : tuple of int
         Rows (documents, for text) that are left out, counted from the start of the part, ascending.
+    stamp : int
+        Time of the file's last change (`st_ctime_ns`) when its content was hashed; 0 if that was too recent to tell
+        one change from the next. A file that still has it need not be hashed again. No part of what a shard is.
     """
 
     key: str
@@ -58,6 +63,7 @@ class Shard:
     select: tuple[tuple[str, str], ...] = ()
     within: str = ""
     without: tuple[int, ...] = ()
+    stamp: int = field(default=0, compare=False)
 
     @property
     def bytes_id(self) -> str:
@@ -111,9 +117,12 @@ def make_groups(shards: Iterable[Shard], n_folds: int, group_rows: int) -> list[
 
 
 def default_group_rows(n_features: int, n_targets: int) -> int:
-    """Rows whose products take about a minute at 70 GFLOP/s, so that writing the sums costs a few percent."""
+    """Rows whose products take about a minute at 70 GFLOP/s, so that writing the sums costs a few percent.
+
+    Sums and products both grow with the square of the features, so that below some number of rows writing costs more.
+    """
     per_row = 2 * n_features * (n_features + min(n_targets, n_features))
-    return max(BLOCK_ROWS, 4 * 10**12 // per_row)
+    return max(_LEAST_GROUP, 4 * 10**12 // per_row)
 
 
 @dataclass(frozen=True)
@@ -124,13 +133,19 @@ class Plan:
     ----------
     groups : tuple of Group
     n_features, n_targets, n_inputs : int
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     one_hot : bool
     n_workers : int
     feature_bytes : int
         Bytes of the feature map's own arrays.
     triangle : bool
         Whether a triangular factor is kept instead of sums of products.
+    piece_rows : int
+        Rows of a shard among which equal ones are looked for; 0 where every row is multiplied.
+    distinct : float
+        Share of the rows that are distinct, in the sample that it was estimated from; 1 where every row is multiplied.
+    n_bands : int
+        Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
     """
 
     groups: tuple[Group, ...]
@@ -142,6 +157,9 @@ class Plan:
     n_workers: int
     feature_bytes: int
     triangle: bool = False
+    piece_rows: int = 0
+    distinct: float = 1.0
+    n_bands: int = 1
 
     @property
     def n_shards(self) -> int:
@@ -160,30 +178,64 @@ class Plan:
 
     @property
     def flops_per_row(self) -> int:
-        """Multiply-adds of products, or of a decomposition, counted as two operations each."""
+        """Multiply-adds of products, or of a decomposition, counted as two operations each.
+
+        Where equal rows are multiplied once, those that are expected to be done, for each row that is read.
+        """
         d = self.n_features
         if self.triangle:  # Householder: of the rows, and of the triangle that each two blocks of rows are put below
             return 3 * (1 + d + self.n_targets) ** 2
-        return d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)
+        return round(self.distinct * (d * (d + 1) + 2 * d * (1 if self.one_hot else self.n_targets)))
 
     @property
     def sum_bytes(self) -> int:
         """Bytes of one set of sums: the size of a segment before compression."""
         if self.triangle:
             return 8 * (1 + self.n_features + self.n_targets) ** 2
-        b, limbs = tile_size(self.n_features), 1 if self.precision == "float32" else 2
+        b, limbs = tile_size(self.n_features), n_limbs(self.precision)
         return 8 * limbs * (n_tiles(self.n_features) * b * b + self.n_features * self.n_targets)
+
+    @property
+    def n_panels(self) -> int:
+        """Panels of the upper triangle, each a task of its own for each group."""
+        return self.n_bands * (self.n_bands + 1) // 2
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of the sums of the largest panel: what one task holds at a time."""
+        if self.triangle or self.n_bands == 1:
+            return self.sum_bytes
+        b, limbs = tile_size(self.n_features), n_limbs(self.precision)
+        panels = [(len(p.tiles()), p.features()) for p in panels_of(self.n_features, self.n_bands)]
+        return 8 * limbs * max(n * b * b + (f.stop - f.start) * self.n_targets for n, f in panels)
+
+    def within(self, limit: int | None) -> Plan:
+        """The same plan with as few bands as let a worker's share fit, if any number does.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Bytes that a worker has.
+        """
+        most = 1 if self.triangle else -(-self.n_features // tile_size(self.n_features))
+        plans = (replace(self, n_bands=n) for n in range(1, most + 1))
+        return next((plan for plan in plans if limit is None or plan.worker_bytes <= limit), self)
 
     @property
     def worker_bytes(self) -> int:
         """Peak memory of one worker: its sums while they are carried and written, and two blocks of rows."""
-        item = 4 if self.precision == "float32" else 8
-        rows = BLOCK_ROWS * (4 * self.n_features * item + 3 * self.n_inputs * 8)
+        item = item_bytes(self.precision)
+        # Bits and rounded copies of features, in tf32 and bf16.
+        copies = 4 if self.precision in ("float32", "float64") else 7
+        rows = BLOCK_ROWS * (copies * self.n_features * item + 3 * self.n_inputs * 8)
         targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
+        rows += self.piece_rows * 8 * (3 * self.n_inputs + 10)
+        targets += self.piece_rows * 8 * (3 if self.one_hot else 3 * self.n_targets)
         if self.triangle:  # rows that wait until there are enough, stacked on the triangle, and LAPACK's copy
             columns = 1 + self.n_features + self.n_targets
             targets += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
-        return PROCESS_BYTES + 3 * self.sum_bytes + rows + targets + 2 * self.feature_bytes
+        return PROCESS_BYTES + 3 * self.panel_bytes + rows + targets + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:
         """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve.
@@ -199,10 +251,21 @@ class Plan:
             f"{self.n_shards:,} shards, {size_text(self.read_bytes)}, about {self.n_rows:,} rows"
             f" in {len(self.groups):,} groups",
             f"{self.n_features:,} features x {self.n_targets:,} targets in {self.precision}:"
-            f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP",
+            f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP"
+            + (f" if {self.distinct:.1%} of a shard's rows are distinct, as in the sample" if self.piece_rows else ""),
+            *self._panel_lines(),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
             f" {size_text(self.solve_bytes(n_folds))} for the solve"
             + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
+        ]
+
+    def _panel_lines(self) -> list[str]:
+        if self.n_bands == 1:
+            return []
+        whole = replace(self, n_bands=1).worker_bytes
+        return [
+            f"panels: a worker would need {size_text(whole)} for all sums at once, so a group is {self.n_panels} tasks"
+            f" of {size_text(self.panel_bytes)} each, and is read {self.n_panels} times"
         ]
 
     def check(self, worker_limit: int | None, coordinator_limit: int | None, n_folds: int) -> None:

@@ -8,12 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +17,9 @@ from streamfit.engine import say
 from streamfit.errors import ConfigError
 from streamfit.solve import AlphaPath, AlphaScores, Pruned
 from streamfit.text import Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _INK, _ACCENT, _MUTED = "#1f2933", "#b4541a", "#8a97a5"
 _STYLE = """
@@ -119,6 +118,9 @@ def shown(column: str, value: Any) -> str:
 
 
 def _axes(width: float = 7.0, height: float = 3.4) -> tuple[Figure, Any]:
+    # Most commands draw nothing and need not wait for matplotlib. A figure made without pyplot needs no display.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ from rich.console import Console
 from streamfit.config import TextSection, load_problem
 from streamfit.corpus import Files, Labels, Rows, Source, Tally
 from streamfit.corpus.labels import NO_LABELS
-from streamfit.engine import Machine, RunSummary, WorkOptions, recount
+from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount
 from streamfit.errors import ConfigError, CorpusError, ShardError
 from streamfit.jobs import accumulate_into
 from streamfit.plan import Shard
@@ -282,7 +282,9 @@ def verify_store(
         raise ConfigError(msg, "a share in (0, 1]")
     found = verify(store)
     if against is not None and not found.faults:
-        options = WorkOptions(n_threads=machine.threads, backend=machine.backend)
+        options = WorkOptions(
+            n_threads=machine.threads, backend=machine.backend, n_bands=bands_of(store, machine.worker_memory)
+        )
         source, found_at = reader_of(store, against), locate(store, against)
         recount(store, source, found_at, share, seed, found, client=client, options=options)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,12 +10,14 @@ import numpy as np
 
 from streamfit.arrays import Precision
 from streamfit.corpus import Files, ParquetTable, Rows
+from streamfit.counted import piece_rows
 from streamfit.errors import CorpusError, MismatchError, ShardError
 from streamfit.features import (
     RBF,
     Chain,
     FeatureMap,
     Linear,
+    Nystroem,
     RandomFourier,
     Standardize,
     choose_centers,
@@ -23,6 +25,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
+from streamfit.repeats import CountRows, choose_counting
 from streamfit.store import Header, StatisticKind
 from streamfit.targets import Dense, OneHot
 
@@ -33,14 +36,14 @@ class Block:
 
     Parameters
     ----------
-    kind : {'linear', 'rbf', 'fourier'}
+    kind : {'linear', 'rbf', 'fourier', 'nystroem'}
     n : int
         Centers or frequencies; without effect on a linear block, which has the table's columns.
     gamma : float, optional
         Without it 1 / median squared distance of the standardised sample.
     """
 
-    kind: Literal["linear", "rbf", "fourier"]
+    kind: Literal["linear", "rbf", "fourier", "nystroem"]
     n: int = 256
     gamma: float | None = None
 
@@ -55,8 +58,13 @@ def prepare_table(
     sample_rows: int,
     skip_bad_shards: bool = False,
     statistic: StatisticKind = "gram",
+    count_rows: CountRows = "never",
+    report: Callable[[str], None] = lambda _: None,
 ) -> Header:
     """Choose centers, widths and units from a sample, and freeze them as a store's header.
+
+    With `count_rows` other than 'never' some shards are read whole, to see how many of their rows are equal; `report`
+    is told what was decided.
 
     Raises
     ------
@@ -71,14 +79,25 @@ def prepare_table(
     for another in maps[1:]:
         features = features + another
     targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
+    choice = choose_counting(
+        "never" if statistic == "qr" and count_rows == "auto" else count_rows,
+        _whole_pieces(source, seed, x.shape[1], skip_bad_shards),
+        features.n_features,
+        targets.n_targets,
+        one_hot=targets.one_hot,
+        weighted=weights is not None,
+    )
+    report(choice.line())
+    reader = reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)}
     return Header(
         features=features,
         targets=targets,
         frame=Frame.from_sample(features(x), y, targets, features.bounds, weights),
         precision=precision,
         n_folds=n_folds,
-        reader=reader_of(source) | {"settings": settings_of(blocks, precision, n_folds, seed, sample_rows)},
+        reader=reader | ({"counting": choice.to_json()} if choice.counted else {}),
         statistic=statistic,
+        counted=choice.counted,
     )
 
 
@@ -147,19 +166,44 @@ def _sample(
     return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights
 
 
+def _whole_pieces(source: ParquetTable, seed: int, n_inputs: int, skip: bool) -> Iterator[np.ndarray]:
+    """Inputs of whole shards chosen at random, up to what is looked through at once, until there are enough rows."""
+    shards, n_rows = source.shards(), 0
+    limit = piece_rows(n_inputs, max(1, len(source.target)))
+    for index in np.random.default_rng(seed).permutation(len(shards)):
+        if n_rows >= _REPEATS_ROWS:
+            return
+        parts: list[np.ndarray] = []
+        try:
+            for rows in source.read(shards[index]):
+                parts.append(rows.x)
+                if sum(map(len, parts)) >= limit:
+                    break
+        except ShardError:
+            if not skip:
+                raise
+            continue
+        if parts:
+            n_rows += sum(map(len, parts))
+            yield np.concatenate(parts)
+
+
 def _map(block: Block, x: np.ndarray, seed: int) -> FeatureMap:
     if block.kind == "linear":
         return Linear(x.shape[1])
     scale = Standardize.fit(x)
     z = scale(x)
     gamma = block.gamma or median_gamma(z, seed)
-    if block.kind == "rbf":
-        return Chain(scale, RBF(choose_centers(z, block.n, seed), gamma))
+    if block.kind in ("rbf", "nystroem"):
+        kernel = RBF if block.kind == "rbf" else Nystroem
+        return Chain(scale, kernel(choose_centers(z, block.n, seed), gamma))
     return Chain(scale, RandomFourier(block.n, gamma, seed, x.shape[1]))
 
 
 _SPREAD = 4
 """Rows of the shards that a sample is drawn from, for each row drawn."""
+_REPEATS_ROWS = 2**17
+"""Rows of whole shards that are looked through for equal ones."""
 _SCORE_ENTRIES = 2**24
 """Predictions held at a time."""
 

@@ -246,11 +246,31 @@ KINDS = {
 }
 
 
-def counted_tables(where: Path) -> tuple[Path, Store]:
-    """The tables, in a folder, and the store beside it that counted them in small groups."""
-    kind = KINDS["float64"]
-    kind.write(where / "corpus", ())
-    return where / "corpus", kind.counted(where / "store", where / "corpus", group_rows=1)
+@cache
+def _counted_once(name: str, group_rows: int | None) -> tempfile.TemporaryDirectory[str]:
+    kept = tempfile.TemporaryDirectory()
+    folder, kind = Path(kept.name) / "now", KINDS[name]
+    kind.write(folder / "corpus", ())
+    kind.counted(folder / "store", folder / "corpus", group_rows=group_rows)
+    shutil.copytree(folder, folder.with_name("before"))
+    return kept
+
+
+def counted_anew(name: str, group_rows: int | None = None) -> tuple[Path, Store]:
+    """A corpus in a folder, and the store beside it that counted it, both as they were before any test changed them.
+
+    Counted once and put back into the same place, since ledgers hold the addresses of files.
+    """
+    folder = Path(_counted_once(name, group_rows).name) / "now"
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("before"), folder)
+    return folder / "corpus", Store(folder / "store")
+
+
+@cache
+def never_saw(name: str, gone: frozenset[int]) -> Store:
+    """A store with the header of a kind that never saw some documents; for reading only."""
+    return KINDS[name].never_saw(Path(tempfile.mkdtemp(dir=_counted_once(name, None).name)), gone)
 
 
 def same_as_of(store: Store, folder: Path) -> bool:

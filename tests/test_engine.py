@@ -159,6 +159,26 @@ def test_sums_have_equal_bits_on_any_executor(source, make, cluster, precision):
         assert store.moments() == expected
 
 
+def test_counted_rows_have_equal_bits_on_any_executor(tmp_path, cluster):
+    """Equal rows are looked for within a shard, so groups and workers are a matter of speed alone."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        x = rng.normal(size=40)[rng.integers(0, 40, 2500)]
+        part = pa.table({"x": x, "y": x + rng.normal(size=2500), "w": rng.uniform(size=2500)})
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        pq.write_table(part, tmp_path / "rows" / f"{i}.parquet", row_group_size=1250)
+    source = ParquetTable(Files(str(tmp_path / "rows")), ("x",), ("y",), "w")
+    chosen = {"precision": "float32", "n_folds": 2, "seed": 0, "sample_rows": 500}
+    header = prepare_table(source, [Block("fourier", 20)], count_rows="always", **chosen)
+    sums = []
+    for name, client, group_rows in (("serial", None, 10**6), ("cluster", cluster, 1000)):
+        store = Store.create(tmp_path / name, header)
+        accumulate(store, source, client=client, group_rows=group_rows)
+        sums.append(store.moments())
+    assert sums[0] == sums[1]
+    assert sums[0].n_rows == 7500
+
+
 def test_tallies_are_summed_beside_the_moments(table, source, make, client):
     """Another sum over the same rows is kept in the same segments."""
     store = make("store")

@@ -14,6 +14,7 @@ from streamfit.features import (
     Concat,
     Linear,
     Lookup,
+    Nystroem,
     RandomFourier,
     Standardize,
     choose_centers,
@@ -35,6 +36,7 @@ MAPS = {
     "standardize": Standardize.fit(X * [1.0, 10.0, 0.1] + 5.0),
     "rbf": RBF(CENTERS, gamma=0.3),
     "fourier": RandomFourier(n=6, gamma=0.3, seed=1, dim=3),
+    "nystroem": Nystroem(CENTERS, gamma=0.3),
     "concat": Linear(3) + RBF(CENTERS, gamma=2.0),
     "chain": Chain(Standardize.fit(X), RBF(CENTERS, gamma=0.5) + Linear(3)),
     "lookup": Lookup(TABLES),
@@ -55,6 +57,9 @@ def naive(features, x):
             return [[(v - m) / s for v, m, s in zip(r, features.mean, features.scale, strict=True)] for r in x]
         case RBF():
             return [[math.exp(-features.gamma * math.dist(r, c) ** 2) for c in features.centers] for r in x]
+        case Nystroem():
+            near, columns = naive(RBF(features.centers, features.gamma), x), features.whitening.T
+            return [[math.fsum(k * w for k, w in zip(row, c, strict=True)) for c in columns] for row in near]
         case RandomFourier():
             waves, scale = list(zip(features.frequencies.T, features.phases, strict=True)), math.sqrt(2 / features.n)
             return [[scale * math.cos(sum(a * b for a, b in zip(r, w, strict=True)) + p) for w, p in waves] for r in x]
@@ -121,7 +126,7 @@ def test_any_change_changes_the_hash(features):
 
 def test_integers_become_floating_features():
     x = np.arange(6).reshape(2, 3)
-    for features in (MAPS["linear"], MAPS["standardize"], MAPS["rbf"], MAPS["fourier"]):
+    for features in (MAPS["linear"], MAPS["standardize"], MAPS["rbf"], MAPS["nystroem"], MAPS["fourier"]):
         np.testing.assert_allclose(features(x), features(x.astype(np.float64)), rtol=1e-15)
         assert features(x).dtype == np.float64
 
@@ -208,6 +213,8 @@ def test_median_gamma_is_the_reciprocal_median_distance():
         (lambda: RBF(CENTERS[:0], gamma=1.0), ConfigError),
         (lambda: RBF(CENTERS, gamma=0.0), ConfigError),
         (lambda: RBF(CENTERS, gamma=math.nan), ConfigError),
+        (lambda: Nystroem(CENTERS, gamma=0.0), ConfigError),
+        (lambda: Nystroem(CENTERS, gamma=1.0, whitening=np.eye(6)), ConfigError),
         (lambda: RandomFourier(n=0, gamma=1.0, seed=0, dim=2), ConfigError),
         (lambda: from_spec({"kind": "Quadratic"}, {}), ConfigError),
     ],

@@ -13,9 +13,10 @@ from corpora import (  # noqa: F401
     LONE,
     X,
     columns,
-    counted_tables,
+    counted_anew,
     key_to_id,
     name_of,
+    never_saw,
     same,
     same_as_of,
     tables,
@@ -36,22 +37,20 @@ TABLE = KINDS["float64"]
 
 
 @pytest.fixture
-def there(tmp_path):
+def there():
     """The tables, and the store that counted them in small groups."""
-    return counted_tables(tmp_path)
+    return counted_anew("float64", group_rows=1)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_forgetting_by_a_column_is_never_having_seen(tmp_path, serial, name, fast):
+def test_forgetting_by_a_column_is_never_having_seen(serial, name, fast):
     """The job finds the rows by itself, whatever the corpus; for text files the document is its path."""
-    kind = KINDS[name]
-    kind.write(tmp_path / "corpus", ())
-    store = kind.counted(tmp_path / "store", tmp_path / "corpus")
+    _, store = counted_anew(name)
     done = forget(store, serial, None, where=[f"doc_id={name_of(d)}" for d in (2, 4, LONE)], fast=fast, why="asked")
     assert done.record == store.head()
     assert store.head().removed[-1].why == "asked"
-    assert same(store, kind.never_saw(tmp_path / "reference", (2, 4, LONE)))
+    assert same(store, never_saw(name, frozenset({2, 4, LONE})))
 
 
 @pytest.mark.parametrize("by", ["key", "file", "path", "content id"])

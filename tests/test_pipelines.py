@@ -3,8 +3,10 @@
 `batch_fit`, `incremental_refit` and `offline_corpus` are tested with the command line that shares their jobs.
 """
 
+import json
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from sklearn.linear_model import Ridge
 from store_helpers import leave_to_the_disk
 
-from pipelines import federate, forget, keep_store, mix_sources
+from pipelines import bench_kernel, federate, forget, keep_store, kernel_ways, mix_sources
 from streamfit.cli import script
 from streamfit.config import TextSection
 from streamfit.corpus import Files, Labels, ParquetTable
@@ -300,3 +303,76 @@ def test_keep_store_pins_nothing_that_is_at_fault(tmp_path, store, folder, machi
     assert "fault(s)" in told.err
     assert store.head().pins == pins
     assert Path(folder / "web" / "9.parquet").exists()
+
+
+# Kernels at equal centers
+
+
+@pytest.fixture
+def flights(tmp_path):
+    """Flights between five airports, one of which nobody knows the place of; delays by the clock and the place."""
+    rng, n = np.random.default_rng(0), 1500
+    codes = np.array(["AAA", "BBB", "CCC", "DDD", "???"])
+    minutes = np.sort(rng.integers(0, 60 * 24 * 90, size=n))
+    origin, destination = rng.integers(5, size=(2, n))
+    delay = 20.0 * np.sin(2.0 * np.pi * (minutes % 1440) / 1440.0) + 5.0 * origin + rng.normal(size=n)
+    columns = {"date": np.datetime64("2001-01-01T00:00") + minutes.astype("timedelta64[m]").astype("timedelta64[us]")}
+    columns |= {"delay": np.round(delay).astype(int), "distance": 100 * np.abs(origin - destination)}
+    columns |= {"origin": codes[origin], "destination": codes[destination]}
+    pq.write_table(pa.table(columns), tmp_path / "flights.parquet")
+    lines = [f"{code},somewhere,{40 + i},{-100 + 3 * i}" for i, code in enumerate(codes[:4])]
+    (tmp_path / "airports.csv").write_text("\n".join(["iata,name,latitude,longitude", *lines]))
+    return tmp_path / "flights.parquet", tmp_path / "airports.csv"
+
+
+def test_bench_kernel_gives_each_contender_the_same_chance(flights, monkeypatch, tmp_path):
+    """Two implementations of one objective err alike, to the digits that tell them apart from the others."""
+    monkeypatch.setattr(bench_kernel, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
+    monkeypatch.setattr(bench_kernel, "GAMMAS", (1.0,))
+    monkeypatch.setattr(kernel_ways.FalkonTranscribed, "iterations", 60)
+    told = bench_kernel.main(flights[0], Console(quiet=True), airports=flights[1], n_rows=900, centers=[24])
+    assert told["rows"] == {"train": 720, "validation": 90, "test": 90}
+    runs = {run["way"]: run for run in told["runs"]}
+    assert list(runs) == list(bench_kernel.WAYS)
+    error = {way: run["test_rmse"] for way, run in runs.items()}
+    for way in ("streamfit Nystroem", "streamfit whitened"):
+        assert error[way] == pytest.approx(error["scikit-learn"], rel=1e-4)
+    assert error["Falkon's algorithm"] == pytest.approx(error["scikit-learn"], rel=0.05)  # it has no intercept
+    assert error["streamfit RBF"] != pytest.approx(error["scikit-learn"], rel=2e-4)
+    assert all(0.5 < run["test_r2"] < 1.0 and run["train_rows"] == 720 for run in runs.values())
+    assert all(run["with_choice_seconds"] >= run["fit_seconds"] > 0 for run in runs.values())
+    page = bench_kernel.markdown(told).splitlines()
+    assert len(page) == 2 + len(runs) + 1
+    assert "not run: PyPI has no distribution" in page[-1]
+    bench_kernel.draw(told, tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_falkons_algorithm_ends_at_the_optimum_of_its_objective():
+    """With conjugate gradients enough, and an alpha that its jitter does not matter to."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1.0, 1.0, size=(700, 2))
+    y = np.sin(3.0 * x[:, :1]) + x[:, 1:] + 7.0
+    way = kernel_ways.FalkonTranscribed(x[:30], 2.0, 2, 1e9)
+    way.iterations = 300
+    way.count(x, y)
+    k, between = way.kernel(x), way.kernel(x[:30])
+    exact = np.linalg.lstsq(k.T @ k + 0.1 * between, k.T @ (y - y.mean()), rcond=None)[0]
+    np.testing.assert_allclose(way.fit(0.1)(x), k @ exact + y.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "airports", "centers", "complaint"),
+    [
+        ("nothing.parquet", True, 8, "no file at"),
+        ("flights.parquet", False, 8, "--airports"),
+        ("flights.parquet", True, 800, "800 centers from 720 training rows"),
+    ],
+)
+def test_bench_kernel_refuses_what_it_cannot_run(flights, path, airports, centers, complaint):
+    where = flights[0].with_name(path)
+    with pytest.raises(ConfigError, match=complaint):
+        bench_kernel.main(
+            where, Console(quiet=True), airports=flights[1] if airports else None, n_rows=900, centers=[centers]
+        )

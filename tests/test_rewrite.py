@@ -8,7 +8,22 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from corpora import KINDS, LONE, N_DOCS, Kind, X, found, key_to_id, name_of, same, sums, sums_of, unsynced  # noqa: F401
+from corpora import (  # noqa: F401
+    KINDS,
+    LONE,
+    N_DOCS,
+    Kind,
+    X,
+    counted_anew,
+    found,
+    key_to_id,
+    name_of,
+    never_saw,
+    same,
+    sums,
+    sums_of,
+    unsynced,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +70,7 @@ class Counted:
         return store
 
     def never_saw(self, docs) -> Store:
-        return self.kind.never_saw(self.folder / f"copy-{next(self.numbers)}", docs)
+        return never_saw(self.kind.name, frozenset(docs))
 
     def sums_without(self, docs) -> tuple:
         folder, store = self.folder / f"copy-{next(self.numbers)}", Store(self.folder / "store")
@@ -268,11 +283,11 @@ def test_a_store_that_stays_full_is_told_so(counted, monkeypatch):
 
 
 @pytest.fixture
-def movable(tmp_path):
+def movable():
     """A table whose files may be touched, its source and its store."""
-    TABLE.write(tmp_path / "corpus", ())
-    (source,) = TABLE.sources(tmp_path / "corpus")
-    return tmp_path / "corpus", source, TABLE.counted(tmp_path / "store", tmp_path / "corpus")
+    folder, store = counted_anew("float64")
+    (source,) = TABLE.sources(folder)
+    return folder, source, store
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -306,7 +321,7 @@ def test_a_moved_corpus_is_read_where_it_lies_now(movable, fast):
     docs = {0, LONE}
     leaving = find_rows(store, source, "doc_id", map(name_of, docs), where=where)
     rewrite(store, source, leaving, fast=fast, where=where)
-    assert same(store, TABLE.never_saw(folder.with_name("reference"), docs))
+    assert same(store, never_saw("float64", frozenset(docs)))
     assert {Path(s.uri).parent.name for s in store.counted().values()} == {"moved"}
     assert forget(store, source, {1}) is not None
 

@@ -14,7 +14,7 @@ from corpora import (  # noqa: F401
     KINDS,
     X,
     columns,
-    counted_tables,
+    counted_anew,
     name_of,
     same,
     same_as_of,
@@ -35,9 +35,9 @@ TABLE = KINDS["float64"]
 
 
 @pytest.fixture
-def there(tmp_path):
+def there():
     """The tables, and the store that counted them in small groups."""
-    return counted_tables(tmp_path)
+    return counted_anew("float64", group_rows=1)
 
 
 # Adding

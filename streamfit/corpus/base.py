@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from streamfit.errors import ConfigError, CorpusError, ShardChangedError
 from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
+_SETTLED_NS = 2 * 10**9
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 
@@ -258,6 +260,16 @@ def _stamp(path: Path) -> tuple[int, int]:
         msg = f"{path}: {error.strerror}"
         raise CorpusError(msg, "a readable file", "check its permissions, or leave it out") from error
     return found.st_size, found.st_mtime_ns
+
+
+def stamp_of(path: Path) -> int:
+    """Time of a file's last change, by which to see later that it has not changed again; see `Shard.stamp`.
+
+    0 where it is so young that another change could fall into the same tick of the file system's clock: git's rule for
+    its index ("racily clean" entries).
+    """
+    changed = path.stat().st_ctime_ns
+    return changed if time.time_ns() - changed > _SETTLED_NS else 0
 
 
 @cache

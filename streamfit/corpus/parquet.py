@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range
+from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range, stamp_of
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import batches_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
@@ -58,6 +58,7 @@ class ParquetTable(Source):
 
     def shards(self) -> list[Shard]:
         found = [(name, path, *group) for name, path in self.files.find() for group in self._groups(name, path)]
+        stamps = {path: stamp_of(path) for path in {path for _, path, *_ in found}}  # before the bytes are hashed
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
         schemas = {path: _schema_of(path) for path in {path for _, path, *_ in found}}
         ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
@@ -73,6 +74,7 @@ class ParquetTable(Source):
                     planned_rows=rows,
                     content_id=content_id,
                     source=self.label,
+                    stamp=stamps[path],
                 ),
             )
             for (name, path, group, rows, start, stop), content_id in zip(found, ids, strict=True)
@@ -158,7 +160,8 @@ def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
 
 
 def _require(shard: Shard, schema: pa.Schema, columns: list[str], remedy: str) -> None:
-    missing = [c for c in columns if c not in schema.names]
+    there = set(schema.names)  # `names` makes a list each time
+    missing = [c for c in columns if c not in there]
     if missing:
         msg = f"{shard.key}: no column {', '.join(map(repr, missing))} among {', '.join(schema.names)}"
         raise ShardError(msg, "every configured column", remedy)
@@ -166,6 +169,8 @@ def _require(shard: Shard, schema: pa.Schema, columns: list[str], remedy: str) -
 
 def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
     if 0 <= shard.start < file.metadata.num_row_groups:
+        if shard.stamp and Path(shard.uri).stat().st_ctime_ns == shard.stamp:
+            return  # nobody has touched the file since its content was hashed
         span = _byte_range(file.metadata.row_group(shard.start))
         if _identity(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.bytes_id:
             _require(shard, file.schema_arrow, [column_of(key)[0] for key, _ in shard.select], "list the corpus again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,14 @@ class Batch(NamedTuple):
     positions: np.ndarray
 
 
+_READ_BYTES = 2**26
+"""Bytes that are decoded at a time: enough that starting on each column costs little."""
+_SQUARE = 64
+"""Edge of the squares in which columns become rows: both sides of one stay in a core's first cache."""
+_PAD = 16
+"""Elements between columns: at a distance of a power of two they would all compete for the same lines of the cache."""
+
+
 def batches_of(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterator[Batch]:
     """Batches of exactly `BLOCK_ROWS` of a shard's rows but for the last.
 
@@ -39,26 +47,40 @@ def batches_of(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterat
     for batch in _counted(shard, file, columns):
         held.append(batch.table)
         positions = np.concatenate([positions, batch.positions])
-        while len(positions) >= BLOCK_ROWS:
-            table = pa.Table.from_batches(held).combine_chunks()
-            yield Batch(table.slice(0, BLOCK_ROWS).to_batches()[0], positions[:BLOCK_ROWS])
-            held, positions = table.slice(BLOCK_ROWS).to_batches(), positions[BLOCK_ROWS:]
+        if len(positions) < BLOCK_ROWS:
+            continue
+        table = _joined(held)
+        whole = len(positions) // BLOCK_ROWS * BLOCK_ROWS
+        for lo in range(0, whole, BLOCK_ROWS):
+            yield Batch(table.slice(lo, BLOCK_ROWS), positions[lo : lo + BLOCK_ROWS])
+        held, positions = [table.slice(whole)] if whole < len(positions) else [], positions[whole:]
     if len(positions):
-        yield Batch(pa.Table.from_batches(held).combine_chunks().to_batches()[0], positions)
+        yield Batch(_joined(held), positions)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def _counted(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterator[Batch]:
     wanted = list(dict.fromkeys(columns))
     read = list(dict.fromkeys([*columns, *(column_of(key)[0] for key, _ in shard.select)]))
-    mask = kept(file.metadata.row_group(shard.start).num_rows, shard.without)
+    n_rows = file.metadata.row_group(shard.start).num_rows
+    mask = kept(n_rows, shard.without)
     first = 0
-    for table in file.iter_batches(BLOCK_ROWS, row_groups=[shard.start], columns=read):
+    for table in file.iter_batches(_rows_at_a_time(shard, file), row_groups=[shard.start], columns=read):
         positions = np.arange(first, first + table.num_rows)
         first += table.num_rows
         if shard.select or shard.without:
             chosen = mask[positions] & selected(table.num_rows, shard.select, table.column)
             table, positions = table.filter(pa.array(chosen)), positions[chosen]
         yield Batch(table.select(wanted), positions)
+
+
+def _rows_at_a_time(shard: Shard, file: pq.ParquetFile) -> int:
+    group = file.metadata.row_group(shard.start)
+    row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+    return max(1, _READ_BYTES // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
 
 
 def column(shard: Shard, batch: Batch, name: str) -> np.ndarray:
@@ -94,14 +116,30 @@ def matrix(shard: Shard, batch: Batch, names: tuple[str, ...]) -> np.ndarray:
     """
     blocks = [column(shard, batch, name) for name in names]
     kind = np.float32 if all(b.dtype in (np.float16, np.float32) for b in blocks) else np.float64
-    for name, block in zip(names, blocks, strict=True):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            row = int(np.argmin(finite))
-            value = block[row][~np.isfinite(block[row])][0]
-            msg = f"{shard.key}, row {batch.positions[row]}: {value} in column {name!r}"
-            raise ShardError(msg, "finite numbers", "filter or fill the column, or skip bad shards")
-    return np.concatenate([b.astype(kind, copy=False) for b in blocks], axis=1)
+    x = blocks[0].astype(kind, copy=False) if len(blocks) == 1 else _side_by_side(blocks, kind)
+    if not np.isfinite(x).all():
+        ends = np.cumsum([block.shape[1] for block in blocks])
+        first = int(np.argmin(np.isfinite(x).all(axis=0)))
+        row = int(np.argmin(np.isfinite(x[:, first])))
+        name = names[int(np.searchsorted(ends, first, side="right"))]
+        msg = f"{shard.key}, row {batch.positions[row]}: {x[row, first]} in column {name!r}"
+        raise ShardError(msg, "finite numbers", "filter or fill the column, or skip bad shards")
+    return x
+
+
+def _side_by_side(blocks: list[np.ndarray], kind: type[np.floating[Any]]) -> np.ndarray:
+    n_rows, width = len(blocks[0]), sum(block.shape[1] for block in blocks)
+    columns = np.empty((width, n_rows + _PAD), kind)[:, :n_rows]
+    start = 0
+    for block in blocks:
+        columns[start : start + block.shape[1]] = block.T
+        start += block.shape[1]
+    x = np.empty((n_rows, width), kind)
+    for lo in range(0, n_rows, _SQUARE):
+        for left in range(0, width, _SQUARE):
+            square = columns[left : left + _SQUARE, lo : lo + _SQUARE]
+            x[lo : lo + _SQUARE, left : left + _SQUARE] = square.T
+    return x
 
 
 def weights_of(shard: Shard, batch: Batch, name: str) -> np.ndarray:

@@ -1,74 +1,44 @@
-"""Where tasks run: a Dask cluster on this machine, an existing scheduler, or this process.
+"""Where tasks run: starting or finding the cluster of a machine, and letting it go.
 
-Floor 5: imports errors; the only file that starts or finds a cluster.
+Floor 5: imports errors, machine and cluster_spec; the only file that starts or finds a cluster.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask
-import psutil
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
-from streamfit.arrays import Backend
+from streamfit.engine.cluster_spec import (
+    cluster_resource,
+    cuda_arguments,
+    extra,
+    job_arguments,
+    job_of,
+    local_arguments,
+    pods_of,
+    security,
+    settings,
+    submit_commands,
+)
+from streamfit.engine.machine import Machine
 from streamfit.errors import ConfigError
 
-_BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_PLANNED: WeakKeyDictionary[Client, int] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A place to run, apart from the problem that is run there.
-
-    Parameters
-    ----------
-    kind : {'local', 'address', 'serial'}
-        A cluster of worker processes on this machine, a scheduler that runs already, or this process alone.
-    n_workers : int
-        Worker processes; 0 takes one a core.
-    threads_per_worker : int
-        Threads that multiply tiles in each worker; 0 takes cores / workers.
-    memory_limit : int
-        Bytes for each worker; 0 shares 80% of what is free.
-    address : str
-        Of the scheduler, for kind 'address'.
-    backend : {'numpy', 'cuda'}
-        Array library of the workers. `cuda` needs CuPy and has not been run on hardware.
-    """
-
-    kind: Literal["local", "address", "serial"] = "local"
-    n_workers: int = 0
-    threads_per_worker: int = 0
-    memory_limit: int = 0
-    address: str = ""
-    backend: Backend = "numpy"
-
-    @property
-    def workers(self) -> int:
-        """Worker processes on this machine."""
-        return 1 if self.kind == "serial" else self.n_workers or cores()
-
-    @property
-    def threads(self) -> int:
-        """Threads a worker."""
-        return self.threads_per_worker or max(1, cores() // self.workers)
-
-    @property
-    def worker_memory(self) -> int:
-        """Bytes for each worker."""
-        return self.memory_limit or int(0.8 * psutil.virtual_memory().available) // self.workers
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def planned_workers(client: Client) -> int:
+    """Workers that a client's machine may grow to; 0 where only the scheduler knows."""
+    return _PLANNED.get(client, 0)
 
 
 @contextmanager
@@ -78,59 +48,163 @@ def connect(machine: Machine) -> Iterator[Client | None]:
     Raises
     ------
     ConfigError
-        If no scheduler answers at the address.
+        If no scheduler answers at the address, or a cluster cannot be started: what it needs is not installed, the
+        batch system or Kubernetes refuses, or no worker comes in time.
     """
     if machine.kind == "serial":
         yield None
-    elif machine.kind == "address":
-        # A scheduler that is lost is told in one line; Dask's own reports of its attempts to reconnect would bury it.
-        for name in ("distributed.client", "distributed.batched", "distributed.comm", "distributed.core"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        try:
-            client = Client(machine.address, timeout="20s")
-        except (OSError, ValueError, TimeoutError) as error:
-            msg = f"no Dask scheduler at {machine.address!r}: {error}"
-            raise ConfigError(msg, "the address of a running scheduler") from error
-        with client:
-            yield client
-    else:
-        with _local(machine) as client:
-            yield client
+        return
+    with dask.config.set(settings(machine)), _STARTS[machine.kind](machine) as client:
+        if machine.kind != "address":
+            _PLANNED[client] = machine.workers
+        yield client
+
+
+@contextmanager
+def _address(machine: Machine) -> Iterator[Client]:
+    # A scheduler that is lost is told in one line; Dask's own reports of its attempts to reconnect would bury it.
+    for name in ("distributed.client", "distributed.batched", "distributed.comm", "distributed.core"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = Client(machine.address, timeout="20s", security=_certificates(machine))
+    except (OSError, ValueError, TimeoutError) as error:
+        msg = f"no Dask scheduler at {machine.address!r}: {error}"
+        raise ConfigError(msg, "the address of a running scheduler") from error
+    except TypeError as error:  # what Dask makes of a tls:// address without certificates
+        msg = f"{machine.address!r} without certificates"
+        raise ConfigError(msg, "ca, cert and key in [tls]", "see configs/machine_address.toml") from error
+    except RuntimeError as error:  # and of an address without TLS where it is required
+        msg = f"{machine.address!r}: {error}"
+        raise ConfigError(msg, "a tls:// address, or require_encryption = false") from error
+    with client:
+        yield client
+
+
+def _certificates(machine: Machine) -> Any:
+    """Certificates, tried before Dask does, whose connections would only be tried again until their time is up."""
+    tls = machine.tls
+    if tls is None:
+        return None
+    for part, path in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
+        if not Path(path).is_file():
+            msg = f"tls.{part}: no file at {path}"
+            raise ConfigError(msg, "a PEM file")
+    chosen = security(tls)
+    try:
+        ssl.create_default_context(cafile=tls.ca).load_cert_chain(tls.cert, tls.key)
+    except (ssl.SSLError, OSError) as error:
+        msg = f"certificates that cannot be used ({tls.ca}, {tls.cert}, {tls.key}): {error}"
+        raise ConfigError(msg, "PEM files of an authority, a certificate, and its key") from error
+    return chosen
 
 
 @contextmanager
 def _local(machine: Machine) -> Iterator[Client]:
-    # Products run on one BLAS thread each and tiles in parallel (see MomentsAccumulator): OpenBLAS rounds
-    # differently with other thread counts, and sums must not depend on how many workers share the cores.
-    environ = dict.fromkeys(_BLAS_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
-    # Blocks of tens of megabytes come and go; giving each back to the system costs a page fault for every 4 kB.
-    environ |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**28))
-    settings = {
-        "distributed.nanny.pre-spawn-environ": environ,
-        "distributed.worker.daemon": True,
-        "distributed.comm.timeouts.connect": "60s",
-        # A group's task holds the interpreter for long stretches inside BLAS; that is not a fault.
-        "distributed.admin.tick.limit": "60s",
-        "distributed.scheduler.allowed-failures": 5,
-    }
-    # The plan bounds memory before the run; spilling or pausing in the middle would only hide a mistake.
-    settings |= {f"distributed.worker.memory.{act}": False for act in ("target", "spill", "pause")}
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=machine.workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=machine.worker_memory,
-            dashboard_address="127.0.0.1:0",
-            # Faults of tasks come back as results; what is left at this level is heartbeats of an end, as at Ctrl-C.
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(machine.workers, timeout=120)
+    with _started(lambda: LocalCluster(**local_arguments(machine)), machine) as client:
+        yield client
+
+
+@contextmanager
+def _cuda(machine: Machine) -> Iterator[Client]:
+    make = extra("dask_cuda", machine.kind).LocalCUDACluster
+    arguments = cuda_arguments(machine)
+    with _started(lambda: make(**arguments), machine) as client:
+        yield client
+
+
+@contextmanager
+def _started(make: Callable[[], Any], machine: Machine) -> Iterator[Client]:
+    """A cluster of processes of this one, with all of its workers."""
+    with make() as cluster, Client(cluster) as client:
+        client.wait_for_workers(machine.workers if machine.adapt is None else machine.adapt.minimum, timeout=120)
+        _adapt(cluster, machine)
         client.register_plugin(_Uninterrupted())
         yield client
+
+
+@contextmanager
+def _jobs(machine: Machine) -> Iterator[Client]:
+    job = job_of(machine)
+    submit, listing = submit_commands(machine)
+    if shutil.which(submit) is None:
+        msg = f"no command {submit!r} here"
+        raise ConfigError(msg, f"a host that may submit {machine.kind.upper()} jobs", "start streamfit on a login node")
+    make = getattr(extra("dask_jobqueue", machine.kind), f"{machine.kind.upper()}Cluster")
+    if job.log_directory:
+        Path(job.log_directory).mkdir(parents=True, exist_ok=True)
+    scheduler = {"dashboard_address": "127.0.0.1:0"}
+    if job.scheduler_interface:
+        scheduler["interface"] = job.scheduler_interface
+    arguments = job_arguments(machine) | {
+        "security": _certificates(machine),
+        "scheduler_options": scheduler,
+        "silence_logs": logging.CRITICAL,
+    }
+    with make(**arguments) as cluster:
+        cluster.scale(machine.workers if machine.adapt is None else machine.adapt.minimum)
+        try:
+            cluster.sync(cluster._correct_state)  # `scale` alone would only log that a job was refused
+        except (RuntimeError, OSError) as error:
+            reason = str(error).partition("stderr:")[2].strip() or str(error)
+            msg = f"a job that {submit} refused: {' '.join(reason.split())}"
+            raise ConfigError(msg, "a job that the batch system takes", "see it with `streamfit machine`") from error
+        with Client(cluster) as client:
+            _first_worker(client, job.start_timeout, f"look at {listing} and at the jobs' output")
+            _adapt(cluster, machine)
+            yield client
+
+
+@contextmanager
+def _pods(machine: Machine) -> Iterator[Client]:
+    pods = pods_of(machine)
+    operator = extra("dask_kubernetes.operator", machine.kind)
+    try:
+        cluster = operator.KubeCluster(
+            custom_cluster_spec=cluster_resource(machine),
+            namespace=pods.namespace or None,
+            resource_timeout=pods.start_timeout,
+            # Never a cluster of the same name that another run has started with other settings.
+            create_mode=_create_only(machine),
+            quiet=True,
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # of several clients of Kubernetes, each with its own kinds
+        msg = f"Kubernetes did not start {pods.name!r}: {type(error).__name__}: {' '.join(str(error).split())}"
+        remedy = "check kubectl's context, Dask's operator, and `kubectl get daskclusters`"
+        raise ConfigError(msg, "a cluster with Dask's operator and no DaskCluster of that name", remedy) from error
+    with cluster, Client(cluster) as client:
+        _first_worker(client, pods.start_timeout, "look at `kubectl get pods` and their events")
+        _adapt(cluster, machine)
+        yield client
+
+
+def _create_only(machine: Machine) -> Any:
+    module = extra("dask_kubernetes.operator.kubecluster.kubecluster", machine.kind)
+    return module.CreateMode.CREATE_ONLY
+
+
+def _first_worker(client: Client, within: int, remedy: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=within or None)
+    except TimeoutError as error:
+        msg = f"no worker in {within} s"
+        raise ConfigError(msg, "one in the time of start_timeout", remedy) from error
+
+
+def _adapt(cluster: Any, machine: Machine) -> None:
+    if machine.adapt is not None:
+        cluster.adapt(minimum=machine.adapt.minimum, maximum=machine.adapt.maximum)
+
+
+_STARTS = {
+    "local": _local,
+    "cuda": _cuda,
+    "address": _address,
+    "slurm": _jobs,
+    "pbs": _jobs,
+    "kubernetes": _pods,
+}
 
 
 class _Uninterrupted(WorkerPlugin):
@@ -139,4 +213,6 @@ class _Uninterrupted(WorkerPlugin):
     name = "streamfit-uninterrupted"
 
     def setup(self, worker: Worker) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A worker in a thread of another kind of process cannot, and need not.
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

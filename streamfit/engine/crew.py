@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import CancelledError, Client, as_completed, get_worker
@@ -14,6 +15,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from streamfit.corpus import Source
+from streamfit.engine.cluster import planned_workers
 from streamfit.engine.tasks import Task
 from streamfit.engine.work import WorkOptions
 from streamfit.errors import PlanError, StreamfitError
@@ -21,6 +23,9 @@ from streamfit.store import Store
 
 _TOPIC = "streamfit-blocks"
 _REPORT_SECONDS = 0.5
+_AHEAD = 256
+"""Tasks that a scheduler knows of, or four a worker where that is more."""
+_RECOUNT_SECONDS = 10.0
 
 
 class Crew:
@@ -40,8 +45,11 @@ class Crew:
         else:
             self._waiting.append(task)
 
-    def results(self) -> Iterator[tuple[Any, Any]]:
-        """Each task with its result.
+    def hold(self, held: bool) -> None:
+        """Give out no more of those that wait, or again, while others are at work; `first` ones go before."""
+
+    def batches(self) -> Iterator[list[tuple[Any, Any]]]:
+        """Tasks with their results, as many as were finished since the last time.
 
         Raises
         ------
@@ -50,43 +58,81 @@ class Crew:
         """
         while self._waiting:
             task = self._waiting.popleft()
-            yield task, task.run(self._store, self._source, self._options, self._report)
+            yield [(task, task.run(self._store, self._source, self._options, self._report))]
+
+    def results(self) -> Iterator[tuple[Any, Any]]:
+        """As `batches`, one by one."""
+        for batch in self.batches():
+            yield from batch
 
 
 class _Dask(Crew):
+    """Hands tasks to a client's workers, some hundreds ahead, many in one message.
+
+    A scheduler that is given a hundred thousand tasks at once does nothing else for a while, and has to hold them all.
+    """
+
     def __init__(self, client: Client, *rest: Any) -> None:
         super().__init__(*rest)
         self._client, self._run = client, time.time_ns()
+        self._held, self._n_given, self._ahead, self._counted = False, 0, _AHEAD, 0.0
         self._tasks: dict[Any, Task] = {}
         self._done = as_completed(loop=client.loop)
-        self._header = self._store.head().header
+        site = _Site(self._store.url, self._store.head().header, self._source, self._options)
         # A task, not scattered data: if the one worker that holds it dies, the scheduler can make it again.
-        self._remote = client.submit(_same, self._source, key=f"source-{self._run}", pure=False)
+        self._site = client.submit(_same, site, key=f"source-{self._run}", pure=False)
 
     def add(self, task: Task, *, first: bool = False) -> None:
+        if first:
+            self._give([task], 1)
+        else:
+            self._waiting.append(task)
+
+    def hold(self, held: bool) -> None:
+        self._held = held
+
+    def _give(self, tasks: Sequence[Task], priority: int = 0) -> None:
         # A task is retried by Dask when its worker dies; it then writes a second segment, and the log names
         # whichever is finished first. `pure=False`: two runs must never share a result.
-        future = self._client.submit(
-            _remote,
-            self._store.url,
-            self._header,
-            self._remote,
-            task,
-            self._options,
-            key=f"{type(task).__name__.lower()}-{self._run}-{len(self._tasks)}",
-            pure=False,
-            priority=int(first),
-        )
-        self._tasks[future] = task
-        self._done.add(future)
+        keys = [f"{type(task).__name__.lower()}-{self._run}-{self._n_given + i}" for i, task in enumerate(tasks)]
+        sites = [self._site] * len(tasks)
+        futures = self._client.map(_remote, sites, tasks, key=keys, pure=False, priority=priority)
+        self._n_given += len(tasks)
+        self._tasks |= zip(futures, tasks, strict=True)
+        self._done.update(futures)
 
-    def results(self) -> Iterator[tuple[Any, Any]]:
-        for future in self._done:
-            yield self._tasks[future], _outcome(future)
-            future.release()
+    def _fill(self) -> None:
+        if not self._waiting or (self._tasks and (self._held or len(self._tasks) > self._ahead // 2)):
+            return
+        if time.monotonic() - self._counted > _RECOUNT_SECONDS:  # workers may come while a run goes on
+            self._ahead, self._counted = max(_AHEAD, 4 * n_workers(self._client)), time.monotonic()
+        room = min(self._ahead - len(self._tasks), len(self._waiting))
+        self._give([self._waiting.popleft() for _ in range(room)])
+
+    def batches(self) -> Iterator[list[tuple[Any, Any]]]:
+        while True:
+            self._fill()
+            try:
+                done = self._done.next_batch()
+            except StopIteration:
+                return
+            whole = [future for future in done if future.status == "finished"]
+            # One question to the scheduler for all of them.
+            outcomes = dict(zip(whole, self._client.gather(whole), strict=True))
+            faults = [future for future in done if future not in outcomes]
+            faults += [future for future in whole if isinstance(outcomes[future], StreamfitError)]
+            good = [(self._tasks[future], outcomes[future]) for future in whole if future not in faults]
+            for future in outcomes:
+                del self._tasks[future]
+                future.release()
+            if good:
+                yield good
+            for future in faults:
+                raise outcomes[future] if future in outcomes else _failure(future)
 
     def stop(self) -> None:
-        self._client.cancel(list(self._tasks), force=True)
+        if self._tasks:
+            self._client.cancel(list(self._tasks), force=True)
 
 
 @contextmanager
@@ -110,11 +156,20 @@ def crew(
 
 
 def n_workers(client: Client | None) -> int:
-    """Workers of a client; this process is one."""
+    """Workers of a client, those that may still come included; this process is one."""
     if client is None:
         return 1
     with _scheduler_lives(client):
-        return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        return max(1, planned_workers(client), len(client.scheduler_info(n_workers=-1)["workers"]))
+
+
+def smallest_memory(client: Client | None) -> int | None:
+    """Bytes that a task can count on, on the smallest of the workers there are; None if none has a limit."""
+    if client is None:
+        return None
+    with _scheduler_lives(client):
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return min((w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
 @contextmanager
@@ -127,25 +182,38 @@ def _scheduler_lives(client: Client) -> Iterator[None]:
         raise PlanError(msg, "one that lives", "what was committed is kept; run again to go on") from error
 
 
-def _same(source: Source) -> Source:
-    return source
+@dataclass(frozen=True)
+class _Site:
+    """What all tasks of a crew have in common; it travels once a worker."""
+
+    url: str
+    header: str
+    source: Source
+    options: WorkOptions
 
 
-def _outcome(future: Any) -> Any:
+def _same(site: _Site) -> _Site:
+    return site
+
+
+def _failure(future: Any) -> BaseException:
     try:
-        result = future.result()
+        future.result()
     except KilledWorker as error:
-        raise PlanError(
+        fault = PlanError(
             "workers that kept dying while they worked on one group: " + str(error).splitlines()[0],
             "workers that live",
             "look for the system's out-of-memory killer; use fewer workers or features; then run again",
-        ) from error
-    if isinstance(result, StreamfitError):
-        raise result
-    return result
+        )
+        fault.__cause__ = error
+        return fault
+    except (Exception, CancelledError) as error:
+        return error
+    msg = f"a task that is {future.status} and has a result"
+    return RuntimeError(msg)
 
 
-def _remote(url: str, header: str, source: Source, task: Task, options: WorkOptions) -> Any:
+def _remote(site: _Site, task: Task) -> Any:
     pending, last = 0, 0.0
     worker = get_worker()
 
@@ -157,7 +225,7 @@ def _remote(url: str, header: str, source: Source, task: Task, options: WorkOpti
             pending, last = 0, time.monotonic()
 
     try:
-        return task.run(_open(url, header), source, options, report)
+        return task.run(_open(site.url, site.header), site.source, site.options, report)
     except StreamfitError as error:
         # A result, not a failure of the task: the fault is in the data, and Dask need not print its traceback.
         return error

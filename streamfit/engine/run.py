@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import psutil
-from distributed import Client
+from distributed import Client, LocalCluster
 from rich.console import Console
 
 from streamfit.corpus import Source
-from streamfit.engine.crew import crew, n_workers
-from streamfit.engine.progress import metered, say
+from streamfit.corpus.text import BYTES_PER_TOKEN
+from streamfit.counted import piece_rows
+from streamfit.engine.crew import crew, n_workers, smallest_memory
+from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
-from streamfit.engine.tasks import Count, Merge
+from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
 from streamfit.engine.upkeep import Upkeep
-from streamfit.engine.work import WorkOptions
-from streamfit.errors import CorpusError, MismatchError, ShardChangedError
-from streamfit.plan import Plan, Shard, counted_twice, default_group_rows, make_groups
-from streamfit.store import Refusal, Store
+from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
+from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
+from streamfit.frame import panels_of
+from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.store import FullError, Refusal, Store
 
 log = logging.getLogger("streamfit")
+Done = tuple[Group, GroupResult]
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def accumulate(
     group_rows : int, optional
         Rows of a group; about a minute's work without it.
     worker_memory : int, optional
-        Bytes that each worker has; the plan is refused if it needs more.
+        Bytes that each worker has; the plan is refused if it needs more. Without it the workers are asked.
     console : rich Console, optional
         Shows the plan and a progress bar.
     replace_changed : bool
@@ -117,6 +122,8 @@ def accumulate(
     """
     store.refuse_past()
     options = options or WorkOptions()
+    if worker_memory is None:
+        worker_memory = smallest_memory(client)
     started = time.perf_counter()
     found = source.shards()
     if not found:
@@ -131,12 +138,14 @@ def accumulate(
     already = tuple(s for s in unique if s.content_id in counted)
     forgotten = {} if recount else store.forgotten_among(unique)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
-    job = _Job(store, source, client, options, group_rows, recount, console)
+    job = _Job(store, source, client, options, group_rows, recount, console, worker_memory)
     plan = job.plan(unique)
+    job.options = replace(options, n_bands=plan.n_bands)
     free = psutil.virtual_memory().available
-    if client is not None and client.cluster is not None:
+    if client is not None and isinstance(client.cluster, LocalCluster):
         free -= plan.n_workers * plan.worker_bytes  # workers of this machine share its memory with the solve
-    plan.check(worker_memory, free, store.header.n_folds)
+    # What was summed in panels is solved in panels, too.
+    plan.check(worker_memory, free if plan.n_bands == 1 else None, store.header.n_folds)
     _announce(plan, store, client, console, already, kept_out)
     replaced = _swap(job, unique, {old.uri for _, old in changed}) if changed else None
     while job.count(unique):
@@ -160,6 +169,7 @@ class _Job:
     group_rows: int | None
     recount: bool
     console: Console | None
+    worker_memory: int | None = None
     n_rows: int = 0
     n_shards: int = 0
     refused: list[Refusal] = field(default_factory=list)
@@ -172,7 +182,8 @@ class _Job:
         if self.options.skip_bad_shards:
             out |= {r.content_id for r in self.store.head().refused}
         todo = [s for s in shards if s.content_id not in out]
-        return plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+        plan = plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+        return plan.within(self.worker_memory)
 
     def count(self, shards: Sequence[Shard]) -> bool:
         """Count what is not counted; whether another run was faster, so that the rest must be planned anew."""
@@ -181,29 +192,68 @@ class _Job:
             metered(plan, self.console) as meter,
             crew(self.store, self.source, self.client, self.options, meter.block) as workers,
         ):
+            panels = panels_of(plan.n_features, plan.n_bands) if plan.n_bands > 1 else []
             for group in plan.groups:
-                workers.add(Count(group))
-            upkeep = Upkeep(self.store, workers)
-            for task, result in workers.results():
-                if isinstance(task, Merge):
-                    upkeep.merged(task, result)
-                    continue
-                try:
-                    if result.segment is not None or result.refused:
-                        segments = [result.segment] if result.segment else []
-                        upkeep.commit(segments, result.refused, recount=self.recount)
-                except MismatchError as error:  # counted, or forgotten, by another run meanwhile
-                    lost = error
-                    if result.segment is not None:
-                        self.store.discard(result.segment)
-                    continue
-                self.refused += result.refused
-                self.n_rows += result.n_rows
-                self.n_shards += len(task.group.shards) - len(result.refused)
-                meter.group(task.group.planned_rows, result.n_rows)
+                for task in [CountPanel(group, panel) for panel in panels] or [Count(group)]:
+                    workers.add(task)
+            upkeep, ready = Upkeep(self.store, workers), deque[Done]()
+            begun: dict[Group, list[PanelResult]] = {}
+            try:
+                for batch in workers.batches():
+                    for task, result in batch:
+                        if isinstance(task, Merge):
+                            upkeep.merged(task, result)
+                        elif isinstance(task, Collect):
+                            log.info("event=collect segments=%d bytes=%d", result.segments, result.n_bytes)
+                        elif isinstance(task, CountPanel):
+                            begun.setdefault(task.group, []).append(result)
+                            if len(begun[task.group]) == len(panels):
+                                workers.add(Stitch(task.group, tuple(begun.pop(task.group))), first=True)
+                        else:
+                            ready.append((task.group, result))
+                    # A wave of groups that were finished together is one commit, or some; what finds no room waits
+                    # for the merge that makes some.
+                    while ready and (n := upkeep.room([r.segment for _, r in ready if r.segment])):
+                        lost = self._commit(upkeep, _first(ready, n), meter) or lost
+            except StreamfitError:
+                while ready:  # what was finished before the fault counts
+                    self._commit(upkeep, _first(ready, 1), meter)
+                raise
         if lost is not None and self.plan(shards).n_shards == plan.n_shards:
             raise lost  # nothing of it was counted by anyone: asking again would not end
         return lost is not None
+
+    def _commit(self, upkeep: Upkeep, done: Sequence[Done], meter: Meter) -> MismatchError | None:
+        """Commit groups, in one record if that can be; the last fault of those that another run was faster with."""
+        segments = [result.segment for _, result in done if result.segment is not None]
+        refused = [refusal for _, result in done for refusal in result.refused]
+        try:
+            if segments or refused:
+                upkeep.commit(segments, refused, recount=self.recount)
+        except (MismatchError, FullError) as error:
+            if len(done) > 1:
+                faults = [self._commit(upkeep, [one], meter) for one in done]
+                return next((fault for fault in reversed(faults) if fault is not None), None)
+            if isinstance(error, FullError):
+                raise
+            for segment in segments:  # counted, or forgotten, by another run meanwhile
+                self.store.discard(segment)
+            return error
+        self.refused += refused
+        for group, result in done:
+            self.n_rows += result.n_rows
+            self.n_shards += len(group.shards) - len(result.refused)
+            meter.group(group.planned_rows, result.n_rows)
+        return None
+
+
+def _first(ready: deque[Done], n_segments: int) -> list[Done]:
+    """Take finished groups from the front, up to the one with the n-th segment, and those that follow without any."""
+    taken: list[Done] = []
+    while ready and (n_segments or ready[0][1].segment is None):
+        n_segments -= ready[0][1].segment is not None
+        taken.append(ready.popleft())
+    return taken
 
 
 def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:
@@ -258,6 +308,10 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
     header = store.header
     d, k = header.features.n_features, header.targets.n_targets
     _, arrays = header.features.to_spec()
+    longest = max((shard.planned_rows for shard in shards), default=0)
+    if header.reader.get("kind") == "tokens":
+        longest *= BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
+    limit = piece_rows(header.features.n_inputs, 1 if header.targets.one_hot else k)
     return Plan(
         groups=tuple(make_groups(shards, header.n_folds, group_rows or default_group_rows(d, k))),
         n_features=d,
@@ -268,7 +322,14 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         n_workers=n_workers,
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
+        piece_rows=min(limit, longest) if header.counted else 0,
+        distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
+
+
+def bands_of(store: Store, worker_memory: int | None) -> int:
+    """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps."""
+    return plan_for(store, [], n_workers=1).within(worker_memory).n_bands
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

@@ -11,10 +11,19 @@ import numpy as np
 from streamfit.centered import Statistic
 from streamfit.corpus import Source
 from streamfit.counts import Tables, add_tables
-from streamfit.engine.work import GroupResult, WorkOptions, sum_shards, work_group
-from streamfit.errors import StoreError
+from streamfit.engine.work import (
+    GroupResult,
+    PanelResult,
+    WorkOptions,
+    stitch_group,
+    sum_shards,
+    work_group,
+    work_panel,
+)
+from streamfit.errors import PlanError, StoreError
+from streamfit.frame import Panel
 from streamfit.plan import Group, Shard
-from streamfit.store import Segment, Store, merge_live
+from streamfit.store import Collected, Segment, Store, collect, merge_live
 from streamfit.triangle import Triangle
 
 Report = Callable[[int], None]
@@ -38,6 +47,30 @@ class Count:
 
 
 @dataclass(frozen=True)
+class CountPanel:
+    """Sum one panel of a group's Gram matrix, which is too large for a worker."""
+
+    group: Group
+    panel: Panel
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> PanelResult:
+        # A group is read once for each panel; its rows are done when the last of them is.
+        last = self.panel.row == self.panel.column == options.n_bands - 1
+        return work_panel(store, source, self.group, self.panel, options, report if last else lambda _: None)
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """Make a group's segment of its panels."""
+
+    group: Group
+    panels: tuple[PanelResult, ...]
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> GroupResult:
+        return stitch_group(store, self.panels)
+
+
+@dataclass(frozen=True)
 class Merge:
     """Sum segments of one kind into one; None where another run put others in their place meanwhile."""
 
@@ -45,6 +78,14 @@ class Merge:
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Segment | None:
         return merge_live(store, self.segments)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Delete what no commit needs any more: thousands of files, for which no commit is to wait."""
+
+    def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> Collected:
+        return collect(store)
 
 
 @dataclass(frozen=True)
@@ -69,6 +110,7 @@ class Subtract:
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> GroupResult:
         if not self.rest:
             return GroupResult(None, (), 0, 0.0)
+        _refuse_panels(options, "subtracted from", "count the rest anew, without --fast")
         moments, tables = store.read_all(self.segment)
         before = sum_shards(store, source, self.changing, options, report)
         if any(before.n_rows[shard] != shard.planned_rows for shard in self.changing):
@@ -103,6 +145,12 @@ class Find:
         return {content: positions for content, positions in found.items() if positions}
 
 
+def _refuse_panels(options: WorkOptions, verb: str, remedy: str) -> None:
+    if options.n_bands > 1:
+        msg = f"sums that no worker can hold whole, to be {verb}"
+        raise PlanError(msg, "a Gram matrix that fits into a worker", remedy)
+
+
 def _equal(first: Tables, second: Tables) -> bool:
     """Whether sorted tables hold the same counts; one without counts is as good as none."""
     one, other = ({name: pair for name, pair in t.items() if len(pair[1])} for t in (first, second))
@@ -130,6 +178,7 @@ class Recount:
     shards: tuple[Shard, ...]
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> bool:
+        _refuse_panels(options, "compared", "verify without --against, or give workers more memory")
         moments, tables = store.read_all(self.segment)
         again = sum_shards(store, source, self.shards, replace(options, skip_bad_shards=False), report)
         return _same(moments, again.moments) and _equal(tables, again.tables)

@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
+from streamfit.counted import count_rows, piece_rows
 from streamfit.counts import Tables
-from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError
+from streamfit.engine.feed import fed, transport_to
+from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
+from streamfit.frame import BLOCK_ROWS, Panel, panels_of
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import Group, Shard
-from streamfit.store import Refusal, Segment, Store
+from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, stitch, write_panel
 
 PREFETCH = 2
 """Blocks that the reader may be ahead."""
@@ -39,11 +44,14 @@ class WorkOptions:
         Tiles multiplied at the same time.
     backend : {'numpy', 'cuda'}
         Array library of the products. `cuda` has not been run on hardware.
+    n_bands : int
+        Where more than 1, the Gram matrix is summed a panel at a time; see `Panel`.
     """
 
     skip_bad_shards: bool = False
     n_threads: int = 1
     backend: Backend = "numpy"
+    n_bands: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ class Sums:
 def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
     """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
     there = where.get(shard.bytes_id)
-    return shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop)
+    return (
+        shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop, stamp=there.stamp)
+    )
 
 
 @contextmanager
@@ -126,11 +136,69 @@ def work_group(
         If the segment cannot be written.
     """
     started = time.perf_counter()
+    if options.n_bands > 1:
+        panels = panels_of(store.header.frame.n_features, options.n_bands)
+        first = work_panel(store, source, group, panels[0], options, report)
+        rest = [work_panel(store, source, group, panel, options) for panel in panels[1:]]
+        return stitch_group(store, [first, *rest])
     sums = sum_shards(store, source, group.shards, options, report)
     segment = None
     if sums.n_rows:
         segment = store.write_segment(sums.moments, list(sums.n_rows), list(sums.n_rows.values()), sums.tables)
     return GroupResult(segment, sums.refused, sum(sums.n_rows.values()), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class PanelResult:
+    """What came of one panel of a group: not yet a segment.
+
+    Parameters
+    ----------
+    panel : WrittenPanel
+    n_rows : tuple of (Shard, int)
+        Rows of each shard that was read.
+    refused : tuple of Refusal
+    seconds : float
+    """
+
+    panel: WrittenPanel
+    n_rows: tuple[tuple[Shard, int], ...]
+    refused: tuple[Refusal, ...]
+    seconds: float
+
+
+def work_panel(
+    store: Store,
+    source: Source,
+    group: Group,
+    panel: Panel,
+    options: WorkOptions,
+    report: Callable[[int], None] = lambda _: None,
+) -> PanelResult:
+    """Sum one panel of a group; raises as `work_group`."""
+    started = time.perf_counter()
+    sums = sum_shards(store, source, group.shards, options, report, panel)
+    assert isinstance(sums.moments, Moments)  # a triangle has no panels
+    written = write_panel(store, sums.moments, panel, sums.tables)
+    return PanelResult(written, tuple(sums.n_rows.items()), sums.refused, time.perf_counter() - started)
+
+
+def stitch_group(store: Store, panels: Sequence[PanelResult]) -> GroupResult:
+    """Make the segment of a group of all its panels.
+
+    Raises
+    ------
+    StoreError
+        If they were made of different rows, or one is lost.
+    """
+    started, first = time.perf_counter(), panels[0]
+    if any(panel.n_rows != first.n_rows for panel in panels):
+        msg = f"panels of different rows in the group of {first.n_rows[0][0].key if first.n_rows else 'no shard'}"
+        raise StoreError(msg, "the same rows each time", "the corpus changed while it was read; run again")
+    shards, n_rows = [shard for shard, _ in first.n_rows], [n for _, n in first.n_rows]
+    segment = stitch(store, [panel.panel for panel in panels], shards, n_rows) if shards else None
+    seconds = time.perf_counter() - started + sum(panel.seconds for panel in panels)
+    return GroupResult(segment, first.refused, sum(n_rows), seconds)
 
 
 def sum_shards(
@@ -139,8 +207,9 @@ def sum_shards(
     shards: Sequence[Shard],
     options: WorkOptions,
     report: Callable[[int], None] = lambda _: None,
+    panel: Panel | None = None,
 ) -> Sums:
-    """Read shards and sum their rows, in memory."""
+    """Read shards and sum their rows, in memory; with a panel, that part of the Gram matrix alone."""
     header = store.header
     like = device_array(header.frame.origin, options.backend)
     features = header.features.like(like)
@@ -148,19 +217,27 @@ def sum_shards(
     n_rows: dict[Shard, int] = {}
     tally = source.tally()
     with threadpool_limits(1):
-        sums = header.accumulator(like, options.n_threads)
-        for shard, item in prefetched(source, shards, options.skip_bad_shards):
+        sums = header.accumulator(like, options.n_threads, panel)
+        read = _pieces(header, source, shards, options.skip_bad_shards)
+        # Counted rows are looked for on the host, and travel when they are found.
+        moving = ((tag, None if header.counted else _arrays_of(tag[1])) for tag in read)
+        for (shard, item), there in fed(moving, transport_to(options.backend)):
             if isinstance(item, ShardError):
                 refused.append(Refusal(shard.key, shard.content_id, str(item)))
                 continue
             n_rows.setdefault(shard, 0)
             if item is None:
                 continue
-            x = device_array(item.x, options.backend)
-            y = device_array(item.y, options.backend)
-            weights = None if item.weights is None else device_array(item.weights, options.backend)
+            if tally is not None:
+                tally.add(item)  # first, for the sums may overwrite what they are given
             try:
-                sums.add(features(x), y, weights=weights)
+                if header.counted and isinstance(sums, MomentsAccumulator):
+                    for block in count_rows(item.x, item.y, item.weights, header.frame, header.targets):
+                        moved = block.moved(lambda array: device_array(array, options.backend))
+                        sums.add_counted(features(moved.x), moved)
+                elif there is not None:
+                    x, y, weights = there
+                    sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.x) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
@@ -169,22 +246,63 @@ def sum_shards(
                 # Only the products tell that a finite number is too large, and only the features that a list has
                 # another width; the group is begun again without the shard.
                 refusal = Refusal(shard.key, shard.content_id, str(bad))
-                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report)
+                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report, panel)
                 return replace(rest, refused=(refusal, *rest.refused))
-            if tally is not None:
-                tally.add(item)
             n_rows[shard] += len(item.x)
             report(len(item.x))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
 
 
-def prefetched(source: Source, shards: Sequence[Shard], skip: bool) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
-    """Blocks of each shard, decoded by a thread ahead of the products.
+def _arrays_of(item: Rows | ShardError | None) -> tuple[np.ndarray | None, ...] | None:
+    return (item.x, item.y, item.weights) if isinstance(item, Rows) else None
+
+
+def _pieces(
+    header: Header, source: Source, shards: Sequence[Shard], skip: bool
+) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+    """Blocks of each shard; where equal rows are counted, the pieces of it among which they are looked for.
+
+    A piece is cut at a number of rows from the shard's first, so that sums are a function of each shard alone.
+    """
+    if not header.counted:
+        yield from prefetched(source, shards, skip)
+        return
+    n_values = 1 if header.targets.one_hot else header.targets.n_targets
+    limit = piece_rows(header.features.n_inputs, n_values)
+    held: list[Rows] = []
+    last: Shard | None = None
+    for shard, item in prefetched(source, shards, skip, ahead=max(PREFETCH, limit // BLOCK_ROWS)):
+        if last is not None and held and not (isinstance(item, Rows) and sum(len(r.x) for r in held) < limit):
+            whole, held = _joined(held), []
+            yield last, whole
+            del whole
+        last = shard
+        if isinstance(item, Rows):
+            held.append(item)
+        else:
+            yield shard, item
+    if last is not None and held:
+        yield last, _joined(held)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    given = [part.weights for part in parts if part.weights is not None]
+    return Rows(
+        np.concatenate([part.x for part in parts]),
+        np.concatenate([part.y for part in parts]),
+        np.concatenate(given) if given else None,
+    )
+
+
+def prefetched(
+    source: Source, shards: Sequence[Shard], skip: bool, *, ahead: int = PREFETCH
+) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+    """Blocks of each shard, decoded by a thread up to some blocks ahead of the products.
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
     """
-    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(PREFETCH)
+    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(ahead)
     stop = threading.Event()
 
     def put(item: tuple[Shard, Rows | ShardError | None] | BaseException | None) -> None:

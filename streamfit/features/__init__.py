@@ -4,6 +4,7 @@ from streamfit.features.base import Chain, Concat, FeatureMap, from_spec, regist
 from streamfit.features.fourier import RandomFourier
 from streamfit.features.linear import Linear, Standardize
 from streamfit.features.lookup import Lookup
+from streamfit.features.nystroem import Nystroem, kernel_whitening
 from streamfit.features.rbf import RBF, choose_centers, median_gamma
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "FeatureMap",
     "Linear",
     "Lookup",
+    "Nystroem",
     "RandomFourier",
     "Standardize",
     "choose_centers",
     "from_spec",
+    "kernel_whitening",
     "median_gamma",
     "register",
 ]

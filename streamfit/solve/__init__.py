@@ -8,6 +8,7 @@ from streamfit.solve.certificate_of_data import certify_data
 from streamfit.solve.gradient import Gradient, GradientPass
 from streamfit.solve.leave_one_out import LeaveOneOut, LeaveOneOutPass, Press
 from streamfit.solve.mixture import Influence, Mixture, best_mixture, influence, mixture_loss
+from streamfit.solve.nystroem import Whitened, whitened
 from streamfit.solve.orthogonal import cross_validate_triangles, solve_triangle
 from streamfit.solve.per_target import TargetSolution, solve_targets
 from streamfit.solve.posterior import Posterior, TStatistics, posterior
@@ -44,6 +45,7 @@ __all__ = [
     "Stack",
     "TStatistics",
     "TargetSolution",
+    "Whitened",
     "best_mixture",
     "certify",
     "certify_data",
@@ -65,4 +67,5 @@ __all__ = [
     "solve_targets",
     "solve_triangle",
     "stack",
+    "whitened",
 ]

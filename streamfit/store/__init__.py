@@ -8,7 +8,8 @@ from streamfit.store.log import KEEP, MAX_LIVE, Pin, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.out_of_core import plan_tiled, solve_tiled
 from streamfit.store.place import Place
-from streamfit.store.policy import FullError
+from streamfit.store.policy import FullError, fitting
+from streamfit.store.stitch import WrittenPanel, stitch, write_panel
 from streamfit.store.store import Store
 from streamfit.store.upkeep import (
     GRACE,
@@ -17,6 +18,7 @@ from streamfit.store.upkeep import (
     collect,
     commit_merged,
     compact,
+    crowding,
     make_room,
     merge_live,
     merge_segments,
@@ -44,14 +46,17 @@ __all__ = [
     "StatisticKind",
     "Store",
     "Verification",
+    "WrittenPanel",
     "absorb",
     "by_kind",
     "collect",
     "commit_merged",
     "compact",
+    "crowding",
     "digest_of",
     "export_dense",
     "export_segments",
+    "fitting",
     "import_dense",
     "import_segments",
     "make_room",
@@ -62,5 +67,7 @@ __all__ = [
     "plan_tiled",
     "purge",
     "solve_tiled",
+    "stitch",
     "verify",
+    "write_panel",
 ]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -11,7 +15,9 @@ import numpy as np
 import obstore
 import zarr
 from obstore.store import ObjectStore
+from zarr.api import asynchronous
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore, WrapperStore
 from zarr.storage import ObjectStore as ZarrObjects
 
@@ -19,9 +25,42 @@ from streamfit.errors import StoreError
 from streamfit.store.place import first_line
 
 _TILE_BYTES = 2**25
+_SMALL_BYTES = 2**20
+"""Arrays up to here, most of a segment's, are read and written at the same time; large ones in turn, for memory."""
 
 
-def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+@dataclass(frozen=True)
+class Tiles:
+    """A float64 array that is too large for memory: made a piece along the first axis at a time, as it is written.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    step : tuple of int
+        Shape of a piece, that at the end may be shorter; each is a whole number of chunks.
+    make : callable
+        Gives piece i.
+    """
+
+    shape: tuple[int, ...]
+    step: tuple[int, ...]
+    make: Callable[[int], np.ndarray]
+    dtype: np.dtype = np.dtype(np.float64)  # noqa: RUF009 - a constant
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Each piece and its place along the first axis."""
+        for i, lo in enumerate(range(0, self.shape[0], self.step[0])):
+            yield slice(lo, min(lo + self.step[0], self.shape[0])), self.make(i)
+
+
+def write_group(
+    objects: ObjectStore, path: str, attributes: dict[str, Any], arrays: Mapping[str, np.ndarray | Tiles]
+) -> None:
     """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
 
     Chunks are single tiles along the first axis of arrays of three axes, and whole arrays (up to 32 MB)
@@ -36,17 +75,51 @@ def write_group(objects: ObjectStore, path: str, attributes: dict[str, Any], arr
     named = {**attributes, "arrays": sorted(arrays)}
     # All at once: an array made by itself would write every group above it anew, an object each.
     nodes: dict[str, Any] = {path: zarr.create_group(MemoryStore(), attributes=named).metadata}
-    nodes |= {f"{path}/{name}": _described(array) for name, array in arrays.items()}
+    nodes |= {f"{path}/{name}": _described(array.shape, array.dtype) for name, array in arrays.items()}
     target = _Writes(ZarrObjects(objects))
     try:
-        for where, node in zarr.create_hierarchy(store=target, nodes=nodes):
-            if isinstance(node, zarr.Array):
-                node.with_config({"write_empty_chunks": True})[...] = arrays[where.removeprefix(f"{path}/")]
+        made = zarr.create_hierarchy(store=target, nodes=nodes)
+        empty = {where: node for where, node in made if isinstance(node, zarr.Array)}
+        sync(_fill({where.removeprefix(f"{path}/"): node for where, node in empty.items()}, arrays))
+        for name, array in arrays.items():
+            if isinstance(array, Tiles):
+                node = empty[f"{path}/{name}"].with_config({"write_empty_chunks": True})
+                for rows, piece in array.pieces():
+                    node[rows] = piece
     except (OSError, obstore.exceptions.BaseError) as error:  # it looks for arrays above first
         target.failure = target.failure or error
     if target.failure is not None:
         msg = f"cannot write {path}: {first_line(target.failure)}"
         raise StoreError(msg, "a writable store", "check disk space and permissions") from target.failure
+
+
+async def _fill(nodes: Mapping[str, zarr.Array[Any]], arrays: Mapping[str, np.ndarray | Tiles]) -> None:
+    async def write(name: str) -> None:
+        node, array = nodes[name].with_config({"write_empty_chunks": True}), arrays[name]
+        if isinstance(array, Tiles):
+            return  # reading its pieces takes the loop that this runs in
+        await node.async_array.setitem(..., array)
+
+    await _each(write, {name: array.nbytes for name, array in arrays.items()})
+
+
+async def _read(nodes: Mapping[str, zarr.Array[Any]]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+
+    async def read(name: str) -> None:
+        found[name] = np.asarray(await nodes[name].async_array.getitem(...))
+
+    await _each(read, {name: node.nbytes for name, node in nodes.items()})
+    return {name: found[name] for name in nodes}
+
+
+async def _each(act: Callable[[str], Awaitable[None]], n_bytes: Mapping[str, int]) -> None:
+    """Act on small arrays at the same time, then on each large one, whose chunks Zarr takes several at a time."""
+    small = [name for name, size in n_bytes.items() if size <= _SMALL_BYTES]
+    await asyncio.gather(*map(act, small))
+    for name in n_bytes:
+        if name not in small:
+            await act(name)
 
 
 class _Writes(WrapperStore[ZarrObjects[Any]]):
@@ -72,24 +145,25 @@ class _Writes(WrapperStore[ZarrObjects[Any]]):
                 self.failure = self.failure or error
 
 
-def _described(array: np.ndarray) -> Any:
-    """What a `zarr.json` says of an array."""
+@lru_cache(maxsize=256)
+def _described(shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """What a `zarr.json` says of an array; the same for each segment of a store, but for counts."""
     return zarr.create_array(
         MemoryStore(),
-        shape=array.shape,
-        chunks=_chunks(array),
-        dtype=array.dtype,
-        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=array.dtype.itemsize), Crc32cCodec()],
+        shape=shape,
+        chunks=_chunks(shape, dtype.itemsize),
+        dtype=dtype,
+        compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=dtype.itemsize), Crc32cCodec()],
     ).metadata
 
 
-def _chunks(array: np.ndarray) -> tuple[int, ...]:
-    if array.ndim == 3:
-        return (1, *array.shape[1:])
-    if array.ndim == 2:
-        rows = max(1, _TILE_BYTES // max(1, array.shape[1] * array.itemsize))
-        return (min(rows, max(1, array.shape[0])), max(1, array.shape[1]))
-    return tuple(max(1, n) for n in array.shape)
+def _chunks(shape: tuple[int, ...], n_bytes: int) -> tuple[int, ...]:
+    if len(shape) == 3:
+        return (1, *shape[1:])
+    if len(shape) == 2:
+        rows = max(1, _TILE_BYTES // max(1, shape[1] * n_bytes))
+        return (min(rows, max(1, shape[0])), max(1, shape[1]))
+    return tuple(max(1, n) for n in shape)
 
 
 def read_group(
@@ -104,7 +178,7 @@ def read_group(
     """
     attributes, nodes = open_group(objects, path, keep)
     with reading(path):
-        return attributes, {name: np.asarray(node[...]) for name, node in nodes.items()}
+        return attributes, sync(_read(nodes))
 
 
 def open_group(
@@ -118,16 +192,21 @@ def open_group(
         If anything is missing.
     """
     with reading(path):
-        group = zarr.open_group(ZarrObjects(objects), path=path, mode="r")
+        attributes, arrays = sync(_open(ZarrObjects(objects), path, keep))
         present = {m["path"] for batch in obstore.list(objects, f"{path}/") for m in batch}
-        attributes = dict(group.attrs)
-        arrays = {}
-        names: Any = attributes.pop("arrays")
-        for name in filter(keep, names):
-            node: Any = group[name]
+        for name, node in arrays.items():
             _check_chunks(f"{path}/{name}", node, present)
-            arrays[name] = node
     return attributes, arrays
+
+
+async def _open(
+    objects: ZarrObjects[Any], path: str, keep: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, zarr.Array[Any]]]:
+    group = await asynchronous.open_group(objects, path=path, mode="r", zarr_format=3)
+    attributes = dict(group.attrs)
+    kept: Any = [*filter(keep, attributes.pop("arrays"))]
+    nodes: list[Any] = await asyncio.gather(*map(group.getitem, kept))
+    return attributes, {name: zarr.Array(node) for name, node in zip(kept, nodes, strict=True)}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import n_tiles, tile_pairs, tile_size
 from streamfit.moments import Moments
 from streamfit.plan import Shard
+from streamfit.precision import n_limbs
 from streamfit.store.log import Labels, Segment
 from streamfit.store.mix import Mix
 from streamfit.store.place import first_line
@@ -249,7 +250,7 @@ def _to_frame(store: Store, a: dict[str, np.ndarray]) -> Moments:
     tiles = np.zeros((n_tiles(d), b, b))
     for index, r, c in tile_pairs(d):
         tiles[index, : r.stop - r.start, : c.stop - c.start] = gram[r, c]
-    big = 1 if header.precision == "float32" else 2
+    big = n_limbs(header.precision)
     return Moments(
         frame,
         header.targets.one_hot,
@@ -260,6 +261,7 @@ def _to_frame(store: Store, a: dict[str, np.ndarray]) -> Moments:
         sum_yy=_grid(np.maximum(sum_yy, 0.0) * y_units**2, 2),
         gram=_grid(tiles, big),
         cross=_grid((cross * y_units * units[:, None]).T, big),
+        precision=header.precision,
     )
 
 

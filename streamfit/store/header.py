@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamfit.arrays import Array, Precision
+from streamfit.arrays import Array, Precision, compute_dtype
 from streamfit.centered import Statistic
 from streamfit.errors import ConfigError, StoreError
 from streamfit.features import FeatureMap, from_spec
-from streamfit.frame import BLOCK_ROWS, Frame, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
 from streamfit.moments import MomentsAccumulator
 from streamfit.targets import Targets
 from streamfit.triangle import TriangleAccumulator
@@ -33,7 +33,7 @@ class Header:
     features : FeatureMap
     targets : Targets
     frame : Frame
-    precision : {'float32', 'float64'}
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
     n_folds : int
     reader : dict
         JSON: how files become rows (columns, or context length), so that another corpus can be added alike.
@@ -41,11 +41,14 @@ class Header:
         What the reader needs besides, for instance a tokenizer's JSON.
     statistic : {'gram', 'qr'}
         What is summed: `Moments`, or a `Triangle`, which takes precision float64.
+    counted : bool
+        Whether equal rows of a shard are multiplied once, with their number. Products then round elsewhere, so it
+        is part of what sums must share.
 
     Raises
     ------
     ConfigError
-        If a triangle is to be kept in float32.
+        If the precision is unknown, or a triangle is to be kept in another than float64, or of counted rows.
     """
 
     features: FeatureMap
@@ -56,17 +59,28 @@ class Header:
     reader: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     statistic: StatisticKind = "gram"
+    counted: bool = False
 
     def __post_init__(self) -> None:
+        compute_dtype(np, self.precision)
         if self.statistic == "qr" and self.precision != "float64":
             msg = f"statistic 'qr' with precision {self.precision!r}"
-            raise ConfigError(msg, "precision 'float64'", "float32 has fewer digits than a triangle is kept for")
+            raise ConfigError(
+                msg, "precision 'float64'", f"{self.precision} has fewer digits than a triangle is kept for"
+            )
+        if self.statistic == "qr" and self.counted:
+            msg = "statistic 'qr' of counted rows"
+            raise ConfigError(msg, "statistic 'gram'", "leave count_rows at 'auto', or set it to 'never'")
 
-    def accumulator(self, like: Array | None = None, n_threads: int = 1) -> MomentsAccumulator | TriangleAccumulator:
-        """What rows are added to, on the device of `like`."""
+    def accumulator(
+        self, like: Array | None = None, n_threads: int = 1, panel: Panel | None = None
+    ) -> MomentsAccumulator | TriangleAccumulator:
+        """What rows are added to, on the device of `like`; rows of features may be overwritten by it."""
         if self.statistic == "qr":
             return TriangleAccumulator(self.frame, self.targets, like=like)
-        return MomentsAccumulator(self.frame, self.targets, self.precision, like=like, n_threads=n_threads)
+        return MomentsAccumulator(
+            self.frame, self.targets, self.precision, like=like, n_threads=n_threads, overwrite=True, panel=panel
+        )
 
     def zeros(self) -> Statistic:
         """The statistic of no rows."""
@@ -87,6 +101,8 @@ class Header:
         }
         if self.statistic != "gram":
             spec["statistic"] = self.statistic
+        if self.counted:
+            spec["counted"] = True
         named = {f"features/{name}": a for name, a in arrays.items()}
         named |= {f"frame/{name}": getattr(self.frame, name) for name in _FRAME}
         named |= {f"files/{name}": np.frombuffer(data, np.uint8) for name, data in self.files.items()}
@@ -116,6 +132,7 @@ class Header:
             reader=spec["reader"],
             files={name: arrays[f"files/{name}"].tobytes() for name in spec["files"]},
             statistic=spec.get("statistic", "gram"),
+            counted=spec.get("counted", False),
         )
 
     @cached_property

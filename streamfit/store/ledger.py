@@ -90,6 +90,25 @@ class _Index:
     ids: set[str] = field(default_factory=set)
     shards: dict[str, tuple[Shard, str]] = field(default_factory=dict)
     bytes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+
+    def leave(self, segment_id: str, shards: Iterable[Shard]) -> None:
+        """Take a segment out."""
+        self.ids.discard(segment_id)
+        for shard in shards:
+            if self.shards[shard.content_id][1] == segment_id:
+                del self.shards[shard.content_id]
+            self.parts[shard.bytes_id] -= 1
+            if not self.parts[shard.bytes_id]:
+                del self.parts[shard.bytes_id], self.bytes[shard.bytes_id]
+
+    def come(self, segment_id: str, shards: Iterable[Shard]) -> None:
+        """Take a segment in."""
+        self.ids.add(segment_id)
+        for shard in shards:
+            self.shards[shard.content_id] = (shard, segment_id)
+            self.bytes[shard.bytes_id] = _columns(shard)
+            self.parts[shard.bytes_id] = self.parts.get(shard.bytes_id, 0) + 1
 
 
 class Ledgers:
@@ -132,19 +151,12 @@ class Ledgers:
 
     def _in_step(self, head: Record) -> _Index:
         index, live = self._index, {segment.id for segment in head.segments}
-        gone = index.ids - live
-        if gone:
-            index.shards = {c: (s, where) for c, (s, where) in index.shards.items() if where not in gone}
-            index.bytes = {s.bytes_id: _columns(s) for s, _ in index.shards.values()}
-            index.ids -= gone
-            for segment_id in gone:
-                self._read.pop(segment_id, None)
+        # Only what changed: a commit must not take the longer the more is counted.
+        for segment_id in index.ids - live:
+            index.leave(segment_id, self._read.pop(segment_id))
         for segment in head.segments:
             if segment.id not in index.ids:
-                for shard in self.of(segment):
-                    index.shards[shard.content_id] = (shard, segment.id)
-                    index.bytes[shard.bytes_id] = _columns(shard)
-                index.ids.add(segment.id)
+                index.come(segment.id, self.of(segment))
         return index
 
     def refuse_repeats(self, head: Record, dropped: Iterable[str], new: Sequence[Segment]) -> None:
@@ -322,4 +334,5 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def _rows(data: bytes, schema: pa.Schema) -> list[dict[str, Any]]:
-    return list(pq.read_table(io.BytesIO(data), schema=schema).to_pylist())
+    # Not `read_table`, which looks for a data set around the file first.
+    return list(pq.ParquetFile(io.BytesIO(data)).read().cast(schema).to_pylist())

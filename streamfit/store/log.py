@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -186,8 +186,12 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """JSON with the schema version and a digest of its own body."""
-        body = {"version": SCHEMA_VERSION, **asdict(self)}
-        return json.dumps({"body": body, "sha256": _digest(body)}, indent=1).encode()
+        # Fields as they are: `asdict` would copy every segment for each commit. JSON writes tuples as lists.
+        body = {"version": SCHEMA_VERSION, **vars(self)}
+        for name in ("segments", "refused", "removed", "pins"):
+            body[name] = [vars(item) for item in body[name]]
+        text = _canonical(body)
+        return f'{{"body": {text}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}\n'.encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Record:
@@ -204,7 +208,7 @@ class Record:
         except (ValueError, KeyError, TypeError) as error:
             msg = f"log record {where} is truncated or not a record"
             raise StoreError(msg, "a whole JSON record", "restore that file from a backup") from error
-        if _digest(body) != digest:
+        if hashlib.sha256(_canonical(body).encode()).hexdigest() != digest:
             msg = f"log record {where} was altered: its digest does not match"
             raise StoreError(msg, "the bytes that were committed", "restore that file from a backup")
         if body.pop("version") != SCHEMA_VERSION:
@@ -223,8 +227,9 @@ class Record:
             raise StoreError(msg, "a record of this version", "use the streamfit release that wrote it") from error
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _canonical(body: dict[str, Any]) -> str:
+    """The text that the digest of a record is taken of."""
+    return json.dumps(body, sort_keys=True)
 
 
 class Log:
@@ -267,7 +272,7 @@ class Log:
         return self._newest
 
     def _numbers(self, after: str | None) -> list[int]:
-        names = [name.removeprefix("_log/") for name, _, _ in self._place.list("_log/", after)]
+        names = [name.removeprefix("_log/") for name in self._place.names("_log/", after)]
         return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
     def read(self, sequence: int) -> Record:
@@ -331,7 +336,8 @@ class Log:
                     msg = f"cannot write log record {key}: {first_line(error)}"
                     raise StoreError(msg, "a writable store", "check disk space and permissions") from error
                 return there == record.commit
-            return self._commit_at(record.sequence) == record.commit
+            # The name of the commit is in the bytes: equal ones are ours, and need not be parsed.
+            return self._place.get(key) == data or self._commit_at(record.sequence) == record.commit
         return False
 
     def _commit_at(self, sequence: int) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from streamfit.errors import ConfigError, StoreError
-from streamfit.store.log import Pin, Record
+from streamfit.store.log import Pin, Record, Segment
 
 
 class FullError(StoreError):
@@ -36,6 +37,16 @@ def check_bound(record: Record) -> None:
     if len(record.segments) > record.bound:
         msg = f"{len(record.segments)} live segments"
         raise FullError(msg, f"at most {record.bound}", "run `streamfit compact`")
+
+
+def fitting(head: Record, segments: Sequence[Segment]) -> int:
+    """How many of some segments, from the first, may be committed within the bound."""
+    live, kinds, n = len(head.segments), {segment.kind for segment in head.segments}, 0
+    for i, segment in enumerate(segments, start=1):
+        kinds.add(segment.kind)
+        if live + i <= max(head.max_live, 2 * len(kinds)):
+            n = i
+    return n
 
 
 def sequence_of(newest: Record, at: int | str) -> int:

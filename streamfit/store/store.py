@@ -21,7 +21,7 @@ from streamfit.counts import Tables
 from streamfit.errors import MismatchError, StoreError
 from streamfit.moments import Moments
 from streamfit.plan import Shard
-from streamfit.store.arrays_io import read_group, write_group
+from streamfit.store.arrays_io import Tiles, read_group, write_group
 from streamfit.store.founding import found, is_store, read_header, what_is_there
 from streamfit.store.header import Header
 from streamfit.store.ledger import Departure, Ledgers, ledger_key
@@ -185,15 +185,30 @@ class Store:
         StoreError
             If it cannot be written.
         """
+        return self.write_arrays(arrays_of(moments, tables), moments.n_rows, shards, n_rows)
+
+    def write_arrays(
+        self, arrays: Mapping[str, np.ndarray | Tiles], n_rows: int, shards: Sequence[Shard], each: Sequence[int]
+    ) -> Segment:
+        """As `write_segment`, of arrays that `arrays_of` gave or that are made while they are written.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array or Tiles
+        n_rows : int
+        shards : sequence of Shard
+        each : sequence of int
+            Rows read from each shard.
+        """
         name = uuid.uuid4().hex
-        digest, arrays = self._ledgers.write(name, shards, n_rows), arrays_of(moments, tables)
-        attributes = {"n_rows": moments.n_rows, "header": self._first.header}
+        digest = self._ledgers.write(name, shards, each)
+        attributes = {"n_rows": n_rows, "header": self._first.header}
         attributes |= {"ledger": digest, "sums": digest_of_arrays(arrays)}
         write_group(self.place.objects, f"segments/{name}", attributes, arrays)
         self.place.settle(f"segments/{name}")
         first = shards[0]
         fold = first.fold(self.header.n_folds)
-        return Segment(name, fold, first.source, moments.n_rows, len(shards), digest, first.labels)
+        return Segment(name, fold, first.source, n_rows, len(shards), digest, first.labels)
 
     def write_removal(self, departures: Sequence[Departure]) -> tuple[str, str]:
         """Write the list of what a commit takes out; returns its name and digest."""
@@ -396,9 +411,10 @@ class Store:
         return arrays
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
-        take = triangle_of if self.header.statistic == "qr" else moments_of
-        one_hot = self.header.targets.one_hot
-        return take(arrays, self.header.frame, one_hot, segment.n_rows, f"segment {segment.id}")
+        header, where = self.header, f"segment {segment.id}"
+        if header.statistic == "qr":
+            return triangle_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where)
+        return moments_of(arrays, header.frame, header.targets.one_hot, segment.n_rows, where, header.precision)
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""

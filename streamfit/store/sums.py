@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from streamfit.arrays import Precision
 from streamfit.centered import Statistic
 from streamfit.counts import Tables
 from streamfit.errors import StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
 from streamfit.frame import Frame, n_tiles, tile_size
 from streamfit.moments import Moments
+from streamfit.store.arrays_io import Tiles
 from streamfit.triangle import Triangle
 
 SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
@@ -50,7 +52,9 @@ def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.
     return arrays
 
 
-def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str) -> Moments:
+def moments_of(
+    arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_rows: int, where: str, precision: Precision
+) -> Moments:
     """Inverse of `arrays_of`.
 
     Raises
@@ -64,16 +68,18 @@ def moments_of(arrays: Mapping[str, np.ndarray], frame: Frame, one_hot: bool, n_
     for name in SUMS:
         total = sum_of(arrays, name, shapes.get(name, (k,)), where)
         sums[name] = GridSum(tuple(limb[0] for limb in total.limbs), total.top) if name == "weight" else total
-    return Moments(frame, one_hot, n_rows, **sums)
+    return Moments(frame, one_hot, n_rows, **sums, precision=precision)
 
 
-def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+def digest_of_arrays(arrays: Mapping[str, np.ndarray | Tiles]) -> str:
     """SHA-256 over names, types, shapes and bytes of arrays, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}:{a.dtype.str}:{a.shape}".encode())
-        digest.update(a.data if a.size else b"")
+        array = arrays[name]
+        digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
+        for piece in (piece for _, piece in array.pieces()) if isinstance(array, Tiles) else [array]:
+            a = np.ascontiguousarray(piece)
+            digest.update(a.data if a.size else b"")
     return digest.hexdigest()
 
 

@@ -34,7 +34,7 @@ from streamfit.store.store import Store
 from streamfit.store.sums import is_count, limb_names, sum_of
 
 
-class _Part(NamedTuple):
+class StoredPart(NamedTuple):
     """A live segment, opened but not read."""
 
     objects: ObjectStore
@@ -67,6 +67,7 @@ class StoreTiles:
 
     def __init__(self, store: Store, mix: Mix | None = None, *, fit_intercept: bool = True) -> None:
         self._frame, self._fit_intercept = store.header.frame, fit_intercept
+        self._precision = store.header.precision
         head = store.head()
         self._groups = [
             (factor, [_opened(store, head, segment) for segment in segments])
@@ -134,12 +135,14 @@ class StoreTiles:
     def _edges(self) -> list[slice]:
         return tile_edges(self.n_features, self.edge)
 
-    def _tile(self, part: _Part, i: int, j: int) -> GridSum:
+    def _tile(self, part: StoredPart, i: int, j: int) -> GridSum:
         t = len(self._edges)
         chunk = i * t - i * (i - 1) // 2 + j - i  # tiles of the upper triangle, row by row
-        return _read(part, "gram", (self.edge, self.edge), chunk)
+        return read_sum(part, "gram", (self.edge, self.edge), chunk)
 
-    def _sum(self, read: Callable[[_Part], GridSum], tops: tuple[int, ...] = ()) -> tuple[GridSum, tuple[int, ...]]:
+    def _sum(
+        self, read: Callable[[StoredPart], GridSum], tops: tuple[int, ...] = ()
+    ) -> tuple[GridSum, tuple[int, ...]]:
         """The exact sum, over segments, of what `read` makes of one, weighted as `Store.moments` does it.
 
         A sum of three limbs is not rounded as one of two is, and how many there are is decided for a matrix as a whole:
@@ -151,12 +154,12 @@ class StoreTiles:
             group = read(parts[0])
             for part in parts[1:]:
                 group = group + read(part)
-            group = _with_top(group, tops[g] if tops else BASE)
+            group = with_top(group, tops[g] if tops else BASE)
             found.append(group.top)
             group = group if factor == 1.0 else group * factor
             total = group if total is None else total + group
         assert total is not None  # some rows count
-        total = _with_top(total, tops[-1] if tops else BASE)
+        total = with_top(total, tops[-1] if tops else BASE)
         return total, (*found, total.top)
 
     @cached_property
@@ -165,7 +168,7 @@ class StoreTiles:
         d, k, frame = self.n_features, self._frame.n_targets, self._frame
 
         def value(name: str, n: int) -> np.ndarray:
-            return np.asarray(self._sum(lambda part: _read(part, name, (n,), ...))[0].value())
+            return np.asarray(self._sum(lambda part: read_sum(part, name, (n,), ...))[0].value())
 
         weight = float(value("weight", 1)[0])
         if not weight > 0:
@@ -178,7 +181,7 @@ class StoreTiles:
         raw = total.value()
         mean_x, mean_y = frame.origin + units * (sum_x / weight), frame.y_origin + y_units * (sum_y / weight)
         n_rows = sum(part.n_rows for _, parts in self._groups for part in parts)
-        noise = diagonal_noise(raw, total.bottom, n_rows, weight, units, mean_x)
+        noise = diagonal_noise(raw, total.bottom, n_rows, weight, units, mean_x, self._precision)
         diagonal = (raw - sum_x * sum_x / weight) * units * units
         ss_y = np.maximum((sum_yy - sum_y * sum_y / weight) * y_units**2, 0.0)
         constant = np.zeros(d, dtype=bool)
@@ -189,7 +192,7 @@ class StoreTiles:
             diagonal, ss_y = diagonal + weight * (mean_x * mean_x), ss_y + weight * mean_y * mean_y
         return _Margins(weight, sum_x, sum_y, units, y_units, mean_x, mean_y, diagonal, noise, ss_y, constant, tops)
 
-    def _diagonal(self, part: _Part) -> GridSum:
+    def _diagonal(self, part: StoredPart) -> GridSum:
         """Diagonal of one segment's matrix, in as many limbs as that has."""
         limbs: list[list[np.ndarray]] = []
         for i in range(len(self._edges)):
@@ -202,7 +205,7 @@ class StoreTiles:
         """Centred cross products of some targets, shape (n_features, n_block)."""
         m = self._margins
         shape = (targets.stop - targets.start, self.n_features)
-        raw = self._sum(lambda part: _read(part, "cross", shape, targets))[0].value()
+        raw = self._sum(lambda part: read_sum(part, "cross", shape, targets))[0].value()
         cross = (raw.T - np.outer(m.sum_x, m.sum_y[targets] / m.weight)) * m.y_units[targets] * m.units[:, None]
         if not self._fit_intercept:
             cross += m.weight * np.outer(m.mean_x, m.mean_y[targets])
@@ -227,7 +230,7 @@ class _Margins(NamedTuple):
     tops: tuple[int, ...]
 
 
-def _opened(store: Store, head: Record, segment: Segment) -> _Part:
+def _opened(store: Store, head: Record, segment: Segment) -> StoredPart:
     path = f"segments/{segment.id}"
     attributes, arrays = open_group(store.place.objects, path, lambda name: not is_count(name))
     if attributes.get("header") != head.header or attributes.get("n_rows") != segment.n_rows:
@@ -236,10 +239,10 @@ def _opened(store: Store, head: Record, segment: Segment) -> _Part:
     if not arrays.keys() & {*limb_names("gram")}:
         msg = f"{store.place} with triangular factors in place of sums of products"
         raise MismatchError(msg, "a store with statistic 'gram'", "solve it in memory, or count anew")
-    return _Part(store.place.objects, path, segment.n_rows, arrays)
+    return StoredPart(store.place.objects, path, segment.n_rows, arrays)
 
 
-def _read(part: _Part, name: str, shape: tuple[int, ...], where: Any) -> GridSum:
+def read_sum(part: StoredPart, name: str, shape: tuple[int, ...], where: Any) -> GridSum:
     """One sum of a segment, or the part of it at an index."""
     with reading(part.where):
         arrays = {key: np.asarray(part.arrays[key][where]) for key in limb_names(name) if key in part.arrays}
@@ -250,7 +253,7 @@ def _read(part: _Part, name: str, shape: tuple[int, ...], where: Any) -> GridSum
     return sum_of(arrays, name, shape, part.where)
 
 
-def _with_top(total: GridSum, top: int) -> GridSum:
+def with_top(total: GridSum, top: int) -> GridSum:
     """The canonical form of a total by itself, or with the coarse limb that the array it is a part of has."""
     total = canonical(total.limbs, total.top)
     if top == COARSE and total.top != COARSE:

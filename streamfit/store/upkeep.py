@@ -1,10 +1,10 @@
 """What keeps a store small: merging segments of a kind, and deleting what no commit needs. Floor 4.
 
 **Bounds.** After every commit there are at most `Record.bound` live segments: `max_live`, or twice the number of kinds
-(fold, source, labels) where that is more; a commit that would leave more is refused. A commit adds one segment, but for
-imports and rewrites, which add one a kind at most; so the commits that one can go back to name `bound + keep` segments
-together when runs made them. Collection leaves those, the pinned ones, and what was never committed and is younger than
-its grace.
+(fold, source, labels) where that is more; a commit that would leave more is refused. A commit of a run adds one
+segment, or those that were finished meanwhile, at most an eighth of `max_live`; imports and rewrites add one a kind at
+most. So the commits that one can go back to name `bound + keep * max_live / 8` segments together when runs made them.
+Collection leaves those, the pinned ones, and what was never committed and is younger than its grace.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from pathlib import Path
 
 from streamfit.counts import Tables, add_tables
 from streamfit.errors import MismatchError, StoreError
+from streamfit.frame import n_tiles, tile_size
 from streamfit.plan import Shard
 from streamfit.store.ledger import ledger_key, removal_key
 from streamfit.store.log import Record, Segment
 from streamfit.store.policy import check_policy
+from streamfit.store.stitch import merge_tiles
 from streamfit.store.store import Store
 
 GRACE = 86_400.0
 """Seconds that an uncommitted segment is left alone: longer than a group takes from its first byte to its commit."""
+_LARGE = 2**28
+"""Bytes of a Gram matrix above which segments are merged tile by tile, which takes longer and little memory."""
 _SKEW = timedelta(minutes=1)
 """By how much the clocks of a disk and of those who commit may differ, for telling orphans from what expired."""
 _STAGED = re.compile(r"\.partial$|#\d+$")
@@ -35,6 +39,26 @@ _STAGED = re.compile(r"\.partial$|#\d+$")
 def mergeable(head: Record) -> list[list[Segment]]:
     """Live segments by kind, those kinds that have several, the most numerous first."""
     return sorted((group for group in by_kind(head.segments) if len(group) > 1), key=len, reverse=True)
+
+
+def crowding(head: Record) -> list[list[Segment]]:
+    """What to merge for room in the middle of a run: of each kind the small ones, and not each time the large as well.
+
+    Taken are, from the smallest, those with at most twice the shards of all smaller ones together, so that a shard's
+    line in the ledger is written again only as often as the logarithm of their number. Where that leaves more than
+    half of the bound, all that can be merged.
+    """
+    chosen, left = [], len(head.segments)
+    for group in mergeable(head):
+        parts = sorted(group, key=lambda segment: (segment.n_shards, segment.id))
+        n, total = 1, parts[0].n_shards
+        while n < len(parts) and parts[n].n_shards <= 2 * total:
+            total += parts[n].n_shards
+            n += 1
+        if n > 1:
+            chosen.append(parts[:n])
+            left -= n - 1
+    return chosen if left <= head.bound // 2 else mergeable(head)
 
 
 def by_kind(segments: Iterable[Segment]) -> list[list[Segment]]:
@@ -65,10 +89,14 @@ def sum_segments(
     parts: Sequence[tuple[Store, Segment]], target: Store, rename: Callable[[Shard], Shard] = lambda shard: shard
 ) -> Segment:
     """As `merge_segments`, of segments that several stores hold; `rename` gives what the new ledger calls a shard."""
+    ordered = sorted(parts, key=lambda part: part[1].ledger)
+    frame = target.header.frame
+    if target.header.statistic == "gram" and 8 * n_tiles(frame.n_features) * tile_size(frame.n_features) ** 2 > _LARGE:
+        return merge_tiles(ordered, target, rename)
     total = target.zeros()
     tables: Tables = {}
     shards = []
-    for source, segment in sorted(parts, key=lambda part: part[1].ledger):
+    for source, segment in ordered:
         moments, counts = source.read_all(segment)
         total = total + moments
         tables = add_tables([tables, counts], [1, 1])
@@ -242,8 +270,10 @@ def _named_before(store: Store, oldest: int, since: datetime, loose: Mapping[str
     for sequence in range(oldest - 1, -1, -1):
         names, when = store.named(sequence)
         found |= names
-        left = {name: written for name, written in left.items() if name not in names}
-        if when < min([since, *left.values()]):
+        for name in names & left.keys():
+            del left[name]
+        # Once all that is loose has been found, what older commits name is no longer there.
+        if not left or when < min([since, *left.values()]):
             break
     return found
 

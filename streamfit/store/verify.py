@@ -14,9 +14,9 @@ import scipy.linalg
 
 from streamfit.centered import Statistic, unpack_tiles
 from streamfit.errors import StreamfitError
-from streamfit.exact import BASE
 from streamfit.frame import BLOCK_ROWS
 from streamfit.moments import Moments
+from streamfit.precision import product_error
 from streamfit.store.log import Segment
 from streamfit.store.store import Store
 from streamfit.store.sums import SUMS
@@ -185,8 +185,10 @@ def _rounding(total: Moments, gram: np.ndarray) -> float:
     half a step a block; the eigenvalues themselves by a few roundings of float64.
     """
     n_rows, d, trace = abs(total.n_rows) + 1.0, len(gram), float(np.trace(gram))
-    product_eps = 2.0**-24 if total.gram.bottom >= BASE else 2.0**-53
+    # Features are rounded before they are multiplied, so theirs is no error here but where weights are split in two.
+    product_eps = 2.0**-53 if total.precision == "float64" else 2.0**-24
     products = 4.0 * np.sqrt(min(n_rows, BLOCK_ROWS)) * product_eps * trace
+    products += (product_error(total.precision) if total.precision in ("tf32", "bf16") else 0.0) * trace
     return float(products + 2.0**total.gram.bottom * d * np.sqrt(n_rows) + 2.0**-50 * trace)
 
 

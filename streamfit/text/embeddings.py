@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse
-from sklearn.cluster import KMeans
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from streamfit.errors import ConfigError
@@ -45,6 +43,8 @@ def context_embeddings(contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
     ConfigError
         If `dims` leaves some table without dimensions.
     """
+    from sklearn.utils.extmath import randomized_svd  # takes long, and only a new language model needs it
+
     n_context = contexts.shape[1]
     ranks = _ranks(n_context, dims, vocab_size)
     tables = []
@@ -101,6 +101,8 @@ def context_features(
     ConfigError
         If there are fewer distinct contexts than centers.
     """
+    from sklearn.cluster import KMeans  # takes long, and only a new language model needs it
+
     candidates = np.unique(contexts, axis=0)
     if len(candidates) < n_centers:
         msg = f"{n_centers} centers from {len(candidates)} distinct contexts"

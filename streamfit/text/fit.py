@@ -5,7 +5,7 @@ Floor 6. Between the two stands `streamfit.engine.accumulate`, which knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from streamfit.arrays import Precision
 from streamfit.corpus import Documents
+from streamfit.counted import piece_rows
 from streamfit.errors import CorpusError, MismatchError, ShardError
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
+from streamfit.repeats import CountRows, choose_counting
 from streamfit.solve import Solution
 from streamfit.store import Header, Store
 from streamfit.targets import OneHot
@@ -29,6 +31,8 @@ from streamfit.text.tokenizer import Tokenizer
 _TOKENIZER = "tokenizer.json"
 _CLUSTER_ROWS = 30_000
 _FRAME_ROWS = 16_384
+_REPEATS_ROWS = 2**20
+"""Rows of sampled shards that are looked through for equal contexts."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def prepare(
     *,
     reading: dict[str, Any] | None = None,
     skip_bad_shards: bool = False,
+    count_rows: CountRows = "never",
+    report: Callable[[str], None] = lambda _: None,
 ) -> Header:
     """Train the tokenizer, make embeddings, choose centers, and freeze them as a store's header.
 
@@ -88,6 +94,10 @@ def prepare(
         that was counted be taken for held out.
     skip_bad_shards : bool
         Leave undecodable shards out of the sample.
+    count_rows : {'auto', 'always', 'never'}
+        Whether equal contexts of a shard are multiplied once, with the count of each token that follows.
+    report : callable
+        Told what was decided of that.
 
     Raises
     ------
@@ -96,12 +106,14 @@ def prepare(
     CorpusError
         If there is no text.
     """
-    texts = list(_sample_texts(documents, settings, skip_bad_shards))
+    sampled = list(_sample_texts(documents, settings, skip_bad_shards))
+    texts = [text for shard in sampled for text in shard]
     if not any(texts):
         msg = "a corpus without any text"
         raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
-    contexts, tokens = context_rows(tokenizer.encode(texts), settings.n_context)
+    encoded = tokenizer.encode(texts)
+    contexts, tokens = context_rows(encoded, settings.n_context)
     embedding = context_embeddings(contexts, tokens, tokenizer.vocab_size, settings.embedding_dims, settings.seed)
     features = context_features(
         embedding,
@@ -113,6 +125,14 @@ def prepare(
     )
     targets = OneHot(tokenizer.vocab_size)
     rows = sample_rows(len(contexts), _FRAME_ROWS, settings.seed)
+    choice = choose_counting(
+        count_rows,
+        _pieces(contexts, [len(ids) + 1 for ids in encoded], [len(shard) for shard in sampled], settings.seed),
+        features.n_features,
+        tokenizer.vocab_size,
+        one_hot=True,
+    )
+    report(choice.line())
     return Header(
         features=features,
         targets=targets,
@@ -124,12 +144,27 @@ def prepare(
             "n_context": settings.n_context,
             "ngram_order": settings.ngram_order,
             "settings": {**asdict(settings), **(reading or {})},
+            **({"counting": choice.to_json()} if choice.counted else {}),
         },
         files={_TOKENIZER: tokenizer.serialized.encode()},
+        counted=choice.counted,
     )
 
 
-def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[str]:
+def _pieces(contexts: np.ndarray, lengths: list[int], n_documents: list[int], seed: int) -> Iterator[np.ndarray]:
+    """Contexts of sampled shards, in the pieces in which equal ones are looked for, until there are enough rows."""
+    ends = np.cumsum([0, *lengths])[np.cumsum([0, *n_documents])]
+    limit, n_rows = piece_rows(contexts.shape[1], 1), 0
+    for index in np.random.default_rng(seed).permutation(len(n_documents)):
+        for lo in range(int(ends[index]), int(ends[index + 1]), limit):
+            if n_rows >= _REPEATS_ROWS:
+                return
+            piece = contexts[lo : min(lo + limit, int(ends[index + 1]))]
+            n_rows += len(piece)
+            yield piece
+
+
+def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[list[str]]:
     shards = documents.shards()
     order = np.random.default_rng(settings.seed).permutation(len(shards))
     left = settings.sample_bytes
@@ -141,7 +176,7 @@ def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) 
         left -= shards[index].size
     for index in sorted(taken):
         try:
-            yield from documents.documents(shards[index])
+            yield documents.documents(shards[index])
         except ShardError:
             if not skip:
                 raise
