@@ -1,3 +1,5 @@
-"""The contestants of `bench_peers.py`. Each runs in an interpreter of its own, so nothing here but `product` imports
-streamfit, and only `supervise` and `verdict` import what the benchmark's own interpreter has.
+"""The contestants of `bench_peers.py`, each in an interpreter of its own.
+
+So only `fits` imports their packages, each within its function, and only `supervise` and `verdict` what the benchmark's
+own interpreter has.
 """

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.peers.contestants import PEERS
-from pipelines.peers.job import Job, Setting
+from pipelines.peers.contestants import PEERS, Job, Setting, exceeded, out_of_memory
 
 MARK = "@peers "
 
@@ -43,21 +42,22 @@ def main(order: dict[str, Any]) -> None:
                     weights = fit(Job(**job, seen=seen))
                     say(event="done", job=at, weights=weights.tolist())
                 except Exception as error:  # a fault of one job is a finding, whatever it is
-                    say(event="fault", job=at, reason=reason_of(error))
+                    say(event="fault", job=at, reason=reason_of(error, order["memory"]))
     except ImportError as error:
-        say(event="missing", reason=reason_of(error))
+        say(event="missing", reason=reason_of(error, order["memory"]))
     except Exception as error:
-        say(event="fault", job=None, reason=reason_of(error))
+        say(event="fault", job=None, reason=reason_of(error, order["memory"]))
 
 
 def _seen(job: int, n_rows: int) -> None:
     say(event="rows", job=job, n=n_rows)
 
 
-def reason_of(error: BaseException) -> str:
-    """Kind and first line of an error."""
+def reason_of(error: BaseException, memory: int) -> str:
+    """Kind and first line of an error; that the limit was exceeded, where that is what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"
+    text = f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"
+    return exceeded(memory) if out_of_memory(f"{text} {error}") else text
 
 
 if __name__ == "__main__":

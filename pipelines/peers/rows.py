@@ -32,8 +32,8 @@ class Sums:
     y_origin : float
     sum_z, cross : float64 arrays of shape (d,)
         Of z = x - origin, and of z (y - y_origin).
-    sum_v : float
-        Of y - y_origin.
+    sum_v, sum_vv : float
+        Of y - y_origin, and of its square.
     gram : float64 array of shape (d, d)
     """
 
@@ -42,8 +42,14 @@ class Sums:
     y_origin: float
     sum_z: np.ndarray
     sum_v: float
+    sum_vv: float
     gram: np.ndarray
     cross: np.ndarray
+
+    @property
+    def y_deviation(self) -> float:
+        """Standard deviation of y."""
+        return float(np.sqrt(self.sum_vv / self.n_rows - (self.sum_v / self.n_rows) ** 2))
 
     def ridge(self, alpha: float, *, penalise_intercept: bool) -> np.ndarray:
         """Weights that minimise ``sum (y - x'w - b)² + alpha w'w``, plus ``alpha b²`` where that is penalised.
@@ -99,7 +105,15 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = sorted({*keep, N_FILES})
-    recipe = {"rows": n_rows, "features": n_features, "seed": seed, "mean": mean, "files": N_FILES, "sums": kept}
+    recipe = {
+        "rows": n_rows,
+        "features": n_features,
+        "seed": seed,
+        "mean": mean,
+        "files": N_FILES,
+        "sums": kept,
+        "format": 2,
+    }
     note = folder / "recipe.json"
     if note.is_file() and json.loads(note.read_text()) == recipe:
         return {k: _load(folder / f"sums-{k:02d}.npz") for k in kept}
@@ -139,11 +153,11 @@ def _add(total: Sums | None, x: np.ndarray, y: np.ndarray) -> Sums:
     y_origin = float(v.mean()) if total is None else total.y_origin
     wide -= origin[:, None]
     v -= y_origin
-    new = Sums(len(y), origin, y_origin, wide.sum(axis=1), float(v.sum()), wide @ wide.T, wide @ v)
+    new = Sums(len(y), origin, y_origin, wide.sum(axis=1), float(v.sum()), float(v @ v), wide @ wide.T, wide @ v)
     if total is None:
         return new
     parts: dict[str, Any] = {
-        k: getattr(total, k) + getattr(new, k) for k in ("n_rows", "sum_z", "sum_v", "gram", "cross")
+        k: getattr(total, k) + getattr(new, k) for k in ("n_rows", "sum_z", "sum_v", "sum_vv", "gram", "cross")
     }
     return Sums(origin=origin, y_origin=y_origin, **parts)
 
@@ -152,6 +166,7 @@ def _load(path: Path) -> Sums:
     with np.load(path, allow_pickle=False) as stored:
         held = {name: stored[name] for name in stored.files}
     scalars = {"n_rows": int(held.pop("n_rows")), "sum_v": float(held.pop("sum_v"))}
+    scalars["sum_vv"] = float(held.pop("sum_vv"))
     return Sums(**scalars, y_origin=float(held.pop("y_origin")), **held)
 
 
@@ -173,11 +188,3 @@ def batches(paths: Iterable[str], n_features: int, batch_rows: int) -> Iterator[
                 for j in range(n_features):
                     x[:, j] = batch.column(j)
                 yield x, batch.column(n_features).to_numpy()
-
-
-def with_ones(x: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    """Rows with a column of ones, for contestants that know no intercept."""
-    wide = np.empty((len(x), x.shape[1] + 1), dtype)
-    wide[:, :-1] = x
-    wide[:, -1] = 1.0
-    return wide

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.peers.contestants import Peer
+from pipelines.peers.contestants import Peer, exceeded, out_of_memory
 from pipelines.peers.supervise import Course
 
 
@@ -56,8 +56,8 @@ def read_course(peer: Peer, course: Course, order: dict[str, Any], timeout: floa
 def _end_of(course: Course, timeout: float, memory: int) -> str:
     if course.ended == "time":
         return f"did not finish in {timeout:g} s"
-    if course.ended == "memory":
-        return f"ended for using more than {memory / 1e9:.1f} GB"
+    if course.ended == "memory" or out_of_memory(course.tail):
+        return exceeded(memory)
     lines = [line.strip() for line in course.tail.splitlines() if line.strip()]
     return f"exit code {course.exit_code}: {lines[-1][:160] if lines else 'no message'}"
 
@@ -126,7 +126,7 @@ class Row:
         return "  ".join(cell for cell in self.cells() if cell)
 
 
-_COLUMNS = ("", "precision", "rows", "rows/s", "rows/CPU-s", "peak GB", "error of weights", "start s", "note")
+_COLUMNS = ("", "precision", "rows used", "rows/s", "rows/CPU-s", "peak GB", "error of weights", "start s", "note")
 
 
 def speed_table(rows: Sequence[Row], n_rows: int, n_features: int) -> Table:
