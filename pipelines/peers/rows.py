@@ -165,9 +165,13 @@ def _add(total: Sums | None, x: np.ndarray, y: np.ndarray) -> Sums:
 def _load(path: Path) -> Sums:
     with np.load(path, allow_pickle=False) as stored:
         held = {name: stored[name] for name in stored.files}
-    scalars = {"n_rows": int(held.pop("n_rows")), "sum_v": float(held.pop("sum_v"))}
-    scalars["sum_vv"] = float(held.pop("sum_vv"))
-    return Sums(**scalars, y_origin=float(held.pop("y_origin")), **held)
+    return Sums(
+        n_rows=int(held.pop("n_rows")),
+        y_origin=float(held.pop("y_origin")),
+        sum_v=float(held.pop("sum_v")),
+        sum_vv=float(held.pop("sum_vv")),
+        **held,
+    )
 
 
 def files(folder: Path, n_files: int = N_FILES) -> list[str]:
