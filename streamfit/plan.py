@@ -14,8 +14,10 @@ from streamfit.frame import BLOCK_ROWS, n_tiles, panels_of, tile_size
 from streamfit.precision import item_bytes, n_limbs
 
 _LEAST_GROUP = 8 * BLOCK_ROWS
-PROCESS_BYTES = 400 * 2**20
+PROCESS_BYTES = 300 * 2**20
 """What a Python process with this package's libraries loaded takes before it has any data."""
+BLOCKS_AHEAD = 4
+"""Blocks of rows in a worker: one that is multiplied, two that wait, one that is being made."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,12 @@ class Plan:
         Rows of a shard among which equal ones are looked for; 0 where every row is multiplied.
     distinct : float
         Share of the rows that are distinct, in the sample that it was estimated from; 1 where every row is multiplied.
+    row_item : int
+        Bytes of a number of the rows as they are read.
+    decode_bytes : int
+        What decoding takes beside the blocks that it gives.
+    identity : bool
+        Whether features are the rows as they are read.
     n_bands : int
         Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
     """
@@ -159,6 +167,9 @@ class Plan:
     triangle: bool = False
     piece_rows: int = 0
     distinct: float = 1.0
+    row_item: int = 8
+    decode_bytes: int = 0
+    identity: bool = False
     n_bands: int = 1
 
     @property
@@ -223,19 +234,27 @@ class Plan:
 
     @property
     def worker_bytes(self) -> int:
-        """Peak memory of one worker: its sums while they are carried and written, and two blocks of rows."""
-        item = item_bytes(self.precision)
-        # Bits and rounded copies of features, in tf32 and bf16.
-        copies = 4 if self.precision in ("float32", "float64") else 7
-        rows = BLOCK_ROWS * (copies * self.n_features * item + 3 * self.n_inputs * 8)
-        targets = BLOCK_ROWS * (16 if self.one_hot else 4 * 8 * self.n_targets)
+        """Peak memory of one worker: its sums, blocks of rows and of features, and what decoding takes."""
+        item, k = item_bytes(self.precision), self.n_targets
+        rows = BLOCKS_AHEAD * BLOCK_ROWS * (self.n_inputs * self.row_item + (8 if self.one_hot else 8 * k))
+        # Features where they are not the rows themselves; and centred ones, where they cannot be put in their place.
+        copies = (0 if self.identity else self.row_item) + (0 if item == self.row_item else item)
+        if self.precision not in ("float32", "float64"):
+            copies += 3 * item  # bits while they are rounded, and parts of weighted features
+        rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
+        if self.one_hot:  # products of the classes that a block holds
+            rows += item * min(BLOCK_ROWS, k) * self.n_features
         # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
         rows += self.piece_rows * 8 * (3 * self.n_inputs + 10)
-        targets += self.piece_rows * 8 * (3 if self.one_hot else 3 * self.n_targets)
+        rows += self.piece_rows * 8 * (3 if self.one_hot else 3 * k)
+        sums = self.panel_bytes
         if self.triangle:  # rows that wait until there are enough, stacked on the triangle, and LAPACK's copy
-            columns = 1 + self.n_features + self.n_targets
-            targets += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
-        return PROCESS_BYTES + 3 * self.panel_bytes + rows + targets + 2 * self.feature_bytes
+            columns = 1 + self.n_features + k
+            rows += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
+            sums *= 3
+        else:  # cross-moments are written from a copy
+            sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
+        return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:
         """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve.

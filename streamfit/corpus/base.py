@@ -106,6 +106,22 @@ class Source(ABC):
             If there is no such column.
         """
 
+    @property
+    def row_item(self) -> int:
+        """Bytes of one number of `Rows.x`, for the plan of memory."""
+        return 8
+
+    def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
+        """Most memory that decoding one of some shards takes, beside the blocks that it gives.
+
+        Parameters
+        ----------
+        shards : sequence of Shard
+        row_bytes : int
+            Bytes of a row's numbers.
+        """
+        return max((shard.size for shard in shards), default=0)
+
     def tally(self) -> Tally | None:
         """A fresh tally to keep beside the moments of a group, if this kind of corpus has one."""
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range, stamp_of
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
-from streamfit.corpus.parquet_rows import batches_of, class_ids, matrix, weights_of
+from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.plan import Shard
@@ -101,6 +101,21 @@ class ParquetTable(Source):
         if any(not 0 <= start < stop <= size for _, _, start, stop in groups):
             return [(-1, 0, 0, size)]
         return groups
+
+    @property
+    def row_item(self) -> int:
+        try:
+            schema = pq.read_schema(self.files.find()[0][1])
+            kinds = [schema.field(name).type for name in self.features]
+        except (pa.ArrowException, OSError, KeyError, CorpusError):
+            return 8  # reading will say what is wrong
+        elements = {kind.value_type if pa.types.is_fixed_size_list(kind) else kind for kind in kinds}
+        return 4 if elements <= {pa.float16(), pa.float32()} else 8
+
+    def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
+        # Arrow holds the pages of a row group, as they are and decompressed, and of each column what is decoded, twice,
+        # and the levels that say where nulls are: all until the last column is done.
+        return max((2 * s.size + 3 * min(READ_BYTES, s.planned_rows * row_bytes) for s in shards), default=0)
 
     def read(self, shard: Shard) -> Iterator[Rows]:
         with _opened(shard) as file:

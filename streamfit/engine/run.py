@@ -25,6 +25,7 @@ from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
 from streamfit.engine.upkeep import Upkeep
 from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
 from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
+from streamfit.features import Linear
 from streamfit.frame import panels_of
 from streamfit.plan import Group, Plan, Shard, counted_twice, default_group_rows, make_groups
 from streamfit.store import FullError, Refusal, Store
@@ -182,7 +183,9 @@ class _Job:
         if self.options.skip_bad_shards:
             out |= {r.content_id for r in self.store.head().refused}
         todo = [s for s in shards if s.content_id not in out]
-        plan = plan_for(self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows)
+        plan = plan_for(
+            self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows, source=self.source
+        )
         return plan.within(self.worker_memory)
 
     def count(self, shards: Sequence[Shard]) -> bool:
@@ -303,14 +306,23 @@ def _announce(
         say(console, f"Dask dashboard: {client.dashboard_link}", "dim")
 
 
-def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_rows: int | None = None) -> Plan:
-    """Plan the accumulation of shards into a store."""
+def plan_for(
+    store: Store,
+    shards: Sequence[Shard],
+    *,
+    n_workers: int,
+    group_rows: int | None = None,
+    source: Source | None = None,
+) -> Plan:
+    """Plan the accumulation of shards into a store; a source tells what reading them takes."""
     header = store.header
     d, k = header.features.n_features, header.targets.n_targets
     _, arrays = header.features.to_spec()
     longest = max((shard.planned_rows for shard in shards), default=0)
     if header.reader.get("kind") == "tokens":
         longest *= BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
+    item = source.row_item if source else 8
+    n_numbers = header.features.n_inputs + (1 if header.targets.one_hot else k)
     limit = piece_rows(header.features.n_inputs, 1 if header.targets.one_hot else k)
     return Plan(
         groups=tuple(make_groups(shards, header.n_folds, group_rows or default_group_rows(d, k))),
@@ -322,6 +334,9 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
         n_workers=n_workers,
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
+        row_item=item,
+        decode_bytes=source.decode_bytes(shards, item * n_numbers) if source else 0,
+        identity=isinstance(header.features, Linear),
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
@@ -329,7 +344,7 @@ def plan_for(store: Store, shards: Sequence[Shard], *, n_workers: int, group_row
 
 def bands_of(store: Store, worker_memory: int | None) -> int:
     """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps."""
-    return plan_for(store, [], n_workers=1).within(worker_memory).n_bands
+    return plan_for(store, list(store.counted().values()), n_workers=1).within(worker_memory).n_bands
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

@@ -24,11 +24,11 @@ from streamfit.engine.feed import fed, transport_to
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
 from streamfit.frame import BLOCK_ROWS, Panel, panels_of
 from streamfit.moments import Moments, MomentsAccumulator
-from streamfit.plan import Group, Shard
+from streamfit.plan import BLOCKS_AHEAD, Group, Shard
 from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, stitch, write_panel
 
-PREFETCH = 2
-"""Blocks that the reader may be ahead."""
+PREFETCH = BLOCKS_AHEAD - 2
+"""Blocks that may wait between the reader, which makes one, and the sums, which take one."""
 
 
 @dataclass(frozen=True)

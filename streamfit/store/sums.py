@@ -24,6 +24,7 @@ SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
 _TALLY = "tally_"
 _FACTOR = "factor"
+_LARGE = 2**24
 
 
 def is_count(name: str) -> bool:
@@ -31,13 +32,13 @@ def is_count(name: str) -> bool:
     return name.startswith(_TALLY)
 
 
-def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.ndarray]:
+def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.ndarray | Tiles]:
     """Arrays of a segment.
 
     A sum is one array for each limb: digits times their step, an exact product, so that any tool reads plain numbers.
     A triangle is one array `factor`.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray | Tiles] = {}
     for name, (keys, counts) in (tables or {}).items():
         arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"] = keys, counts
     host = moments.to_host()
@@ -47,9 +48,16 @@ def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.
         total: GridSum = getattr(host, sums)
         for i, limb in enumerate(total.limbs):
             exponent = total.top - DIGIT_BITS * i
-            array = limb * 2.0**exponent
-            arrays[sums + _SUFFIX[exponent]] = array.reshape(1) if array.ndim == 0 else array
+            arrays[sums + _SUFFIX[exponent]] = _in_units(limb, exponent)
     return arrays
+
+
+def _in_units(limb: np.ndarray, exponent: int) -> np.ndarray | Tiles:
+    """A limb times its step; a large matrix tile by tile, for there may not be room for a second one."""
+    if limb.ndim == 3 and limb.nbytes > _LARGE:
+        return Tiles(limb.shape, (1, *limb.shape[1:]), lambda i: limb[i : i + 1] * 2.0**exponent)
+    array = limb * 2.0**exponent
+    return array.reshape(1) if array.ndim == 0 else array
 
 
 def moments_of(

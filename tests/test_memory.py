@@ -1,0 +1,74 @@
+"""What a worker takes at its peak, by the system's own figure, is what the plan projects."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streamfit.corpus import Files
+from streamfit.corpus.parquet import ParquetTable
+from streamfit.engine import Machine, accumulate, connect, plan_for
+from streamfit.features import RBF, FeatureMap, Linear
+from streamfit.frame import Frame
+from streamfit.store import Header, Store
+from streamfit.targets import Dense, OneHot, Targets
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+TOLERANCE = 0.15
+
+
+def peak_bytes(process: int) -> int:
+    """Largest resident size that a process ever had (`VmHWM`)."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.M)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def table_of(folder: Path, n_inputs: int, n_rows: int, n_classes: int | None = None) -> ParquetTable:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(2):
+        x = rng.normal(size=(n_rows, n_inputs)).astype(np.float32)
+        y = rng.normal(size=n_rows) if n_classes is None else rng.integers(0, n_classes, n_rows)
+        columns = {f"x{j}": x[:, j] for j in range(n_inputs)} | {"y": y}
+        pq.write_table(pa.table(columns), folder / f"{i}.parquet", row_group_size=n_rows)
+    return ParquetTable(Files(str(folder)), tuple(f"x{j}" for j in range(n_inputs)), ("y",), n_classes=n_classes)
+
+
+def rbf(n: int, n_inputs: int) -> RBF:
+    return RBF(np.random.default_rng(1).normal(size=(n, n_inputs)), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("features", "targets", "precision", "n_rows", "n_bands"),
+    [
+        (Linear(600), Dense(1), "float32", 32_768, 1),
+        (rbf(3000, 8), Dense(1), "float64", 9000, 1),
+        (rbf(1024, 8), OneHot(8000), "float32", 9000, 1),
+        (rbf(3000, 8), Dense(1), "float64", 5000, 2),
+    ],
+    ids=["wide", "rbf", "classes", "panels"],
+)
+def test_a_worker_takes_what_the_plan_says(
+    tmp_path: Path, features: FeatureMap, targets: Targets, precision: str, n_rows: int, n_bands: int
+):
+    table = table_of(tmp_path / "rows", features.n_inputs, n_rows, targets.n_targets if targets.one_hot else None)
+    header = Header(features, targets, Frame.identity(features.n_features, targets.n_targets), precision, n_folds=2)
+    store = Store.create(tmp_path / "store", header)
+    plan = replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands)
+    with connect(Machine(n_workers=1, threads_per_worker=1)) as client:
+        summary = accumulate(store, table, client=client, worker_memory=plan.worker_bytes)
+        (process,) = client.run(os.getpid).values()
+        peak = peak_bytes(process)
+    assert summary.plan.n_bands == n_bands
+    assert abs(peak - plan.worker_bytes) <= TOLERANCE * plan.worker_bytes, (
+        f"{peak / 1e6:.0f} MB for a plan of {plan.worker_bytes / 1e6:.0f}"
+    )
