@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from distributed import Client
 from rich.console import Console
 
@@ -30,6 +31,8 @@ from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
 
 log = logging.getLogger("streamfit")
+_SOLVE_SHARE = 0.8
+"""Of the memory that is free, for the solve of a Gram matrix that was summed in panels."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def fit(
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
         if summary.plan.n_bands > 1:
-            solved = solve_out_of_core(store, problem.solve, machine.worker_memory, None, console)
+            memory = int(_SOLVE_SHARE * psutil.virtual_memory().available)
+            solved = solve_out_of_core(store, problem.solve, memory, None, console)
         else:
             solved = solve_store(store, problem.solve, console)
         model = build_model(problem, store, solved)

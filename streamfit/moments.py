@@ -387,7 +387,7 @@ class MomentsAccumulator:
         shift, scale = xp.astype(self._shift, phi.dtype), xp.astype(self._scale, phi.dtype)
         sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
-        for rows in cached_rows(*z.shape, z):
+        for rows in cached_rows(z.shape[0], z.shape[1], z):
             piece = phi[rows, :] if self._late else (phi[rows, :] - shift) * scale
             piece = rounded(xp.astype(piece, dtype, copy=False), precision)
             if z is not phi or not (self._late and exact):
@@ -479,7 +479,7 @@ class MomentsAccumulator:
         units = None
         if self._late and self._has_units:
             units = self._xp.astype(self._scale[self._columns], products.dtype)
-        for strip in cached_rows(*products.shape, products):
+        for strip in cached_rows(products.shape[0], products.shape[1], products):
             block = products[strip, :] if units is None else products[strip, :] * units
             where = (strip, slice(None)) if targets is None else targets[strip]
             self._sums["cross"].add_reserved(block, where)

@@ -217,8 +217,11 @@ class Plan:
         if self.triangle or self.n_bands == 1:
             return self.sum_bytes
         b, limbs = tile_size(self.n_features), n_limbs(self.precision)
-        panels = [(len(p.tiles()), p.features()) for p in panels_of(self.n_features, self.n_bands)]
-        return 8 * limbs * max(n * b * b + (f.stop - f.start) * self.n_targets for n, f in panels)
+        numbers = 0
+        for panel in panels_of(self.n_features, self.n_bands):
+            columns = panel.features()
+            numbers = max(numbers, len(panel.tiles()) * b * b + (columns.stop - columns.start) * self.n_targets)
+        return 8 * limbs * numbers
 
     def within(self, limit: int | None) -> Plan:
         """The same plan with as few bands as let a worker's share fit, if any number does.

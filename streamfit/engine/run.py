@@ -199,8 +199,10 @@ class _Job:
         ):
             panels = panels_of(plan.n_features, plan.n_bands) if plan.n_bands > 1 else []
             for group in plan.groups:
-                for task in [CountPanel(group, panel) for panel in panels] or [Count(group)]:
-                    workers.add(task)
+                for panel in panels:
+                    workers.add(CountPanel(group, panel))
+                if not panels:
+                    workers.add(Count(group))
             upkeep, ready = Upkeep(self.store, workers), deque[Done]()
             begun: dict[Group, list[PanelResult]] = {}
             try:
