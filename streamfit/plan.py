@@ -245,6 +245,8 @@ class Plan:
         if self.precision not in ("float32", "float64"):
             copies += 3 * item  # bits while they are rounded, and parts of weighted features
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
+        if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
+            rows += BLOCK_ROWS * item * self.n_features
         if self.one_hot:  # products of the classes that a block holds
             rows += item * min(BLOCK_ROWS, k) * self.n_features
         # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
@@ -257,8 +259,6 @@ class Plan:
             sums *= 3
         else:  # cross-moments are written from a copy
             sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
-        if self.n_bands > 1:  # tiles while panels are stitched
-            sums += 8 * 8 * n_limbs(self.precision) * tile_size(self.n_features) ** 2
         return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
 
     def solve_bytes(self, n_folds: int) -> int:

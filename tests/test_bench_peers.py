@@ -19,6 +19,7 @@ from pipelines.peers.verdict import Row, read_course
 MEMORY = 3 * 10**9
 
 
+@pytest.mark.slow
 def test_streamfit_and_scikit_learn_meet_the_reference(tmp_path: Path) -> None:
     found = bench_peers.main(
         n_rows=400,

@@ -190,7 +190,7 @@ def test_a_gram_matrix_that_memory_does_not_hold(run, tmp_path):
     np.testing.assert_allclose(outside.weights, inside.weights, rtol=1e-9, atol=1e-12)
     small = streamfit("solve", run, "--alpha", 0.5, "--memory", "1MB")
     assert small.returncode == 2
-    assert "at least 420 MB" in small.stderr
+    assert "at least 315 MB" in small.stderr
     for wrong in (("--alpha", 1, "--alpha", 2), ("--alpha", 1, "--per-target"), ()):
         refused = streamfit("solve", run, *wrong, "--memory", "1GB")
         assert refused.returncode == 2

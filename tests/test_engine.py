@@ -358,7 +358,7 @@ def test_group_that_always_kills_its_worker_is_given_up(tmp_path, source, make, 
 def test_plan_that_does_not_fit_is_refused_before_reading(source, make):
     """Both numbers are named, and nothing was read or committed."""
     store = make("store")
-    with pytest.raises(PlanError, match=r"needs 4\d\d MB for a worker, with 1\.05 MB there"):
+    with pytest.raises(PlanError, match=r"needs 3\d\d MB for a worker, with 1\.05 MB there"):
         accumulate(store, as_kind(Unread, source), worker_memory=2**20)
     assert store.head().sequence == 0
 

@@ -14,7 +14,7 @@ import pytest
 
 from streamfit.corpus import Files
 from streamfit.corpus.parquet import ParquetTable
-from streamfit.engine import Machine, accumulate, connect, plan_for
+from streamfit.engine import Machine, WorkOptions, accumulate, connect, plan_for
 from streamfit.features import RBF, FeatureMap, Linear
 from streamfit.frame import Frame
 from streamfit.store import Header, Store
@@ -50,9 +50,9 @@ def rbf(n: int, n_inputs: int) -> RBF:
 @pytest.mark.parametrize(
     ("features", "targets", "precision", "n_rows", "n_bands"),
     [
-        (Linear(600), Dense(1), "float32", 32_768, 1),
+        pytest.param(Linear(600), Dense(1), "float32", 32_768, 1, marks=pytest.mark.slow),
         (rbf(3000, 8), Dense(1), "float64", 9000, 1),
-        (rbf(1024, 8), OneHot(8000), "float32", 9000, 1),
+        pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, 1, marks=pytest.mark.slow),
         (rbf(3000, 8), Dense(1), "float64", 5000, 2),
     ],
     ids=["wide", "rbf", "classes", "panels"],
@@ -65,7 +65,7 @@ def test_a_worker_takes_what_the_plan_says(
     store = Store.create(tmp_path / "store", header)
     plan = replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands)
     with connect(Machine(n_workers=1, threads_per_worker=1)) as client:
-        summary = accumulate(store, table, client=client, worker_memory=plan.worker_bytes)
+        summary = accumulate(store, table, client=client, options=WorkOptions(n_bands=n_bands))
         (process,) = client.run(os.getpid).values()
         peak = peak_bytes(process)
     assert summary.plan.n_bands == n_bands

@@ -39,11 +39,6 @@ def made(folder: Path, targets: Targets, precision: str, factor: float = 1.0) ->
     return table, header
 
 
-def memory_for(store: Store, table: ParquetTable, n_bands: int) -> int:
-    """Bytes that just suffice for so many bands."""
-    return replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands).worker_bytes
-
-
 @pytest.mark.parametrize("d", [1, 511, 513, 1100, 5000])
 def test_every_tile_is_in_one_panel_and_every_cross_column_in_one_on_the_diagonal(d: int):
     edges = -(-d // tile_size(d))
@@ -70,7 +65,7 @@ def test_panels_give_the_bits_and_digests_of_a_fit_that_holds_all(
     table, header = made(tmp_path / "rows", targets, precision, factor)
     whole, cut = (Store.create(tmp_path / name, header) for name in ("whole", "cut"))
     accumulate(whole, table)
-    summary = accumulate(cut, table, worker_memory=memory_for(cut, table, n_bands))
+    summary = accumulate(cut, table, options=WorkOptions(n_bands=n_bands))
     assert summary.plan.n_bands == n_bands
     assert any("panels" in line for line in summary.plan.lines(2))
     assert summary.n_rows == whole.head().n_rows == 2400
@@ -87,7 +82,7 @@ def test_panels_on_workers_forget_and_compact_to_the_same_bits(tmp_path: Path):
     whole, cut = (Store.create(tmp_path / name, header) for name in ("whole", "cut"))
     options = WorkOptions(n_bands=3)
     with connect(Machine(n_workers=2)) as client:
-        accumulate(cut, table, client=client, worker_memory=memory_for(cut, table, 3), group_rows=600)
+        accumulate(cut, table, client=client, options=options, group_rows=600)
     accumulate(whole, table, group_rows=600)
     gone = dict.fromkeys(s.content_id for s in table.shards()[:2])
     for store, chosen in ((cut, options), (whole, WorkOptions())):
@@ -120,12 +115,16 @@ def test_segments_merge_tile_by_tile_to_the_same_bits(tmp_path: Path, monkeypatc
     assert sums[0] == sums[1]
 
 
-def test_a_plan_that_no_panel_makes_fit_is_refused(tmp_path: Path):
+def test_workers_with_less_memory_get_more_bands_or_a_refusal(tmp_path: Path):
     table, header = made(tmp_path / "rows", Dense(1), "float32")
     store = Store.create(tmp_path / "store", header)
-    least = memory_for(store, table, 3)
+    plan = replace(plan_for(store, [], n_workers=1), n_features=20_000)
+    least = [replace(plan, n_bands=n).worker_bytes for n in range(1, 11)]
+    assert [plan.within(n).n_bands for n in least[:4]] == [1, 2, 3, 4]
     with pytest.raises(PlanError, match="for a worker"):
-        accumulate(store, table, worker_memory=least - 1)
+        plan.within(min(least) - 1).check(min(least) - 1, None, 2)
+    with pytest.raises(PlanError, match="for a worker"):
+        accumulate(store, table, worker_memory=10**8)
     assert store.head().n_rows == 0
 
 

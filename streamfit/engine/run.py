@@ -188,7 +188,8 @@ class _Job:
         plan = plan_for(
             self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows, source=self.source
         )
-        return plan.within(self.worker_memory)
+        plan = plan.within(self.worker_memory)
+        return plan if plan.n_bands >= self.options.n_bands else replace(plan, n_bands=self.options.n_bands)
 
     def count(self, shards: Sequence[Shard]) -> bool:
         """Count what is not counted; whether another run was faster, so that the rest must be planned anew."""

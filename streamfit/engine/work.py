@@ -45,7 +45,7 @@ class WorkOptions:
     backend : {'numpy', 'cuda'}
         Array library of the products. `cuda` has not been run on hardware.
     n_bands : int
-        Where more than 1, the Gram matrix is summed a panel at a time; see `Panel`.
+        The least bands that rows and columns of the Gram matrix are cut into, to sum a panel at a time; see `Panel`.
     """
 
     skip_bad_shards: bool = False

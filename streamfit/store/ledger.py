@@ -335,4 +335,4 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 def _rows(data: bytes, schema: pa.Schema) -> list[dict[str, Any]]:
     # Not `read_table`, which looks for a data set around the file first.
-    return list(pq.ParquetFile(io.BytesIO(data)).read().cast(schema).to_pylist())
+    return list(pq.ParquetFile(io.BytesIO(data)).read().select(schema.names).cast(schema).to_pylist())
