@@ -280,6 +280,12 @@ def doctor(
 
 
 def _doctor_gpu(backend: str, output: Path | None, as_json: bool, sizes: tuple[int, ...]) -> None:
+    if output is not None:
+        try:
+            output.touch()  # now, and not when a borrowed GPU has been measured
+        except OSError as error:
+            msg = f"cannot write {output}: {error.strerror}"
+            raise ConfigError(msg, "a file that can be written", "name another with -o") from error
     found = examine_backend(backend, sizes)  # type: ignore[arg-type]
     if output is not None:
         output.write_text(json.dumps(found, indent=1), encoding="utf-8")

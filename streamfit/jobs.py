@@ -21,11 +21,11 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
 from streamfit.corpus import Documents, Source, TextFiles
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, n_workers, say
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
-from streamfit.solving import Solved, solve_out_of_core, solve_store
+from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
@@ -84,6 +84,8 @@ def fit(
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
         remember(problem, machine)
         source = training_source(problem, store)
+        if bands_of(store, machine.worker_memory, source) > 1:
+            refuse_choice(problem.solve)  # now, and not after the pass
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
         if summary.plan.n_bands > 1:

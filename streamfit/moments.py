@@ -505,8 +505,7 @@ class MomentsAccumulator:
 
         def add() -> None:
             sums["sum_y"].add_reserved(sum_y, where)
-            # A copy: what is added may be overwritten.
-            sums["sum_yy"].add_reserved(xp.asarray(sum_yy, copy=True), where)
+            sums["sum_yy"].add_reserved(sum_yy, where)
             self._add_cross(products, present)
 
         return peak, add

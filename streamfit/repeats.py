@@ -129,7 +129,7 @@ class CountChoice:
         because = f", as asked (count_rows = {self.asked!r})" if self.asked != "auto" else ""
         return (
             f"{what}{because}: {self.repeats.distinct:.1%} of {self.repeats.n_rows:,} sampled rows are distinct within"
-            f" their shard, and counting would make products {self.speedup:.2f} times as fast"
+            f" their shard, and counting would make products {self.speedup:.2g} times as fast"
         )
 
 

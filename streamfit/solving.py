@@ -178,9 +178,7 @@ def solve_out_of_core(
     CertificateError
         If the optimum is not proved to the tolerance.
     """
-    if len(section.alphas) > 1 or section.blocks or section.per_target or section.choose_by != "kfold":
-        msg = "a choice of alphas out of core"
-        raise ConfigError(msg, "one --alpha", "choose it on fewer features, or where the Gram matrix fits in memory")
+    refuse_choice(section)
     started = time.perf_counter()
     plan = plan_tiled(store, memory_bytes=memory_bytes, mix=mix)
     for line in plan.lines():
@@ -207,6 +205,19 @@ def solve_out_of_core(
     _show(solved, section, 0, console)
     solution.certificate.require(section.tolerance)
     return solved
+
+
+def refuse_choice(section: SolveSection) -> None:
+    """Check that a section asks for one alpha alone.
+
+    Raises
+    ------
+    ConfigError
+        If it does not: a choice takes the whole Gram matrix.
+    """
+    if len(section.alphas) > 1 or section.blocks or section.per_target or section.choose_by != "kfold":
+        msg = "a choice of alphas out of core"
+        raise ConfigError(msg, "one --alpha", "choose it on fewer features, or where the Gram matrix fits in memory")
 
 
 def summed(folds: Mapping[int, Statistic]) -> Statistic:

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -369,3 +371,31 @@ def test_equal_pages_under_other_column_names_are_other_rows(tmp_path):
     ids = [s.content_id for s in ParquetTable(Files(str(tmp_path)), ("x",), ("y",)).shards()]
     assert ids[0] != ids[1]
     assert ids[0] == ids[2]
+
+
+def test_a_file_that_changed_is_not_read_under_its_old_content_though_its_time_was_set_back(tmp_path):
+    """Listed, written anew with the same size and modification time, listed again, each long enough apart."""
+
+    def write(value):
+        columns = {"x": np.full(100, value), "y": np.zeros(100)}
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(pa.table(columns), path, **options)
+
+    path = tmp_path / "rows.parquet"
+    source = ParquetTable(Files(str(path)), ("x",), ("y",))
+    write(1.0)
+    before = path.stat()
+    (first,) = source.shards()
+    assert first.stamp == 0  # too young to trust its time
+    time.sleep(2.1)
+    (settled,) = source.shards()
+    assert settled.stamp == before.st_ctime_ns
+    assert settled == first
+    write(2.0)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    with pytest.raises(ShardChangedError):
+        list(source.read(settled))
+    (again,) = source.shards()
+    assert again.content_id != first.content_id
+    assert next(iter(source.read(again))).x[0, 0] == 2.0

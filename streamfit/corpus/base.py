@@ -269,13 +269,13 @@ def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
         return list(pool.map(lambda part: _hash_once(*part, *_stamp(part[0])), parts))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
     except OSError as error:
         msg = f"{path}: {error.strerror}"
         raise CorpusError(msg, "a readable file", "check its permissions, or leave it out") from error
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def stamp_of(path: Path) -> int:
@@ -289,8 +289,9 @@ def stamp_of(path: Path) -> int:
 
 
 @cache
-def _hash_once(path: Path, start: int, stop: int, size: int, modified: int) -> str:
-    # A corpus is listed several times in a run; its bytes are hashed again only where a file has changed.
+def _hash_once(path: Path, start: int, stop: int, size: int, modified: int, changed: int) -> str:
+    # A corpus is listed several times in a run; its bytes are hashed again only where a file has changed. Its time of
+    # change is looked at too, which nobody can set back, as a stamp goes by it.
     return hash_range(path, start, stop)
 
 

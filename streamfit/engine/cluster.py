@@ -114,8 +114,20 @@ def _cuda(machine: Machine) -> Iterator[Client]:
 
 @contextmanager
 def _started(make: Callable[[], Any], machine: Machine) -> Iterator[Client]:
-    """A cluster of processes of this one, with all of its workers."""
-    with make() as cluster, Client(cluster) as client:
+    """A cluster of processes of this one, with all of its workers.
+
+    Raises
+    ------
+    ConfigError
+        If it does not start.
+    """
+    try:
+        begun = make()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.__cause__ or error
+        msg = f"a cluster of kind {machine.kind!r} that does not start: {reason}"
+        raise ConfigError(msg, "workers that start", "look at interface, local_directory and memory_limit") from error
+    with begun as cluster, Client(cluster) as client:
         client.wait_for_workers(machine.workers if machine.adapt is None else machine.adapt.minimum, timeout=120)
         _adapt(cluster, machine)
         client.register_plugin(_Uninterrupted())

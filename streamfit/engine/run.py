@@ -30,7 +30,7 @@ from streamfit.errors import CorpusError, MismatchError, ShardChangedError, Stre
 from streamfit.features import Linear
 from streamfit.frame import panels_of
 from streamfit.plan import Group, Plan, Shard, counted_twice, make_groups
-from streamfit.store import FullError, Refusal, Store
+from streamfit.store import FullError, Refusal, Store, discard_panels
 
 log = logging.getLogger("streamfit")
 Done = tuple[Group, GroupResult]
@@ -218,6 +218,8 @@ class _Job:
                             if len(begun[task.group]) == len(panels):
                                 workers.add(Stitch(task.group, tuple(begun.pop(task.group))), first=True)
                         else:
+                            if isinstance(task, Stitch):
+                                discard_panels(self.store, [panel.panel for panel in task.panels])
                             ready.append((task.group, result))
                     # A wave of groups that were finished together is one commit, or some; what finds no room waits
                     # for the merge that makes some.
@@ -353,9 +355,13 @@ def plan_for(
     return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
 
 
-def bands_of(store: Store, worker_memory: int | None) -> int:
-    """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps."""
-    return plan_for(store, list(store.counted().values()), n_workers=1).within(worker_memory).n_bands
+def bands_of(store: Store, worker_memory: int | None, source: Source | None = None) -> int:
+    """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps.
+
+    Shards are those of the source, or those that are counted.
+    """
+    shards = list(store.counted().values()) if source is None else source.shards()
+    return plan_for(store, shards, n_workers=1, source=source).within(worker_memory).n_bands
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

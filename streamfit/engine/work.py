@@ -25,7 +25,7 @@ from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChange
 from streamfit.frame import BLOCK_ROWS, Panel, panels_of
 from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import BLOCKS_AHEAD, Group, Shard
-from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, stitch, write_panel
+from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, discard_panels, stitch, write_panel
 
 PREFETCH = BLOCKS_AHEAD - 2
 """Blocks that may wait between the reader, which makes one, and the sums, which take one."""
@@ -140,7 +140,9 @@ def work_group(
         panels = panels_of(store.header.frame.n_features, options.n_bands)
         first = work_panel(store, source, group, panels[0], options, report)
         rest = [work_panel(store, source, group, panel, options) for panel in panels[1:]]
-        return stitch_group(store, [first, *rest])
+        result = stitch_group(store, [first, *rest])
+        discard_panels(store, [panel.panel for panel in (first, *rest)])
+        return result
     sums = sum_shards(store, source, group.shards, options, report)
     segment = None
     if sums.n_rows:

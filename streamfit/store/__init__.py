@@ -9,7 +9,7 @@ from streamfit.store.mix import Mix
 from streamfit.store.out_of_core import plan_tiled, solve_tiled
 from streamfit.store.place import Place
 from streamfit.store.policy import FullError, fitting
-from streamfit.store.stitch import WrittenPanel, stitch, write_panel
+from streamfit.store.stitch import WrittenPanel, discard_panels, stitch, write_panel
 from streamfit.store.store import Store
 from streamfit.store.upkeep import (
     GRACE,
@@ -54,6 +54,7 @@ __all__ = [
     "compact",
     "crowding",
     "digest_of",
+    "discard_panels",
     "export_dense",
     "export_segments",
     "fitting",

@@ -62,7 +62,7 @@ def write_panel(store: Store, sums: Moments, panel: Panel, tables: Tables) -> Wr
 
 
 def stitch(store: Store, panels: Sequence[WrittenPanel], shards: Sequence[Shard], n_rows: Sequence[int]) -> Segment:
-    """Make one segment of all panels of a group, and delete them.
+    """Make one segment of all panels of a group, which stay: Dask may run a task again after it is done.
 
     Parameters
     ----------
@@ -82,10 +82,13 @@ def stitch(store: Store, panels: Sequence[WrittenPanel], shards: Sequence[Shard]
         msg = f"panels of {sorted({part.n_rows for part, _ in parts})} rows, for shards of {sum(n_rows)}"
         raise StoreError(msg, "panels of the same rows", "the corpus changed while it was read; run again")
     first = next(part for part, panel in parts if panel.row == panel.column == 0)
-    segment = _written(store, parts, [first], shards, n_rows)
+    return _written(store, parts, [first], shards, n_rows)
+
+
+def discard_panels(store: Store, panels: Sequence[WrittenPanel]) -> None:
+    """Delete panels of which a segment was made, and delivered."""
     for written in panels:
         store.place.delete_tree(f"segments/{written.id}")
-    return segment
 
 
 def merge_tiles(
