@@ -51,7 +51,7 @@ def rbf(n: int, n_inputs: int) -> RBF:
     ("features", "targets", "precision", "n_rows", "n_bands"),
     [
         pytest.param(Linear(600), Dense(1), "float32", 32_768, 1, marks=pytest.mark.slow),
-        (rbf(3000, 8), Dense(1), "float64", 9000, 1),
+        pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, 1, marks=pytest.mark.slow),
         pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, 1, marks=pytest.mark.slow),
         (rbf(3000, 8), Dense(1), "float64", 5000, 2),
     ],

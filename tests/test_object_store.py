@@ -153,6 +153,7 @@ def test_racing_processes_lose_and_double_no_commit(s3, tmp_path):
     assert figures["acknowledged"] == 40 <= figures["commits"]
 
 
+@pytest.mark.slow
 def test_killed_fit_into_a_bucket_is_resumed_to_the_same_bits(s3, tmp_path, serial, quiet):
     """A run on two workers whose client is killed once ends with the sums and weights of a run in a folder."""
     for name in ("corpus", "truth", "run"):

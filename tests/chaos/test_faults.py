@@ -119,7 +119,7 @@ def test_full_disk_under_the_whole_run(tmp_path, corpus, truth, mounted):
     ("n_centers", "limit", "what"),
     [
         pytest.param(40, 9_000, "segments/", id="chunk", marks=pytest.mark.slow),
-        pytest.param(8, 4_900, "log record", id="log record"),
+        pytest.param(8, 4_900, "log record", id="log record", marks=pytest.mark.slow),
     ],
 )
 def test_file_that_may_not_grow(tmp_path, corpus, serial, quiet, n_centers, limit, what):
