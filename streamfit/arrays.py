@@ -330,14 +330,6 @@ def class_sums(
     return present, selector @ rows
 
 
-def free_bytes(backend: Backend) -> int | None:
-    """Memory of the device that is free, what CuPy's pool holds unused included; None where the device is the host."""
-    if backend == "numpy":
-        return None
-    cupy = _cupy()
-    return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
-
-
 def device_facts() -> dict[str, Any]:
     """The first GPU and the libraries it is used by.
 
