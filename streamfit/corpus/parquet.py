@@ -63,10 +63,11 @@ class ParquetTable(Source):
         return [*features, *self.target, *([self.weight] if self.weight else [])]
 
     def shards(self) -> list[Shard]:
-        found = [(name, path, *group) for name, path in self.files.find() for group in self._groups(name, path)]
-        stamps = {path: stamp_of(path) for path in {path for _, path, *_ in found}}  # before the bytes are hashed
+        footers = [(name, path, _footer(path)) for name, path in self.files.find()]
+        found = [(name, path, *group) for name, path, footer in footers for group in _groups(path, footer)]
+        stamps = {path: stamp_of(path) for _, path, _ in footers}  # before the bytes are hashed
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
-        schemas = {path: _schema_of(path) for path in {path for _, path, *_ in found}}
+        schemas = {path: _describe(footer.schema.to_arrow_schema()) if footer else "" for _, path, footer in footers}
         ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
         parts = [
             (
@@ -94,19 +95,6 @@ class ParquetTable(Source):
             return [self.labels.label(shard, name) for shard in whole]
         found = _combinations(self.labels.keys, *whole)
         return [s for shard, sets in zip(whole, found, strict=True) for s in self.labels.cut(shard, name, sets)]
-
-    def _groups(self, name: str, path: Path) -> list[tuple[int, int, int, int]]:
-        """Number, rows, and byte range of each row group; a file without a footer is one shard, to be refused."""
-        try:
-            metadata = pq.read_metadata(path)
-        except (pa.ArrowException, OSError):
-            return [(-1, 0, 0, path.stat().st_size)]
-        size = path.stat().st_size
-        spans = [(g, metadata.row_group(g)) for g in range(metadata.num_row_groups)]
-        groups = [(g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows]
-        if any(not 0 <= start < stop <= size for _, _, start, stop in groups):
-            return [(-1, 0, 0, size)]
-        return groups
 
     @property
     def row_item(self) -> int:
@@ -156,8 +144,11 @@ class ParquetTable(Source):
         if self.hashed is not None:
             for key in self.features:
                 check_hashable(shard, schema.field(column_of(key)[0]).type, key, self.hashed)
-        for column in self.columns if self.hashed is None else self.columns[len(self.features) :]:
-            kind = schema.field(column).type
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        # Wide tables have few types: a column of each is looked at.
+        first = {kinds[column]: column for column in reversed(self.features)} if self.hashed is None else {}
+        for column in (*first.values(), *self.columns[len(self.features) :]):
+            kind = kinds[column]
             element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
             is_class = self.n_classes is not None and column in self.target
             if is_class and not pa.types.is_integer(kind):
@@ -224,11 +215,23 @@ def _combinations(keys: tuple[str, ...], *parts: Shard) -> tuple[tuple[tuple[Sel
     return tuple(found)
 
 
-def _schema_of(path: Path) -> str:
+def _footer(path: Path) -> pq.FileMetaData | None:
     try:
-        return _describe(pq.read_schema(path))
+        return pq.read_metadata(path)
     except (pa.ArrowException, OSError):
-        return ""  # no footer: one shard that reading will refuse
+        return None  # one shard that reading will refuse
+
+
+def _groups(path: Path, footer: pq.FileMetaData | None) -> list[tuple[int, int, int, int]]:
+    """Number, rows, and byte range of each row group; a file without a footer is one shard, to be refused."""
+    size = path.stat().st_size
+    if footer is None:
+        return [(-1, 0, 0, size)]
+    spans = [(g, footer.row_group(g)) for g in range(footer.num_row_groups)]
+    groups = [(g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows]
+    if any(not 0 <= start < stop <= size for _, _, start, stop in groups):
+        return [(-1, 0, 0, size)]
+    return groups
 
 
 def _describe(schema: pa.Schema) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamfit.corpus.spare import BLOCKS
 from streamfit.corpus.values import column_of, kept, selected
 from streamfit.errors import ShardError
 from streamfit.frame import BLOCK_ROWS
@@ -32,6 +33,8 @@ READ_BYTES = 2**28
 """Bytes that are decoded at a time: enough that starting on each column costs little."""
 _PIECE = (256, 16)
 """Rows and columns of the pieces in which columns become rows: what was measured best, a line of the cache wide."""
+_TENSOR_ROWS = 2048
+"""Rows that Arrow lays out at a time: little enough that its memory is used again."""
 
 
 def batches_of(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterator[Batch]:
@@ -143,12 +146,14 @@ def _same_floats(batch: Batch, names: tuple[str, ...]) -> np.ndarray | None:
     kinds = {field.type for field in table.schema}
     if len(names) == 1 or kinds not in ({pa.float32()}, {pa.float64()}) or any(c.null_count for c in table.columns):
         return None
-    columns = table.to_tensor(row_major=False).to_numpy()
+    x = BLOCKS.empty((table.num_rows, len(names)), table.schema.field(0).type.to_pandas_dtype())
     rows, width = _PIECE
-    x = np.empty(columns.shape, columns.dtype)
-    for lo in range(0, x.shape[0], rows):
-        for left in range(0, x.shape[1], width):
-            x[lo : lo + rows, left : left + width] = columns[lo : lo + rows, left : left + width]
+    for first in range(0, len(x), _TENSOR_ROWS):
+        columns = table.slice(first, _TENSOR_ROWS).to_tensor(row_major=False).to_numpy()
+        turned = x[first : first + _TENSOR_ROWS]
+        for lo in range(0, len(turned), rows):
+            for left in range(0, len(names), width):
+                turned[lo : lo + rows, left : left + width] = columns[lo : lo + rows, left : left + width]
     return x
 
 

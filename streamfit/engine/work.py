@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
+from streamfit.corpus.spare import BLOCKS
 from streamfit.counted import count_rows, piece_rows
 from streamfit.counts import Tables
 from streamfit.engine.feed import fed, transport_to
@@ -340,6 +341,7 @@ def prefetched(
     finally:
         stop.set()
         reader.join()
+        BLOCKS.release()
 
 
 def _fault(source: Source, shard: Shard) -> ShardError | None:
