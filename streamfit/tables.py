@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
-from streamfit.repeats import CountRows, choose_counting
+from streamfit.repeats import CountChoice, CountRows, choose_counting
 from streamfit.sparse_moments import sparse_frame
 from streamfit.sparse_sample import spread_sample
 from streamfit.store import Header, StatisticKind
@@ -108,15 +108,18 @@ def prepare_table(
     for another in maps[1:]:
         features = features + another
     targets = OneHot(source.n_classes) if source.n_classes else Dense(y.shape[1])
-    choice = choose_counting(
+    choice, line = _choose_counting(
         "never" if statistic == "qr" and count_rows == "auto" else count_rows,
-        _whole_pieces(source, seed, x.shape[1], skip_bad_shards),
-        features.n_features,
-        targets.n_targets,
+        source,
+        seed,
+        x.shape[1],
+        skip_bad_shards,
+        n_features=features.n_features,
+        n_targets=targets.n_targets,
         one_hot=targets.one_hot,
         weighted=weights is not None,
     )
-    report(choice.line())
+    report(line)
     return Header(
         features=features,
         targets=targets,
@@ -208,6 +211,23 @@ def _sample(
     return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights
 
 
+def _choose_counting(
+    asked: CountRows, source: ParquetTable, seed: int, n_inputs: int, skip: bool, **sizes: Any
+) -> tuple[CountChoice, str]:
+    """Decide whether equal rows are multiplied once, and say why.
+
+    Rows that differ in their first columns differ: of wide tables those are read first, and the rest only where
+    counting might still pay.
+    """
+    few = replace(source, features=source.features[:_SCREEN_COLUMNS])
+    if asked == "auto" and len(few.features) < len(source.features):
+        screen = choose_counting(asked, _whole_pieces(few, seed, n_inputs, skip), **sizes)
+        if not screen.counted:
+            return screen, f"{screen.line()}, by {len(few.features)} of {len(source.features)} columns"
+    choice = choose_counting(asked, _whole_pieces(source, seed, n_inputs, skip), **sizes)
+    return choice, choice.line()
+
+
 def _whole_pieces(source: ParquetTable, seed: int, n_inputs: int, skip: bool) -> Iterator[np.ndarray]:
     """Inputs of whole shards chosen at random, up to what is looked through at once, until there are enough rows."""
     shards, n_rows = source.shards(), 0
@@ -246,6 +266,8 @@ _SPREAD = 4
 """Rows of the shards that a sample is drawn from, for each row drawn."""
 _REPEATS_ROWS = 2**17
 """Rows of whole shards that are looked through for equal ones."""
+_SCREEN_COLUMNS = 8
+"""Columns in which rows of wide tables are compared before they are compared whole."""
 _SCORE_ENTRIES = 2**24
 """Predictions held at a time."""
 

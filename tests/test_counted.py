@@ -242,6 +242,28 @@ def test_the_choice_is_part_of_the_header_only_where_rows_are_counted(repeating)
         replace(always, statistic="qr", precision="float64")
 
 
+@pytest.mark.parametrize(("n_distinct", "counted"), [(40, True), (4000, False)])
+def test_wide_rows_are_compared_in_some_columns_first(tmp_path, monkeypatch, n_distinct, counted):
+    rng = np.random.default_rng(n_distinct)
+    x = rng.normal(size=(n_distinct, 20))[rng.integers(0, n_distinct, 4000) if counted else np.arange(4000)]
+    columns = {f"x{j}": x[:, j] for j in range(20)} | {"y": x[:, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    source = ParquetTable(Files(str(tmp_path)), tuple(f"x{j}" for j in range(20)), ("y",))
+    whole, read = [], ParquetTable.read
+
+    def noting(self, shard):
+        whole.append(len(self.features) == 20)
+        return read(self, shard)
+
+    monkeypatch.setattr(ParquetTable, "read", noting)
+    said = []
+    chosen = {"precision": "float64", "n_folds": 2, "seed": 0, "sample_rows": 500}
+    header = prepare_table(source, [Block("fourier", 900)], count_rows="auto", report=said.append, **chosen)
+    assert header.counted == counted
+    assert whole == [True, False, *([True] if counted else [])]  # the sample, the screen, and all of the rows
+    assert (", by 8 of 20 columns" in said[0]) != counted
+
+
 def test_a_run_decides_says_so_and_keeps_to_it(tmp_path, repeating, quiet, capsys):
     text = (
         f'kind = "ridge"\nrun = "{tmp_path / "run"}"\nprecision = "float64"\nCOUNT\n[corpus]\n'
