@@ -305,7 +305,8 @@ def _doctor_gpu(backend: str, output: Path | None, as_json: bool, sizes: tuple[i
                 for s in found["throughput"]["accumulate"]
             }
         )
-        show(found["throughput"]["copies"])
+        if found["throughput"]["copies"]:
+            show(found["throughput"]["copies"])
     if not found["passed"]:
         failed = ", ".join(c["name"] for c in found["checks"] if not c["passed"])
         msg = f"checks that failed: {failed}"

@@ -5,7 +5,7 @@ Floor 2: integers only; imports moments (for tile sizes) and errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from streamfit.arrays import Precision
@@ -231,9 +231,12 @@ class Plan:
         limit : int, optional
             Bytes that a worker has.
         """
+        return next((plan for plan in self._banded() if limit is None or plan.worker_bytes <= limit), self)
+
+    def _banded(self) -> Iterator[Plan]:
+        """The same plan in one band, in two, and so on, until a band is one tile wide."""
         most = 1 if self.triangle else -(-self.n_features // tile_size(self.n_features))
-        plans = (replace(self, n_bands=n) for n in range(1, most + 1))
-        return next((plan for plan in plans if limit is None or plan.worker_bytes <= limit), self)
+        return (replace(self, n_bands=n) for n in range(1, most + 1))
 
     @property
     def worker_bytes(self) -> int:
@@ -279,7 +282,7 @@ class Plan:
             + (f" if {self.distinct:.1%} of a shard's rows are distinct, as in the sample" if self.piece_rows else ""),
             *self._panel_lines(),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
-            f" {size_text(self.solve_bytes(n_folds))} for the solve"
+            + (f" {size_text(self.solve_bytes(n_folds))} for the solve" if self.n_bands == 1 else " the solve on disk")
             + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
         ]
 
@@ -306,7 +309,11 @@ class Plan:
         )
         for who, need, limit in needs:
             if limit is not None and need > limit:
-                msg = f"a plan that needs {size_text(need)} for {who}, with {size_text(limit)} there"
+                least = min(self._banded(), key=lambda plan: plan.worker_bytes)
+                in_panels = ""
+                if who == "a worker" and least.n_bands > 1:
+                    in_panels = f" ({size_text(least.worker_bytes)} in {least.n_panels} panels)"
+                msg = f"a plan that needs {size_text(need)} for {who}{in_panels}, with {size_text(limit)} there"
                 raise PlanError(msg, "a plan that fits", "use fewer features or workers, or a larger machine")
 
 

@@ -99,10 +99,18 @@ def test_a_plan_that_does_not_fit_is_refused_with_both_numbers():
     p = plan(n_features=20_000)
     p.check(None, None, 2)
     p.check(p.worker_bytes, p.solve_bytes(2), 2)
-    with pytest.raises(PlanError, match=r"needs [\d.]+ GB for a worker, with 1 GB there"):
-        p.check(10**9, None, 2)
+    with pytest.raises(PlanError, match=r"needs [\d.]+ GB for a worker \([\d.]+ [GM]B in \d+ panels\), with 100 MB there"):
+        p.check(10**8, None, 2)
     with pytest.raises(PlanError, match=r"needs [\d.]+ GB for the solve, with [\d.]+ GB there"):
         p.check(p.worker_bytes, p.solve_bytes(2) - 1, 2)
+
+
+def test_panels_are_solved_on_disk_and_the_plan_says_so():
+    whole = plan(n_features=20_000)
+    cut = whole.within(whole.worker_bytes // 2)
+    assert "for the solve" in whole.lines(2)[-1]
+    assert cut.n_bands > 1
+    assert "the solve on disk" in cut.lines(2)[-1]
 
 
 def test_the_plan_reads_as_text():
