@@ -15,7 +15,7 @@ from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import evaluate_documents, fit, held_out
 from streamfit.report import Report, plot_alphas, plot_models, print_scores, verdict
-from streamfit.text import LanguageModel
+from streamfit.text import LanguageModel, Sampling, generate_text
 
 
 def main(config: Path, machine: Path | None = None) -> Path:
@@ -40,7 +40,7 @@ def main(config: Path, machine: Path | None = None) -> Path:
     if fitted.solved.path is not None:
         report.figure("alpha", plot_alphas(fitted.solved.path), "Held-out R² along the grid of alphas.")
     report.verbatim("\n".join(fitted.solved.solution.certificate.lines()))
-    report.verbatim(model.tokenizer.decode(list(model.generate("", 100, temperature=0.8, top_p=0.9))))
+    report.verbatim("".join(generate_text(model, "", Sampling(100, temperature=0.8, top_p=0.9))))
     target = report.write(Path(problem.run))
     say(console, f"report: {target}")
     return target

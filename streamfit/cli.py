@@ -23,6 +23,7 @@ from streamfit.cli_machine import app as machine_app
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
+from streamfit.cli_text import app as text_app
 from streamfit.config import Problem, load_machine, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.demo import run_demo
@@ -37,7 +38,6 @@ from streamfit.report import print_scores
 from streamfit.stores import open_any
 from streamfit.tables import score_table, table_source
 from streamfit.text import LanguageModel
-from streamfit.text.model import EXPERTS
 
 _NOT_CERTIFIED, _INTERRUPTED = 3, 130
 
@@ -50,6 +50,7 @@ app = typer.Typer(
 app.add_typer(solve_app)
 app.add_typer(store_app)
 app.add_typer(machine_app)
+app.add_typer(text_app)
 
 
 def main() -> None:
@@ -224,30 +225,6 @@ def evaluate(
 
 def _documents(path: str, field: str) -> Documents:
     return JsonLines(Files(path), field=field) if path.endswith(".jsonl") else TextFiles(Files(path))
-
-
-@app.command()
-def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a language model.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue; '-' reads it from standard input.")] = "",
-    tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=0)] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.", min=0)] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.", min=0, max=1)] = 0.95,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
-    expert: Annotated[str, typer.Option(help=f"One of {', '.join(EXPERTS)}.")] = "mixture",
-) -> None:
-    """Continue a text with a language model."""
-    language = LanguageModel.load(model)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    ids = language.generate(
-        text,
-        tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        expert=expert,  # type: ignore[arg-type]
-    )
-    typer.echo(text + language.tokenizer.decode(list(ids)))
 
 
 @app.command()

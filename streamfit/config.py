@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from streamfit.arrays import Precision
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
@@ -21,7 +21,7 @@ from streamfit.repeats import CountRows
 from streamfit.sections import Count, Positive, Section, checked, read
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
-from streamfit.text import LanguageSettings
+from streamfit.text import TRAINED, LanguageSettings
 
 
 class LabelsSection(Section):
@@ -164,6 +164,7 @@ class LanguageSection(Section):
     """Features of a language model; see `streamfit.text.LanguageSettings`."""
 
     vocab_size: Annotated[int, Field(ge=257)] = 4096
+    tokenizer: str = "bpe"
     n_context: Count = 6
     embedding_dims: Count = 256
     n_centers: Count = 512
@@ -171,6 +172,14 @@ class LanguageSection(Section):
     linear: bool = True
     ngram_order: Annotated[int, Field(ge=2, le=8)] = 3
     sample_bytes: Count = 64_000_000
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _made_or_read(cls, given: str) -> str:
+        if given not in TRAINED and not given.endswith(".json"):
+            msg = f"one of {', '.join(TRAINED)}, or the path of a tokenizer's .json"
+            raise ValueError(msg)
+        return given
 
     @model_validator(mode="after")
     def _order_fits(self) -> LanguageSection:

@@ -32,7 +32,7 @@ from streamfit.jobs import (
 from streamfit.solve import held_out_r2, solve
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Store
-from streamfit.text import LanguageModel, Score
+from streamfit.text import LanguageModel, Sampling, Score, generate_text
 
 HELD_BACK = "asyncio"
 PROMPTS = ("def ", '    """Return ', "import ")
@@ -104,7 +104,8 @@ def run_demo(run: Path, machine: Machine, console: Console) -> Path:
         scores = evaluate_documents(model, held_out(fitted.store, without.corpus.documents("test")), client)
         seconds = time.perf_counter() - clock
         rp.print_scores(scores, console, "held-out")
-        samples = {p: model.tokenizer.decode(list(model.generate(p, 60, temperature=0.8, top_p=0.9))) for p in PROMPTS}
+        how = Sampling(60, temperature=0.8, top_p=0.9)
+        samples = {prompt: "".join(generate_text(model, prompt, how)) for prompt in PROMPTS}
         say(console, f"\n{PROMPTS[0]}{samples[PROMPTS[0]]}\n", "dim")
         console.rule(f"refit: add {HELD_BACK}, compare with a fit from scratch, and forget it again")
         refit = _refit(whole, fitted, machine, client, console)

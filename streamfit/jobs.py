@@ -28,7 +28,7 @@ from streamfit.plan import Shard
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
-from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
+from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source, tokenizer_id
 
 log = logging.getLogger("streamfit")
 _SOLVE_SHARE = 0.8
@@ -167,7 +167,9 @@ def _blocks(problem: RidgeProblem) -> list[Block]:
 def _same_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):
-        wanted: dict[str, Any] = {"kind": "tokens", **asdict(problem.settings()), **problem.reading()}
+        chosen = asdict(problem.settings())
+        chosen["tokenizer"] = tokenizer_id(chosen["tokenizer"])
+        wanted: dict[str, Any] = {"kind": "tokens", **chosen, **problem.reading()}
     else:
         settings = settings_of(
             _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
@@ -176,7 +178,7 @@ def _same_settings(problem: Problem, store: Store) -> None:
         if problem.statistic != "auto" or store.header.statistic == "qr":
             wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
     reader = store.header.reader
-    found = {**reader, **reader.get("settings", {}), "statistic": store.header.statistic}
+    found = {"tokenizer": "bpe", **reader, **reader.get("settings", {}), "statistic": store.header.statistic}
     wanted["count_rows"] = problem.count_rows
     found["count_rows"] = "always" if store.header.counted else "never"
     if problem.count_rows == "auto":  # decided when the store was made
@@ -314,6 +316,9 @@ def remember(problem: Problem, machine: Machine) -> None:
     if corpus.root != "python:stdlib":
         corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
     kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
+    if isinstance(kept, LanguageProblem) and kept.features.tokenizer.endswith(".json"):
+        path = str(Path(kept.features.tokenizer).expanduser().absolute())
+        kept = kept.model_copy(update={"features": kept.features.model_copy(update={"tokenizer": path})})
     for name, text in (
         ("problem.json", kept.model_dump_json(indent=1)),
         ("machine.json", json.dumps(machine.to_json(), indent=1)),

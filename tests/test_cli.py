@@ -222,12 +222,12 @@ def test_scores_of_targets_with_a_large_mean_and_of_many_classes(tmp_path: Path)
 
 
 def test_every_command_explains_itself():
-    for command in ("demo", "fit", "resume", "status", "evaluate", "generate", "doctor"):
+    for command in ("demo", "fit", "resume", "status", "evaluate", "doctor"):
         done = streamfit(command, "--help")
         assert done.returncode == 0
         assert "Usage" in done.stdout
     assert {c.callback.__name__ for c in app.registered_commands} == {
-        "demo", "fit", "resume", "status", "evaluate", "generate", "doctor"
+        "demo", "fit", "resume", "status", "evaluate", "doctor"
     }  # fmt: skip
 
 
@@ -287,16 +287,14 @@ def test_the_offline_corpus_pipeline_writes_its_report_and_the_model_speaks(tmp_
     assert (tmp_path / "run" / "figures" / "models.png").stat().st_size > 5000
 
     model = tmp_path / "run" / "model"
-    first = streamfit("generate", model, "--prompt", "sum ", "--tokens", 20, "--seed", 4)
+    first = streamfit("generate", model, "sum ", "--tokens", 20, "--seed", 4)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("sum ")
-    assert (
-        first.stdout == streamfit("generate", model, "--prompt", "-", "--tokens", 20, "--seed", 4, stdin="sum ").stdout
-    )
+    assert first.stdout == streamfit("generate", model, "--tokens", 20, "--seed", 4, stdin="sum ").stdout
     assert streamfit("generate", model, "--expert", "oracle").returncode == 2
     assert streamfit("generate", model, "--seed", -1).returncode == 2
-    greedy = streamfit("generate", model, "--prompt", "sum ", "--tokens", 5, "--temperature", 0).stdout
-    assert streamfit("generate", model, "--prompt", "sum ", "--tokens", 5, "--temperature", 1e-310).stdout == greedy
+    greedy = streamfit("generate", model, "sum ", "--tokens", 5, "--temperature", 0).stdout
+    assert streamfit("generate", model, "sum ", "--tokens", 5, "--temperature", 1e-310).stdout == greedy
     config.write_text(config.read_text().replace("[features]", "split = [0.1, 0.1, 0.8]\n[features]"))
     done = streamfit("fit", config, "--machine", tmp_path / "serial.toml")
     assert done.returncode == 2, "what was counted under one split must not be called held out under another"

@@ -53,6 +53,7 @@ FLOORS = (
         "cli_options",
         "cli_solve",
         "cli_store",
+        "cli_text",
     },
 )
 LOW_FLOORS_MAY_NOT_IMPORT = {"dask", "distributed", "zarr", "obstore", "pyarrow", "datasets", "tokenizers"}

@@ -15,7 +15,7 @@ from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
 from streamfit.jobs import evaluate_documents, fit, held_out
-from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
+from streamfit.text import Evaluator, LanguageModel, Score, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
@@ -72,25 +72,6 @@ def test_tallies_of_parts_add_to_the_tally_of_the_whole(first, second):
 
     assert tallied(first) + tallied(second) == tallied(first + second)
     assert NgramTally(3, 7).tables()["ngram"][1].size == 0
-
-
-def test_any_text_survives_the_tokenizer():
-    tokenizer = Tokenizer.train(["def f(x):\n    return x\n"] * 3, 300)
-    for text in ("", "def f", "naïve — 雪\n\t\x00", "<|document|>", "    \r\n  x"):
-        ids = tokenizer.encode([text])[0]
-        assert tokenizer.decode(ids) == text
-        assert 0 not in ids, "the document token is the reader's to put, not the text's"
-
-
-def test_training_twice_gives_the_same_tokenizer():
-    texts = [Path(__file__).read_text(encoding="utf-8")]
-    assert Tokenizer.train(texts, 400).serialized == Tokenizer.train(texts, 400).serialized
-
-
-@pytest.mark.parametrize("serialized", ["{}", "not json", '{"version": "1.0"}'])
-def test_a_foreign_tokenizer_is_refused(serialized):
-    with pytest.raises(ConfigError):
-        Tokenizer(serialized)
 
 
 def test_embeddings_are_the_singular_vectors_of_scaled_counts():
@@ -211,26 +192,6 @@ def test_scores_add_over_documents():
         add_scores([])
 
 
-def test_generation_is_a_function_of_its_seed(fitted):
-    _, model = fitted
-    first = list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=1))
-    assert first == list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=1))
-    assert first != list(model.generate("def ", 30, temperature=0.9, top_p=0.9, seed=2))
-    greedy = next(model.generate("import ", 1, temperature=0.0))
-    context = context_rows(model.tokenizer.encode(["import "]), model.n_context)[0][-1:]
-    assert greedy == int(model.distribution(context)[0].argmax())
-    # With a tiny top_p only the most probable token is left, at any temperature.
-    assert next(model.generate("import ", 1, temperature=1.0, top_p=1e-6, seed=9)) == greedy
-
-
-@pytest.mark.parametrize(
-    "bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"n_tokens": -1}, {"expert": "x"}]
-)
-def test_impossible_generation_is_refused(fitted, bad):
-    with pytest.raises(ConfigError):
-        list(fitted[1].generate("a", **bad))
-
-
 def test_a_language_model_read_back_is_the_same_function(fitted, tmp_path: Path):
     _, model = fitted
     model.save(tmp_path)
@@ -238,7 +199,6 @@ def test_a_language_model_read_back_is_the_same_function(fitted, tmp_path: Path)
     contexts = np.random.default_rng(0).integers(0, model.vocab_size, size=(40, model.n_context)).astype(np.int32)
     for name, p in model.distributions(contexts).items():
         assert np.array_equal(back.distributions(contexts)[name], p), name
-    assert list(back.generate("x", 10, seed=3)) == list(model.generate("x", 10, seed=3))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(StoreError, match=r"tokenizer\.json"):
         LanguageModel.load(tmp_path)

@@ -26,7 +26,7 @@ from streamfit.text.embeddings import context_embeddings, context_features, samp
 from streamfit.text.mixture import n_buckets
 from streamfit.text.model import LanguageModel, Projection
 from streamfit.text.ngram import NgramCounts
-from streamfit.text.tokenizer import Tokenizer
+from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
 
 _TOKENIZER = "tokenizer.json"
 _CLUSTER_ROWS = 30_000
@@ -42,6 +42,9 @@ class LanguageSettings:
     Parameters
     ----------
     vocab_size : int
+        Of a tokenizer that is trained.
+    tokenizer : str
+        'bpe' or 'unigram', which are trained on the sample, or the path of a tokenizer's .json.
     n_context : int
         Tokens in a context.
     embedding_dims : int
@@ -62,6 +65,7 @@ class LanguageSettings:
     """
 
     vocab_size: int = 4096
+    tokenizer: str = "bpe"
     n_context: int = 6
     embedding_dims: int = 256
     n_centers: int = 512
@@ -111,7 +115,7 @@ def prepare(
     if not any(texts):
         msg = "a corpus without any text"
         raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
-    tokenizer = Tokenizer.train(texts, settings.vocab_size)
+    tokenizer = make_tokenizer(settings.tokenizer, texts, settings.vocab_size)
     encoded = tokenizer.encode(texts)
     contexts, tokens = context_rows(encoded, settings.n_context)
     embedding = context_embeddings(contexts, tokens, tokenizer.vocab_size, settings.embedding_dims, settings.seed)
@@ -143,7 +147,7 @@ def prepare(
             "kind": "tokens",
             "n_context": settings.n_context,
             "ngram_order": settings.ngram_order,
-            "settings": {**asdict(settings), **(reading or {})},
+            "settings": {**asdict(settings), "tokenizer": tokenizer_id(settings.tokenizer), **(reading or {})},
             **({"counting": choice.to_json()} if choice.counted else {}),
         },
         files={_TOKENIZER: tokenizer.serialized.encode()},

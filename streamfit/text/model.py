@@ -15,7 +15,6 @@ import numpy as np
 
 from streamfit.errors import ConfigError, StoreError
 from streamfit.models import LinearModel, read_model, write_model
-from streamfit.text.contexts import context_rows
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
 from streamfit.text.ngram import NgramCounts
@@ -174,52 +173,6 @@ class LanguageModel:
         mixture = fit_buckets(likelihoods, bucket, n_buckets(self.counts.order))
         return replace(self, projection=best[1], mixture=mixture)
 
-    def generate(
-        self,
-        prompt: str,
-        n_tokens: int = 100,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        expert: Expert = "mixture",
-    ) -> Iterator[int]:
-        """Sample tokens that continue a prompt, until the end of the document. The same seed gives the same text.
-
-        Parameters
-        ----------
-        prompt : str
-        n_tokens : int
-            At most so many.
-        temperature : float
-            0 takes the most probable token each time.
-        top_p : float
-            Sample from the smallest set of tokens that holds this much probability (Holtzman et al. 2020).
-        seed : int
-        expert : {'mixture', 'network', 'ngram'}
-
-        Yields
-        ------
-        int
-            Token ids.
-
-        Raises
-        ------
-        ConfigError
-            If temperature, top_p or n_tokens is out of range.
-        """
-        if not (0 < top_p <= 1 and 0 <= temperature < np.inf and n_tokens >= 0):
-            msg = f"temperature {temperature}, top_p {top_p}, n_tokens {n_tokens}"
-            raise ConfigError(msg, "temperature >= 0, 0 < top_p <= 1, n_tokens >= 0")
-        rng = np.random.default_rng(seed)
-        context = context_rows(self.tokenizer.encode([prompt]), self.n_context)[0][-1]
-        for _ in range(n_tokens):
-            token = _draw(self.distribution(context[None], expert)[0], temperature, top_p, rng)
-            if token == 0:
-                return
-            yield token
-            context = np.append(context[1:], np.int32(token))
-
     def save(self, folder: str | Path) -> None:
         """Write model files and `tokenizer.json` into a folder."""
         spec, arrays = self.network.to_parts()
@@ -266,16 +219,3 @@ def _batches(contexts: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     for lo in range(0, len(contexts), BATCH_ROWS):
         rows = slice(lo, min(lo + BATCH_ROWS, len(contexts)))
         yield rows, contexts[rows]
-
-
-def _draw(p: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
-    if temperature == 0:
-        return int(np.argmax(p))
-    logits = np.log(p.astype(np.float64))
-    with np.errstate(over="ignore"):  # a temperature near 0 is the most probable token again
-        q = np.exp((logits - logits.max()) / temperature)
-    q /= q.sum()
-    order = np.argsort(-q, kind="stable")
-    kept = order[: int(np.searchsorted(np.cumsum(q[order]), top_p)) + 1]
-    total = np.cumsum(q[kept])
-    return int(kept[min(np.searchsorted(total, rng.random() * total[-1], side="right"), len(kept) - 1)])
