@@ -24,8 +24,9 @@ from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgu
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
 from streamfit.cli_text import app as text_app
+from streamfit.cli_text import documents_of
 from streamfit.config import Problem, load_machine, load_problem
-from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.corpus import Files
 from streamfit.demo import run_demo
 from streamfit.doctor import examine
 from streamfit.doctor_gpu import examine_backend
@@ -204,7 +205,7 @@ def evaluate(
         language = LanguageModel.load(model)
         where = load_machine(machine) if machine else Machine("serial")
         with connect(where) as client:
-            parts = [evaluate_documents(language, _documents(each, field), client) for each in files]
+            parts = [evaluate_documents(language, documents_of(each, field), client) for each in files]
         total = parts[0]
         for part in parts[1:]:
             total = {name: score + part[name] for name, score in total.items()}
@@ -221,10 +222,6 @@ def evaluate(
         for each, score in scores.items():
             accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.2%}"
             say(console, f"{each}: {score.n_rows:,} rows, R² {score.r2:.6f}, RMSE {score.rmse:.6g}{accuracy}")
-
-
-def _documents(path: str, field: str) -> Documents:
-    return JsonLines(Files(path), field=field) if path.endswith(".jsonl") else TextFiles(Files(path))
 
 
 @app.command()

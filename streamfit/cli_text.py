@@ -1,17 +1,22 @@
-"""Commands that use a language model: generate. Floor 7."""
+"""Commands that use a language model: generate, explain. Floor 7."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from streamfit.text import LanguageModel, Sampling, generate_text
+from streamfit.cli_options import JsonOption, dump
+from streamfit.config import LanguageProblem, load_problem
+from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.errors import ConfigError, ShardError
+from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
+from streamfit.text import explain as explain_token
 from streamfit.text.model import EXPERTS
 
 app = typer.Typer()
@@ -49,6 +54,69 @@ def generate(
         for piece in pieces:
             _write(piece)
         _write("\n")
+
+
+@app.command(epilog="Example: streamfit explain runs/demo/model 'import ' --token os --html why.html")
+def explain(
+    model: ModelArgument,
+    prompt: PromptArgument = None,
+    token: Annotated[
+        str | None, typer.Option(help="Text of the token to explain; the most probable without.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="Centers that are shown one by one.", min=0)] = 8,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Files, or a run's folder, in which to look for centers' places.", show_default=False),
+    ] = None,
+    field: Annotated[str, typer.Option(help="Field of the text, for a corpus of .jsonl files.")] = "text",
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page as well.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability."""
+    language = LanguageModel.load(model)
+    origins = origins_of(language.network.info)
+    if corpus is not None:
+        origins = find_origins(language.network.features, language.tokenizer, numbered(_readable(corpus, field)))
+    found = explain_token(language, read_prompt(prompt), token, origins=origins)
+    if page is not None:
+        write_file(page, explain_page.page([found], top))
+    if as_json:
+        dump(found.to_json(top))
+        return
+    for line in explain_page.lines(found, top):
+        typer.echo(line)
+    if page is not None:
+        typer.echo(f"page: {page}")
+
+
+def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:
+    """Files of a corpus and their documents, those aside that are no text: only where to look depends on them."""
+    problem = Path(corpus) / "problem.json"
+    given = load_problem(problem) if problem.is_file() else None
+    documents = given.corpus.documents("train") if isinstance(given, LanguageProblem) else documents_of(corpus, field)
+    for shard in documents.shards():
+        with suppress(ShardError):
+            yield shard.key, documents.documents(shard)
+
+
+def documents_of(path: str, field: str = "text") -> Documents:
+    """Files of text, or of JSON lines by their name."""
+    return JsonLines(Files(path), field=field) if path.endswith(".jsonl") else TextFiles(Files(path))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror}"
+        raise ConfigError(msg, "a file that can be written") from error
 
 
 def read_prompt(given: str | None) -> str:

@@ -186,8 +186,9 @@ def test_models_rank_as_they_should_on_held_out_files(fitted):
 
 
 def test_scores_add_over_documents():
-    a, b = {"m": Score(2, 5, 1.0, 1, 2)}, {"m": Score(3, 7, 2.0, 0, 1)}
-    assert add_scores([a, b]) == {"m": Score(5, 12, 3.0, 1, 3)}
+    a, b = {"m": Score(2, 5, 1.0, 1, 2, 4)}, {"m": Score(3, 7, 2.0, 0, 1, 2)}
+    assert add_scores([a, b]) == {"m": Score(5, 12, 3.0, 1, 3, 6)}
+    assert add_scores([a, b])["m"].word_perplexity == pytest.approx(math.exp(0.5))
     with pytest.raises(CorpusError, match="no text"):
         add_scores([])
 

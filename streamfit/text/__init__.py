@@ -1,14 +1,17 @@
 """Closed-form language models: tokens, contexts, embeddings, n-grams, and the mixture of them."""
 
 from streamfit.text.evaluate import Evaluator, Score, add_scores
+from streamfit.text.explain import Explanation, explain
 from streamfit.text.fit import LanguageSettings, assemble, prepare, token_source
 from streamfit.text.generate import Sampling, generate, generate_text
 from streamfit.text.model import LanguageModel
+from streamfit.text.origins import find_origins, numbered, origins_of
 from streamfit.text.tokenizer import TRAINED, Tokenizer, tokenizer_id
 
 __all__ = [
     "TRAINED",
     "Evaluator",
+    "Explanation",
     "LanguageModel",
     "LanguageSettings",
     "Sampling",
@@ -16,8 +19,12 @@ __all__ = [
     "Tokenizer",
     "add_scores",
     "assemble",
+    "explain",
+    "find_origins",
     "generate",
     "generate_text",
+    "numbered",
+    "origins_of",
     "prepare",
     "token_source",
     "tokenizer_id",

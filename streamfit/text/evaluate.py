@@ -28,6 +28,8 @@ class Score:
         Sum of -log p.
     top1, top5 : int
         Tokens that were the most probable, or among the five most probable.
+    n_words : int
+        Words between white space, and one for the end of each document, which is predicted too.
     """
 
     n_tokens: int = 0
@@ -35,6 +37,7 @@ class Score:
     nats: float = 0.0
     top1: int = 0
     top5: int = 0
+    n_words: int = 0
 
     def __add__(self, other: Score) -> Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -49,6 +52,12 @@ class Score:
         """Bits that the model needs for a byte of text: comparable across tokenizers."""
         return float(self.nats / np.log(2.0) / max(self.n_bytes, 1))
 
+    @property
+    def word_perplexity(self) -> float:
+        """Perplexity per word, whatever the tokens: comparable across tokenizers as well."""
+        with np.errstate(over="ignore"):  # a file without white space is one long word
+            return float(np.exp(self.nats / max(self.n_words, 1)))
+
     def to_json(self) -> dict[str, float]:
         """Figures of a table row."""
         return {
@@ -56,6 +65,7 @@ class Score:
             "bytes": self.n_bytes,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
+            "word_perplexity": self.word_perplexity,
             "top1": self.top1 / self.n_tokens,
             "top5": self.top5 / self.n_tokens,
         }
@@ -93,7 +103,9 @@ class Evaluator:
             In the order of a table: baselines first, the mixture last.
         """
         texts = list(texts)
-        n_bytes = sum(len(text.encode()) for text in texts)
+        spelled = Score(
+            n_bytes=sum(len(text.encode()) for text in texts), n_words=sum(len(text.split()) + 1 for text in texts)
+        )
         contexts, tokens = context_rows(self.model.tokenizer.encode(texts), self.model.n_context)
         total = {
             "uniform": _score_fixed(np.full(self.model.vocab_size, 1.0 / self.model.vocab_size), tokens),
@@ -103,7 +115,7 @@ class Evaluator:
             rows = slice(lo, lo + BATCH_ROWS)
             for name, p in self._models(contexts[rows]):
                 total[name] = total.get(name, Score()) + _score(p, tokens[rows])
-        return {name: score + Score(n_bytes=n_bytes) for name, score in total.items()}
+        return {name: score + spelled for name, score in total.items()}
 
     def _models(self, contexts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         for ngram in self._lower[1:]:

@@ -26,6 +26,7 @@ from streamfit.text.embeddings import context_embeddings, context_features, samp
 from streamfit.text.mixture import n_buckets
 from streamfit.text.model import LanguageModel, Projection
 from streamfit.text.ngram import NgramCounts
+from streamfit.text.origins import ORIGINS, find_origins, numbered, origins_bytes, origins_info
 from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
 
 _TOKENIZER = "tokenizer.json"
@@ -111,7 +112,7 @@ def prepare(
         If there is no text.
     """
     sampled = list(_sample_texts(documents, settings, skip_bad_shards))
-    texts = [text for shard in sampled for text in shard]
+    texts = [text for _, shard in sampled for text in shard]
     if not any(texts):
         msg = "a corpus without any text"
         raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
@@ -131,7 +132,7 @@ def prepare(
     rows = sample_rows(len(contexts), _FRAME_ROWS, settings.seed)
     choice = choose_counting(
         count_rows,
-        _pieces(contexts, [len(ids) + 1 for ids in encoded], [len(shard) for shard in sampled], settings.seed),
+        _pieces(contexts, [len(ids) + 1 for ids in encoded], [len(shard) for _, shard in sampled], settings.seed),
         features.n_features,
         tokenizer.vocab_size,
         one_hot=True,
@@ -150,7 +151,10 @@ def prepare(
             "settings": {**asdict(settings), "tokenizer": tokenizer_id(settings.tokenizer), **(reading or {})},
             **({"counting": choice.to_json()} if choice.counted else {}),
         },
-        files={_TOKENIZER: tokenizer.serialized.encode()},
+        files={
+            _TOKENIZER: tokenizer.serialized.encode(),
+            ORIGINS: origins_bytes(find_origins(features, tokenizer, numbered(sampled))),
+        },
         counted=choice.counted,
     )
 
@@ -168,7 +172,7 @@ def _pieces(contexts: np.ndarray, lengths: list[int], n_documents: list[int], se
             yield piece
 
 
-def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[list[str]]:
+def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[tuple[str, list[str]]]:
     shards = documents.shards()
     order = np.random.default_rng(settings.seed).permutation(len(shards))
     left = settings.sample_bytes
@@ -180,7 +184,7 @@ def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) 
         left -= shards[index].size
     for index in sorted(taken):
         try:
-            yield documents.documents(shards[index])
+            yield shards[index].key, documents.documents(shards[index])
         except ShardError:
             if not skip:
                 raise
@@ -222,7 +226,11 @@ def assemble(store: Store, solution: Solution, validation: Documents, *, n_rows:
     model = LanguageModel(
         tokenizer=source.tokenizer,
         n_context=source.n_context,
-        network=LinearModel(header.features, solution, {"store": store.head().commit, "n_rows": store.head().n_rows}),
+        network=LinearModel(
+            header.features,
+            solution,
+            {"store": store.head().commit, "n_rows": store.head().n_rows, **origins_info(header.files)},
+        ),
         counts=counts,
         projection=Projection(),
         mixture=np.full((n_buckets(source.ngram_order), 2), 0.5),

@@ -1,0 +1,222 @@
+"""What carried a prediction: centers and suffixes of the corpus, as shares that add up to the probability.
+
+Floor 6: imports model, origins, suffixes, mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from streamfit.errors import ConfigError
+from streamfit.text.contexts import context_rows
+from streamfit.text.mixture import buckets
+from streamfit.text.model import LanguageModel
+from streamfit.text.origins import Origin, center_block
+from streamfit.text.suffixes import continuations, suffixes, uniform_share
+
+Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a probability. It may be negative: a center can speak against a token.
+
+    Parameters
+    ----------
+    expert : str
+        Which expert it comes from.
+    kind : str
+        'center', 'linear' (the embedded context itself), 'intercept' and 'projection' (what making the output a
+        distribution added or took) of the network; 'suffix' and 'uniform' of the n-gram model.
+    share : float
+    text : str
+        The center's context, or the suffix.
+    place : str
+        File and offset of a center, where they are known.
+    activation : float
+        Of a center, between 0 and 1: how near the context is.
+    seen : int
+        Of a suffix: how often it was a context in training.
+    """
+
+    expert: str
+    kind: Kind
+    share: float
+    text: str = ""
+    place: str = ""
+    activation: float = 0.0
+    seen: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What there is to say of its kind."""
+        return {name: value for name, value in vars(self).items() if value != "" and (value or name == "share")}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a token has its probability.
+
+    Parameters
+    ----------
+    before : tuple of str
+        Tokens of the context, as text.
+    token : str
+        The token, as text.
+    probability : float
+        By the mixture.
+    weights : dict of str to float
+        Of each expert in this context.
+    by_expert : dict of str to float
+        Probability by each expert alone.
+    shares : tuple of Share
+        They add up to the probability. Largest in magnitude first.
+    likely : tuple of (str, float)
+        The most probable tokens, for comparison.
+    """
+
+    before: tuple[str, ...]
+    token: str
+    probability: float
+    weights: dict[str, float]
+    by_expert: dict[str, float]
+    shares: tuple[Share, ...]
+    likely: tuple[tuple[str, float], ...]
+
+    def shown(self, top: int) -> list[Share]:
+        """The largest shares of each kind; the others of a kind together, so that the sum is the same.
+
+        Parameters
+        ----------
+        top : int
+            So many centers, and all of what there are few of.
+        """
+        centers = [s for s in self.shares if s.kind == "center"]
+        kept = [s for s in self.shares if s.kind != "center"] + centers[:top]
+        if rest := centers[top:]:
+            kept.append(Share("network", "center", sum(s.share for s in rest), f"{len(rest):,} other centers together"))
+        return sorted(kept, key=lambda s: -abs(s.share))
+
+    def to_json(self, top: int = 20) -> dict[str, Any]:
+        """Plain values, with the largest shares."""
+        return {
+            "before": list(self.before),
+            "token": self.token,
+            "probability": self.probability,
+            "weights": self.weights,
+            "by_expert": self.by_expert,
+            "shares": [share.to_json() for share in self.shown(top)],
+            "likely": [{"token": token, "probability": p} for token, p in self.likely],
+        }
+
+
+def explain(
+    model: LanguageModel,
+    prompt: str,
+    token: str | int | None = None,
+    *,
+    origins: Sequence[Origin | None] = (),
+    n_likely: int = 5,
+) -> Explanation:
+    """Take a prediction apart.
+
+    With m the weights of the mixture in this context, the probability of token w is
+    ``m_network q_w + m_ngram p_w``. The network's output is ``f_w = sum_j φ_j B_jw + b_w``, each center's part of it
+    being a share, and q_w - f_w that of the projection to a distribution. Kneser-Ney is the sum over the suffixes s of
+    the context that were seen, of the back-off weights of those longer than s, times the discounted probability of w
+    after s; and what is left is spread evenly over the vocabulary.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    prompt : str
+    token : str or int, optional
+        A token's text or id; of a longer text the first token. The most probable without it.
+    origins : sequence of Origin or None
+        Of each center, as `find_origins` or `origins_of` give them.
+    n_likely : int
+        How many of the most probable tokens are listed.
+
+    Raises
+    ------
+    ConfigError
+        If the token is none of the vocabulary.
+    """
+    context = context_rows(model.tokenizer.encode([prompt]), model.n_context)[0][-1]
+    experts = {name: p[0] for name, p in model.distributions(context[None]).items()}
+    mixed = experts.pop("mixture")
+    chosen = int(np.argmax(mixed)) if token is None else _token_id(model, token)
+    found = suffixes(model.ngram, context)
+    length, seen = (found[0].order - 1, found[0].seen) if found else (0, 0)
+    network, ngram = model.mixture[buckets(np.array([length]), np.array([seen]))[0]].tolist()
+    shares = _network_shares(model, context, chosen, float(experts["network"][chosen]), network, origins)
+    shares += _ngram_shares(model, context, chosen, ngram)
+    order = np.argsort(-mixed, kind="stable")[:n_likely]
+    return Explanation(
+        before=tuple(_spelled(model, int(t)) for t in context),
+        token=_spelled(model, chosen),
+        probability=float(sum(share.share for share in shares)),
+        weights={"network": network, "ngram": ngram},
+        by_expert={name: float(p[chosen]) for name, p in experts.items()},
+        shares=tuple(sorted(shares, key=lambda share: -abs(share.share))),
+        likely=tuple((_spelled(model, int(t)), float(mixed[t])) for t in order),
+    )
+
+
+def _token_id(model: LanguageModel, token: str | int) -> int:
+    if isinstance(token, str):
+        ids = model.tokenizer.encode([token])[0]
+        if not len(ids):
+            msg = f"a token {token!r} without text"
+            raise ConfigError(msg, "some text")
+        return int(ids[0])
+    if not 0 <= token < model.vocab_size:
+        msg = f"token {token}"
+        raise ConfigError(msg, f"0 to {model.vocab_size - 1}")
+    return token
+
+
+def _spelled(model: LanguageModel, token: int) -> str:
+    return model.tokenizer.decode([token]) if token else model.tokenizer.token(0)
+
+
+def _network_shares(
+    model: LanguageModel,
+    context: np.ndarray,
+    token: int,
+    probability: float,
+    weight: float,
+    origins: Sequence[Origin | None],
+) -> list[Share]:
+    solution = model.network.solution
+    phi = model.network.features(context[None])[0].astype(np.float64)
+    parts = weight * phi * solution.weights[:, token]
+    block = center_block(model.network.features)
+    columns = block[2] if block else slice(0, 0)
+    shares = []
+    for j in range(columns.start, columns.stop):
+        center = j - columns.start
+        origin = origins[center] if center < len(origins) else None
+        text = "" if origin is None else "".join(_spelled(model, t) for t in origin.tokens)
+        place = "" if origin is None else origin.place
+        shares.append(Share("network", "center", float(parts[j]), text, place, float(phi[j])))
+    linear = float(parts.sum() - parts[columns].sum())
+    intercept = weight * float(solution.intercept[token])
+    shares += [Share("network", "linear", linear), Share("network", "intercept", intercept)]
+    rest = weight * probability - sum(share.share for share in shares)
+    return [*shares, Share("network", "projection", rest)]
+
+
+def _ngram_shares(model: LanguageModel, context: np.ndarray, token: int, weight: float) -> list[Share]:
+    found = suffixes(model.ngram, context)
+    shares = []
+    for suffix in found:
+        tokens, mass = continuations(model.ngram, suffix)
+        at = int(np.searchsorted(tokens, token))
+        part = float(mass[at]) if at < len(tokens) and tokens[at] == token else 0.0
+        text = "".join(_spelled(model, int(t)) for t in context[len(context) - suffix.order + 1 :])
+        shares.append(Share("ngram", "suffix", weight * suffix.weight * part, text, seen=suffix.seen))
+    return [*shares, Share("ngram", "uniform", weight * uniform_share(model.ngram, found) / model.vocab_size)]

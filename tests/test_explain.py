@@ -1,0 +1,116 @@
+"""Explanations: shares add up to the probability, and centers stand in the corpus where they are said to stand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamfit.errors import ConfigError
+from streamfit.features import RBF, Chain, Linear, Lookup
+from streamfit.text import Tokenizer, explain, explain_page, find_origins, numbered, origins_of
+from streamfit.text.contexts import context_rows
+from streamfit.text.origins import center_block
+from tests.languages import fitted, folder, language
+from tests.test_cli import streamfit
+
+PROMPTS = ("", "import ", "def __init__(self", "    return ", "\x00☃")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prompt):
+    model = language()
+    context = context_rows(model.tokenizer.encode([prompt]), model.n_context)[0][-1:]
+    experts = model.distributions(context)
+    for token in (int(experts["mixture"][0].argmax()), 0, 17):
+        found = explain(model, prompt, token)
+        assert sum(s.share for s in found.shares) == pytest.approx(found.probability, rel=1e-12)
+        assert found.probability == pytest.approx(float(experts["mixture"][0, token]), rel=1e-4)
+        by = {name: sum(s.share for s in found.shares if s.expert == name) for name in found.weights}
+        for name, weight in found.weights.items():
+            assert by[name] == pytest.approx(weight * float(experts[name][0, token]), rel=1e-4, abs=1e-12)
+        network = [s for s in found.shares if s.expert == "network" and s.kind != "projection"]
+        raw = float(model.output(context)[0, token])
+        assert sum(s.share for s in network) == pytest.approx(found.weights["network"] * raw, rel=1e-3, abs=1e-7)
+        assert sum(s.kind == "center" for s in found.shares) == 60
+        for top in (0, 3, 100):
+            assert sum(s.share for s in found.shown(top)) == pytest.approx(found.probability, rel=1e-12)
+
+
+def test_the_most_probable_token_is_explained_unless_another_is_asked_for():
+    model = language()
+    found = explain(model, "import ")
+    assert found.token == found.likely[0][0]
+    assert found.probability == pytest.approx(found.likely[0][1], rel=1e-5)
+    assert explain(model, "import ", "(").token == "("
+    with pytest.raises(ConfigError, match="token 9999"):
+        explain(model, "", 9999)
+    with pytest.raises(ConfigError, match="without text"):
+        explain(model, "", "")
+
+
+def test_every_center_stands_where_it_is_said_to_stand():
+    problem, run = fitted()
+    model = language()
+    documents = problem.corpus.documents("train")
+    texts = {shard.key: documents.documents(shard)[0].encode() for shard in documents.shards()}
+    kept = origins_of(model.network.info)
+    block = center_block(model.network.features)
+    assert block is not None
+    embedding, rbf, _ = block
+    assert len(kept) == len(rbf.centers)
+    for origin, center in zip(kept, rbf.centers, strict=True):
+        assert origin is not None
+        np.testing.assert_array_equal(embedding(np.array([origin.tokens]))[0], center)
+        before = model.tokenizer.decode([t for t in origin.tokens if t])
+        assert texts[origin.file][: origin.offset].decode().endswith(before)
+    # Looked for again in the whole of the training text, each is found, at the same place or before it.
+    files = ((shard.key, documents.documents(shard)) for shard in documents.shards())
+    again = find_origins(model.network.features, model.tokenizer, numbered(files))
+    assert all(o is not None for o in again)
+    assert run.store.header.files["centers.json"]
+
+
+def test_centers_that_are_not_in_the_text_have_no_place():
+    tokenizer = Tokenizer.train(["ab"], 257)
+    rng = np.random.default_rng(0)
+    embedding = Lookup(tuple(rng.normal(size=(257, 3)).astype(np.float32) for _ in range(2)))
+    there = np.array([tokenizer.encode(["€b"])[0][-2:], [5, 5]], np.int32)
+    features = Chain(embedding, RBF(embedding(there), 1.0) + Linear(6))
+    first, second = find_origins(features, tokenizer, numbered([("a.txt", ["a", "xy€bz"]), ("b.txt", ["€b"])]))
+    assert first is not None
+    assert (first.file, first.document, first.offset, first.place) == ("a.txt", 1, 6, "a.txt [1]:6")
+    assert second is None
+    assert find_origins(Chain(embedding, Linear(6)), tokenizer, numbered([("a", ["b"])])) == []
+
+
+def test_text_and_page_show_the_same_and_escape_what_is_no_html():
+    model = language()
+    found = explain(model, "if a <b>", origins=origins_of(model.network.info))
+    text = "\n".join(explain_page.lines(found, 5))
+    page = explain_page.page([found], 5)
+    assert f"{found.probability:+.4%}" in text
+    assert f"{found.probability:+.4%}" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    assert "http" not in page
+    assert ".py:" in text
+
+
+def test_the_command_explains(tmp_path: Path):
+    page = tmp_path / "why.html"
+    done = streamfit("explain", folder(), "import ", "--token", "os", "--html", page, "--top", 3)
+    assert done.returncode == 0, done.stderr
+    assert "in all" in done.stdout
+    assert page.read_text().startswith("<!doctype html>")
+    facts = json.loads(streamfit("explain", folder(), "--json", stdin="import ").stdout)
+    assert sum(share["share"] for share in facts["shares"]) == pytest.approx(facts["probability"])
+    binary = tmp_path / "a.bin"
+    binary.write_bytes(b"\xff")
+    looked = streamfit("explain", folder(), "x", "--corpus", binary)
+    assert looked.returncode == 0
+    assert ".py:" not in looked.stdout
+    assert streamfit("explain", folder(), "x", "--corpus", folder().parent).stdout.count(".py:") >= 1
+    assert streamfit("explain", folder(), "x", "--html", tmp_path / "no" / "x.html").returncode == 2
