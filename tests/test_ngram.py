@@ -205,11 +205,11 @@ def test_equals_the_naive_formula_on_text(order):
 def test_text_uses_the_formula_and_the_fall_back():
     # Otherwise the comparison with the naive model would leave one of the two unproved.
     docs, _, vocab_size = real_text()
-    levels = KneserNey.fit(count(docs, 3, vocab_size)).levels
-    fell_back = [level.discounts.tolist() == [0.5, 1.0, 1.5] for level in levels]
+    levels = KneserNey.fit(count(docs, 3, vocab_size)).discounts
+    fell_back = [level.tolist() == [0.5, 1.0, 1.5] for level in levels]
     assert not all(fell_back)
-    tiny = KneserNey.fit(count(docs[:1], 3, vocab_size)).levels
-    assert any(level.discounts.tolist() == [0.5, 1.0, 1.5] for level in tiny)
+    tiny = KneserNey.fit(count(docs[:1], 3, vocab_size)).discounts
+    assert any(level.tolist() == [0.5, 1.0, 1.5] for level in tiny)
 
 
 @given(documents, orders, st.integers(0, 2**32 - 1))
