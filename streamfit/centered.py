@@ -57,6 +57,17 @@ class Centered:
             ss_y=self.ss_y + self.weight * dy * dy,
         )
 
+    def of(self, columns: slice) -> Centered:
+        """The sums of some of the features alone."""
+        return replace(
+            self,
+            mean_x=self.mean_x[columns],
+            gram=self.gram[columns, columns],
+            cross=self.cross[columns],
+            noise=self.noise[columns],
+            hidden=None if self.hidden is None else self.hidden[columns],
+        )
+
 
 class Statistic(Protocol):
     """What of rows adds up in a store and is enough for a solve: `Moments`, or a `Triangle`."""

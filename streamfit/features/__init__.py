@@ -7,15 +7,18 @@ from streamfit.features.linear import Linear, Standardize
 from streamfit.features.lookup import Lookup
 from streamfit.features.nystroem import Nystroem, kernel_whitening
 from streamfit.features.rbf import RBF, choose_centers, median_gamma
+from streamfit.features.windows import Decayed, Nearest
 
 __all__ = [
     "RBF",
     "Chain",
     "Concat",
+    "Decayed",
     "FeatureMap",
     "Hashed",
     "Linear",
     "Lookup",
+    "Nearest",
     "Nystroem",
     "RandomFourier",
     "Standardize",

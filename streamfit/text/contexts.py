@@ -10,11 +10,14 @@ import numpy as np
 from streamfit.corpus import Documents, Rows, Source
 from streamfit.corpus.base import Tally, blocks_of
 from streamfit.counts import Tables
+from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.tokenizer import Tokenizer
 
 _COUNT_ROWS = 1_000_000
+_WINDOW_ROWS = 16 * BLOCK_ROWS
+"""Rows of windows that are made at a time: whole blocks, so that blocks do not depend on it."""
 
 
 def context_rows(documents: Sequence[np.ndarray], n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +52,50 @@ def context_rows(documents: Sequence[np.ndarray], n_tokens: int) -> tuple[np.nda
     return np.concatenate(windows), np.concatenate(tokens).astype(np.int64)
 
 
+class Windows:
+    """The rows of `context_rows`, made only when they are asked for: long contexts would be each token many times.
+
+    Parameters
+    ----------
+    documents : sequence of int32 arrays
+    n_tokens : int
+        Length k of a context.
+
+    Examples
+    --------
+    >>> windows = Windows([np.array([5, 6], np.int32), np.array([7], np.int32)], 2)
+    >>> windows[1:4].tolist(), windows.tokens.tolist()
+    ([[0, 5], [5, 6], [0, 0]], [5, 6, 0, 7, 0])
+    """
+
+    def __init__(self, documents: Sequence[np.ndarray], n_tokens: int) -> None:
+        lengths = np.array([len(ids) + 1 for ids in documents], np.int64)
+        ends = np.cumsum(lengths + n_tokens)
+        stream = np.zeros(int(ends[-1]) if len(ends) else n_tokens, np.int32)
+        for ids, end in zip(documents, ends.tolist(), strict=True):
+            stream[end - 1 - len(ids) : end - 1] = ids
+        self.n_tokens = n_tokens
+        self._rows = np.lib.stride_tricks.sliding_window_view(stream, n_tokens)
+        self._starts = np.repeat(ends - lengths - n_tokens - (np.cumsum(lengths) - lengths), lengths)
+        self.tokens = np.zeros(int(lengths.sum()), np.int64)
+        for ids, end in zip(documents, np.cumsum(lengths).tolist(), strict=True):
+            self.tokens[end - 1 - len(ids) : end - 1] = ids
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Contexts of some rows: int32 array of shape (n, n_tokens)."""
+        index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return np.asarray(self._rows[self._starts[index] + index])
+
+    def batches(self, n_rows: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows in order, so many at a time."""
+        for lo in range(0, len(self), n_rows):
+            rows = slice(lo, min(lo + n_rows, len(self)))
+            yield rows, self[rows]
+
+
 @dataclass(frozen=True)
 class TokenSource(Source):
     """Documents as rows of token contexts.
@@ -72,8 +119,9 @@ class TokenSource(Source):
         return self.documents.shards()
 
     def read(self, shard: Shard) -> Iterator[Rows]:
-        ids = self.tokenizer.encode(self.documents.documents(shard))
-        yield from blocks_of(*context_rows(ids, self.n_context))
+        windows = Windows(self.tokenizer.encode(self.documents.documents(shard)), self.n_context)
+        for rows, contexts in windows.batches(_WINDOW_ROWS):
+            yield from blocks_of(contexts, windows.tokens[rows])
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         return self.documents.positions(shard, column, values)
@@ -91,7 +139,8 @@ class NgramTally(Tally):
         self._tokens: list[np.ndarray] = []
 
     def add(self, rows: Rows) -> None:
-        self._contexts.append(rows.x[:, rows.x.shape[1] + 1 - self._counts.order :])
+        near = rows.x[:, rows.x.shape[1] + 1 - self._counts.order :]
+        self._contexts.append(near.copy())  # a view would keep the whole window
         self._tokens.append(rows.y)
         if sum(map(len, self._tokens)) > _COUNT_ROWS:
             self._flush()

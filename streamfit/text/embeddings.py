@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from streamfit.errors import ConfigError
 from streamfit.features import RBF, Chain, FeatureMap, Linear, Lookup
+from streamfit.text.clusters import pair_embeddings
 
 _DECAY = 0.8
 _MIN_RANK = 8
@@ -16,12 +17,8 @@ _MIN_RANK = 8
 def context_embeddings(contexts: np.ndarray, tokens: np.ndarray, vocab_size: int, dims: int, seed: int) -> Lookup:
     """Embed the tokens of a context, one table for each distance.
 
-    For the tokens at distance d before the predicted one, let C count (token, next token) and r be its row sums.
-    The rows of ``sqrt(C_ij) / (r_i + 1)^(1/4)`` have the singular value decomposition U S V'; a token's vector is its
-    row of U S^(1/2) of rank ``dims[d]``, scaled to length 0.8^(d-1), so that near tokens weigh more in a distance.
-    The square root and the power of r are those of canonical correlation analysis after a variance-stabilising
-    transform (Stratos, Collins and Hsu, Model-based word embeddings from decompositions of count matrices, 2015);
-    the quarter instead of the half power, on one side only, is what did best on validation text.
+    For the tokens at distance d before the predicted one, counts of (token, next token) are embedded by
+    `pair_embeddings` with rank ``dims[d]``; vectors have length 0.8^(d-1), so that near tokens weigh more in a distance.
 
     Parameters
     ----------
@@ -43,8 +40,6 @@ def context_embeddings(contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
     ConfigError
         If `dims` leaves some table without dimensions.
     """
-    from sklearn.utils.extmath import randomized_svd  # takes long, and only a new language model needs it
-
     n_context = contexts.shape[1]
     ranks = _ranks(n_context, dims, vocab_size)
     tables = []
@@ -53,14 +48,7 @@ def context_embeddings(contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
             distance = n_context - column
             pairs = (contexts[:, column], tokens)
             counts = scipy.sparse.coo_matrix((np.ones(len(tokens)), pairs), shape=(vocab_size, vocab_size)).tocsr()
-            row_sums = np.asarray(counts.sum(axis=1)).ravel()
-            counts.data = np.sqrt(counts.data)
-            scaled = (scipy.sparse.diags((row_sums + 1.0) ** -0.25) @ counts).tocsr().astype(np.float32)
-            left, singular, _ = randomized_svd(
-                scaled, n_components=ranks[distance - 1], n_oversamples=16, n_iter=4, random_state=seed
-            )
-            vectors = left * np.sqrt(singular)
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+            vectors = pair_embeddings(counts, ranks[distance - 1], seed)
             tables.append((_DECAY ** (distance - 1) * vectors).astype(np.float32))
     return Lookup(tuple(tables))
 
@@ -91,6 +79,7 @@ def context_features(
     contexts : int array of shape (n_rows, n_context)
         A sample to cluster, distinct rows of it being the candidates.
     n_centers : int
+        0 for the embedding alone.
     linear : bool
     gamma : float, optional
         Without it 2 / median squared distance between sample and centers.
@@ -103,6 +92,8 @@ def context_features(
     """
     from sklearn.cluster import KMeans  # takes long, and only a new language model needs it
 
+    if not n_centers:
+        return embedding
     candidates = np.unique(contexts, axis=0)
     if len(candidates) < n_centers:
         msg = f"{n_centers} centers from {len(candidates)} distinct contexts"

@@ -14,24 +14,29 @@ import numpy as np
 from streamfit.arrays import Precision
 from streamfit.corpus import Documents
 from streamfit.counted import piece_rows
-from streamfit.errors import CorpusError, MismatchError, ShardError
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
+from streamfit.features import Chain, Concat, Decayed, FeatureMap, Nearest
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.repeats import CountRows, choose_counting
-from streamfit.solve import Solution
+from streamfit.solve import Solution, solve
 from streamfit.store import Header, Store
 from streamfit.targets import OneHot
-from streamfit.text.contexts import TokenSource, context_rows, counts_of
+from streamfit.text.contexts import TokenSource, Windows, context_rows, counts_of
 from streamfit.text.embeddings import context_embeddings, context_features, sample_rows
+from streamfit.text.experts import ExpertSettings
 from streamfit.text.mixture import n_buckets
 from streamfit.text.model import LanguageModel, Projection
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.origins import ORIGINS, find_origins, numbered, origins_bytes, origins_info
 from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
+from streamfit.text.topic import Topic, topic_map
 
 _TOKENIZER = "tokenizer.json"
 _CLUSTER_ROWS = 30_000
 _FRAME_ROWS = 16_384
+_TOPIC_TOKENS = 4_000_000
+"""Tokens of the sample that the topic's embedding is made from: its pairs would fill memory."""
 _REPEATS_ROWS = 2**20
 """Rows of sampled shards that are looked through for equal contexts."""
 
@@ -47,17 +52,23 @@ class LanguageSettings:
     tokenizer : str
         'bpe' or 'unigram', which are trained on the sample, or the path of a tokenizer's .json.
     n_context : int
-        Tokens in a context.
+        Tokens in a context of the network and of the n-grams.
     embedding_dims : int
         Dimensions of an embedded context, shared among its tokens.
     n_centers : int
-        RBF centers, real contexts of the sample.
+        RBF centers, real contexts of the sample; 0 for none.
     gamma : float, optional
         Without it 2 / median squared distance to a center.
     linear : bool
         Whether the embedded context itself stands beside the RBF features.
     ngram_order : int
-        Of the n-gram expert.
+        Of the n-grams that are counted, for all experts.
+    topic_dims : int
+        Dimensions of the decayed sums that tell what a text is about; 0 for none.
+    topic_decay : float
+        How much less a token counts for each token after it.
+    topic_window : int
+        Tokens that the sums run over.
     sample_bytes : int
         Text that tokenizer, embeddings and centers are made from.
     precision : {'float32', 'float64'}
@@ -73,6 +84,9 @@ class LanguageSettings:
     gamma: float | None = None
     linear: bool = True
     ngram_order: int = 3
+    topic_dims: int = 0
+    topic_decay: float = 0.99
+    topic_window: int = 256
     sample_bytes: int = 64_000_000
     precision: Precision = "float32"
     n_folds: int = 5
@@ -118,21 +132,13 @@ def prepare(
         raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
     tokenizer = make_tokenizer(settings.tokenizer, texts, settings.vocab_size)
     encoded = tokenizer.encode(texts)
-    contexts, tokens = context_rows(encoded, settings.n_context)
-    embedding = context_embeddings(contexts, tokens, tokenizer.vocab_size, settings.embedding_dims, settings.seed)
-    features = context_features(
-        embedding,
-        contexts[sample_rows(len(contexts), _CLUSTER_ROWS, settings.seed)],
-        settings.n_centers,
-        linear=settings.linear,
-        gamma=settings.gamma,
-        seed=settings.seed,
-    )
+    features = _features(encoded, tokenizer.vocab_size, settings)
+    windows = Windows(encoded, features.n_inputs)
     targets = OneHot(tokenizer.vocab_size)
-    rows = sample_rows(len(contexts), _FRAME_ROWS, settings.seed)
+    rows = sample_rows(len(windows), _FRAME_ROWS, settings.seed)
     choice = choose_counting(
         count_rows,
-        _pieces(contexts, [len(ids) + 1 for ids in encoded], [len(shard) for _, shard in sampled], settings.seed),
+        _pieces(windows, [len(ids) + 1 for ids in encoded], [len(shard) for _, shard in sampled], settings.seed),
         features.n_features,
         tokenizer.vocab_size,
         one_hot=True,
@@ -141,12 +147,12 @@ def prepare(
     return Header(
         features=features,
         targets=targets,
-        frame=Frame.from_sample(features(contexts[rows]), tokens[rows], targets, features.bounds),
+        frame=Frame.from_sample(features(windows[rows]), windows.tokens[rows], targets, features.bounds),
         precision=settings.precision,
         n_folds=settings.n_folds,
         reader={
             "kind": "tokens",
-            "n_context": settings.n_context,
+            "n_context": features.n_inputs,
             "ngram_order": settings.ngram_order,
             "settings": {**asdict(settings), "tokenizer": tokenizer_id(settings.tokenizer), **(reading or {})},
             **({"counting": choice.to_json()} if choice.counted else {}),
@@ -159,15 +165,38 @@ def prepare(
     )
 
 
-def _pieces(contexts: np.ndarray, lengths: list[int], n_documents: list[int], seed: int) -> Iterator[np.ndarray]:
+def _features(encoded: list[np.ndarray], vocab_size: int, settings: LanguageSettings) -> FeatureMap:
+    """The network's features of near tokens, and those of the topic over a longer window."""
+    width = max(settings.n_context, settings.topic_window) if settings.topic_dims else settings.n_context
+    parts: list[FeatureMap] = []
+    if settings.n_centers or settings.linear:
+        contexts, tokens = context_rows(encoded, settings.n_context)
+        embedding = context_embeddings(contexts, tokens, vocab_size, settings.embedding_dims, settings.seed)
+        sample = contexts[sample_rows(len(contexts), _CLUSTER_ROWS, settings.seed)]
+        network = context_features(
+            embedding, sample, settings.n_centers, linear=settings.linear, gamma=settings.gamma, seed=settings.seed
+        )
+        parts.append(network if width == settings.n_context else Chain(Nearest(width, settings.n_context), network))
+    if settings.topic_dims:
+        stream = np.concatenate([np.append(ids, 0) for ids in encoded])[:_TOPIC_TOKENS]
+        parts.append(
+            topic_map(stream, vocab_size, settings.topic_dims, settings.topic_decay, width, settings.seed)
+        )
+    if not parts:
+        msg = "a language model without features"
+        raise ConfigError(msg, "n_centers or topic_dims above 0, or linear = true")
+    return parts[0] if len(parts) == 1 else Concat(tuple(parts))
+
+
+def _pieces(contexts: Windows, lengths: list[int], n_documents: list[int], seed: int) -> Iterator[np.ndarray]:
     """Contexts of sampled shards, in the pieces in which equal ones are looked for, until there are enough rows."""
     ends = np.cumsum([0, *lengths])[np.cumsum([0, *n_documents])]
-    limit, n_rows = piece_rows(contexts.shape[1], 1), 0
+    limit, n_rows = piece_rows(contexts.n_tokens, 1), 0
     for index in np.random.default_rng(seed).permutation(len(n_documents)):
         for lo in range(int(ends[index]), int(ends[index + 1]), limit):
             if n_rows >= _REPEATS_ROWS:
                 return
-            piece = contexts[lo : min(lo + limit, int(ends[index + 1]))]
+            piece = contexts[slice(lo, min(lo + limit, int(ends[index + 1])))]
             n_rows += len(piece)
             yield piece
 
@@ -205,7 +234,14 @@ def token_source(header: Header, documents: Documents) -> TokenSource:
     return TokenSource(documents, tokenizer, header.reader["n_context"], header.reader["ngram_order"])
 
 
-def assemble(store: Store, solution: Solution, validation: Documents, *, n_rows: int = 30_000) -> LanguageModel:
+def assemble(
+    store: Store,
+    solution: Solution,
+    validation: Documents,
+    *,
+    experts: ExpertSettings | None = None,
+    n_rows: int = 30_000,
+) -> LanguageModel:
     """Put solved weights, counts and validation text together.
 
     Parameters
@@ -214,28 +250,61 @@ def assemble(store: Store, solution: Solution, validation: Documents, *, n_rows:
     solution : Solution
         Of the store's moments.
     validation : Documents
-        Held-out text: the projection and the mixture weights are chosen on it.
+        Held-out text: the projection, the mixture weights and the topic's power are chosen on it.
+    experts : ExpertSettings, optional
+        What is mixed; network and n-grams without it.
     n_rows : int
         Validation rows that are used, a random sample.
+
+    Raises
+    ------
+    ConfigError
+        If an expert is asked for that the store has no features for.
     """
-    header = store.header
+    header, experts = store.header, experts or ExpertSettings()
     source = token_source(header, validation)
     counts = NgramCounts.zeros(source.ngram_order, source.tokenizer.vocab_size)
     for tables in store.tables():
         counts = counts + counts_of(tables, source.ngram_order, source.tokenizer.vocab_size)
+    network, topic = parted(store, solution)
+    if network is None and "network" in experts.experts:
+        msg = "expert 'network' without RBF centers or linear features"
+        raise ConfigError(msg, "other experts", "set n_centers, or linear = true")
+    names = experts.names(source.ngram_order)
     model = LanguageModel(
         tokenizer=source.tokenizer,
         n_context=source.n_context,
-        network=LinearModel(
-            header.features,
-            solution,
-            {"store": store.head().commit, "n_rows": store.head().n_rows, **origins_info(header.files)},
-        ),
+        network=network,
         counts=counts,
         projection=Projection(),
-        mixture=np.full((n_buckets(source.ngram_order), 2), 0.5),
+        mixture=np.full((n_buckets(source.ngram_order), len(names)), 1.0 / len(names)),
+        settings=experts,
+        clusters=experts.clusters(counts),
+        topic=topic,
     )
     texts = [text for shard in validation.shards() for text in validation.documents(shard)]
-    contexts, tokens = context_rows(source.tokenizer.encode(texts), source.n_context)
-    rows = sample_rows(len(contexts), n_rows, seed=0)
-    return model.calibrated(contexts[rows], tokens[rows])
+    windows = Windows(source.tokenizer.encode(texts), source.n_context)
+    rows = sample_rows(len(windows), n_rows, seed=0)
+    return model.calibrated(windows[rows], windows.tokens[rows])
+
+
+def parted(store: Store, solution: Solution) -> tuple[LinearModel | None, Topic | None]:
+    """The network and the topic, each solved by itself from the sums of both where a store has both.
+
+    Parameters
+    ----------
+    store : Store
+    solution : Solution
+        Of all features together: the network's if there is no topic, and else the alpha of the network.
+    """
+    features, head = store.header.features, store.head()
+    info = {"store": head.commit, "n_rows": head.n_rows, **origins_info(store.header.files)}
+    if isinstance(features, Decayed):
+        return None, Topic(features, store.moments().centered(), solution.alpha)
+    if not (isinstance(features, Concat) and isinstance(features.parts[-1], Decayed)):
+        return LinearModel(features, solution, info), None
+    sums, split = store.moments().centered(), features.n_features - features.parts[-1].n_features
+    near = sums.of(slice(0, split))
+    parts = features.parts[:-1]
+    network = LinearModel(parts[0] if len(parts) == 1 else Concat(parts), solve(near, solution.alpha), info)
+    return network, Topic(features.parts[-1], sums.of(slice(split, None)), solution.alpha)
