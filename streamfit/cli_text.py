@@ -1,4 +1,4 @@
-"""Commands that use a language model: generate, explain. Floor 7."""
+"""Commands that use a language model: generate, explain, doubt. Floor 7."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from streamfit.cli_options import JsonOption, dump
+from streamfit.cli_options import AtOption, JsonOption, dump
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.engine import say
 from streamfit.errors import ConfigError, ShardError
+from streamfit.model_runs import doubt_of
 from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
 from streamfit.text import explain as explain_token
+from streamfit.text.doubt import WINDOW
 from streamfit.text.model import EXPERTS
+from streamfit.text.tokenizer import DOCUMENT
 
 app = typer.Typer()
 
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a language model.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Folder of its run; the folder above it without.", show_default=False)
+]
 PromptArgument = Annotated[
     str | None, typer.Argument(help="Text; '-' or nothing reads standard input.", show_default=False)
 ]
@@ -87,6 +98,58 @@ def explain(
         typer.echo(line)
     if page is not None:
         typer.echo(f"page: {page}")
+
+
+@app.command(epilog="Example: streamfit doubt runs/demo/model - < notes.txt")
+def doubt(
+    model: ModelArgument,
+    text: PromptArgument = None,
+    top: Annotated[int, typer.Option(help="So many of the tokens that are doubted most.", min=0)] = 20,
+    run: RunOption = None,
+    at: AtOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say of each token of a text how much there is to doubt the model there, and whether it is text of another kind.
+
+    Doubt is the mean of leverage, shortness and rarity of the suffix that was seen, entropy and lack of confidence,
+    each in deviations from what is usual on held-out text. What that is, and the leverages, are made once from the
+    model's run, and kept beside it.
+    """
+    language, judge = doubt_of(model, run, at)
+    seen = judge.signals(language, [read_prompt(text)])
+    score, error = judge.score(seen), judge.error(seen)
+    rows = [
+        {
+            "at": int(i),
+            "token": language.tokenizer.decode([int(seen.tokens[i])]) if seen.tokens[i] else DOCUMENT,
+            "probability": float(np.exp(-seen.surprise[i])),
+            "doubt": float(score[i]),
+            "error": float(error[i]),
+            "leverage": float(seen.leverage[i]),
+            "suffix_length": int(seen.length[i]),
+            "suffix_count": int(seen.seen[i]),
+            "entropy": float(seen.entropy[i]),
+        }
+        for i in range(len(score))
+    ]
+    if as_json:
+        dump({"doubt": float(score.mean()), "unlike": judge.unlike(seen), "tokens": rows})
+        return
+    table = Table(title=f"the {min(top, len(rows))} tokens of {len(rows):,} that are doubted most, in order")
+    columns = ("at", "token", "probability", "doubt", "chance of error", "leverage", "suffix", "seen", "entropy")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "token" else "right")
+    for i in sorted(np.argsort(-score, kind="stable")[:top].tolist()):
+        row = rows[i]
+        table.add_row(
+            f"{i:,}", escape(repr(row["token"])), f"{row['probability']:.3%}", f"{row['doubt']:+.2f}",
+            f"{row['error']:.1%}", f"{row['leverage']:.1e}", str(row["suffix_length"]), f"{row['suffix_count']:,}",
+            f"{row['entropy']:.2f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    say(console, f"doubt {score.mean():+.3f} on average; held-out text is doubted less in {judge.unlike(seen):.0%} of"
+                 f" windows of {WINDOW} tokens", "bold")  # fmt: skip
 
 
 def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:

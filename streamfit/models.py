@@ -102,6 +102,8 @@ def write_model(folder: str | Path, kind: str, spec: dict[str, Any], arrays: dic
     """
     folder = Path(folder)
     text = json.dumps({"format": FORMAT, "kind": kind, **spec}, indent=1)
+    # safetensors writes the bytes as they lie, which of a matrix in column order would be its transpose.
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (("model.safetensors", safetensors.numpy.save(arrays)), ("model.json", text.encode())):

@@ -40,6 +40,7 @@ FLOORS = (
         "doctor_gpu",
         "report",
         "jobs",
+        "model_runs",
         "solving",
         "passes",
         "stores",

@@ -1,5 +1,6 @@
 """Closed-form language models: tokens, contexts, embeddings, n-grams, and the mixture of them."""
 
+from streamfit.text.doubt import Doubt
 from streamfit.text.evaluate import Evaluator, Score, add_scores
 from streamfit.text.explain import Explanation, explain
 from streamfit.text.fit import LanguageSettings, assemble, prepare, token_source
@@ -10,6 +11,7 @@ from streamfit.text.tokenizer import TRAINED, Tokenizer, tokenizer_id
 
 __all__ = [
     "TRAINED",
+    "Doubt",
     "Evaluator",
     "Explanation",
     "LanguageModel",
