@@ -24,7 +24,6 @@ from streamfit.model_runs import doubt_of
 from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
 from streamfit.text import explain as explain_token
 from streamfit.text.doubt import WINDOW
-from streamfit.text.model import EXPERTS
 from streamfit.text.tokenizer import DOCUMENT
 
 app = typer.Typer()
@@ -50,7 +49,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; \\n and \\t are understood; repeatable.")
     ] = None,
-    expert: Annotated[str, typer.Option(help=f"One of {', '.join(EXPERTS)}.")] = "mixture",
+    expert: Annotated[
+        str, typer.Option(help="One of the model's experts alone, such as network or ngram.")
+    ] = "mixture",
     echo: Annotated[bool, typer.Option(help="Write the prompt first.")] = True,
 ) -> None:
     """Continue a text with a language model; it is written as it is made."""
@@ -58,7 +59,7 @@ def generate(
     text = read_prompt(prompt)
     sampling = Sampling(tokens, temperature, top_k, top_p, seed)
     ends = [each.replace("\\n", "\n").replace("\\t", "\t") for each in stop or []]
-    pieces = generate_text(language, text, sampling, stop=ends, expert=expert)  # type: ignore[arg-type]
+    pieces = generate_text(language, text, sampling, stop=ends, expert=expert)
     with piped():
         if echo:
             _write(text)
@@ -85,9 +86,10 @@ def explain(
 ) -> None:
     """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability."""
     language = LanguageModel.load(model)
-    origins = origins_of(language.network.info)
-    if corpus is not None:
-        origins = find_origins(language.network.features, language.tokenizer, numbered(_readable(corpus, field)))
+    network = language.network
+    origins = [] if network is None else origins_of(network.info)
+    if corpus is not None and network is not None:
+        origins = find_origins(network.features, language.tokenizer, numbered(_readable(corpus, field)))
     found = explain_token(language, read_prompt(prompt), token, origins=origins)
     if page is not None:
         write_file(page, explain_page.page([found], top))

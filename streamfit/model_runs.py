@@ -11,6 +11,7 @@ from streamfit.jobs import held_out
 from streamfit.store import Store
 from streamfit.stores import open_any
 from streamfit.text import Doubt, LanguageModel
+from streamfit.text.doubt import network_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ModelRun:
             msg = f"{where} is no run of a language model"
             raise StoreError(msg, "the folder that `streamfit fit` wrote", "name it with --run")
         store = open_any(where, at)
-        if store.head().commit != model.network.info.get("store"):
+        if store.head().commit != network_of(model).info.get("store"):
             msg = f"{where} holds other sums than those that the model in {folder} was solved from"
             raise MismatchError(msg, "the same commit", "name that commit with --at, or run `streamfit fit` again")
         return cls(folder, model, problem, store)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from rich.console import Console
 
 from streamfit.config import LanguageProblem
-from streamfit.engine import Machine
+from streamfit.engine import Machine, accumulate
 from streamfit.jobs import Fitted, fit
-from streamfit.text import LanguageModel
+from streamfit.solve import solve
+from streamfit.store import Store
+from streamfit.text import LanguageModel, assemble, prepare, token_source
+from streamfit.text.experts import KINDS, ExpertSettings
 
 NAMES = (
     "abc bisect colorsys contextlib copy enum fnmatch functools glob heapq keyword operator queue random reprlib"
@@ -51,3 +55,19 @@ def language() -> LanguageModel:
 def folder() -> Path:
     """Where the model was saved, its run's store beside it."""
     return Path(fitted()[0].run) / "model"
+
+
+@cache
+def many_experts() -> LanguageModel:
+    """A model of the same text with every expert there is, and a topic."""
+    problem, _ = fitted()
+    settings = replace(problem.settings(), topic_dims=8, topic_window=12, vocab_size=300, n_centers=20)
+    documents = problem.corpus.documents("train")
+    store = Store.create(Path(problem.run).parent / "many", prepare(documents, settings))
+    accumulate(store, token_source(store.header, documents))
+    solution = solve(store.moments(), 10.0)
+    experts = ExpertSettings(KINDS, classes=(20, 60), class_dims=10)
+    return assemble(store, solution, problem.corpus.documents("validation"), experts=experts, n_rows=3000)
+
+
+MODELS = {"two experts": language, "many experts": many_experts}

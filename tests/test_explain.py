@@ -13,15 +13,16 @@ from streamfit.features import RBF, Chain, Linear, Lookup
 from streamfit.text import Tokenizer, explain, explain_page, find_origins, numbered, origins_of
 from streamfit.text.contexts import context_rows
 from streamfit.text.origins import center_block
-from tests.languages import fitted, folder, language
+from tests.languages import MODELS, fitted, folder, language, many_experts
 from tests.test_cli import streamfit
 
 PROMPTS = ("", "import ", "def __init__(self", "    return ", "\x00☃")
 
 
+@pytest.mark.parametrize("which", MODELS)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prompt):
-    model = language()
+def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prompt, which):
+    model = MODELS[which]()
     context = context_rows(model.tokenizer.encode([prompt]), model.n_context)[0][-1:]
     experts = model.distributions(context)
     for token in (int(experts["mixture"][0].argmax()), 0, 17):
@@ -34,7 +35,7 @@ def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prom
         network = [s for s in found.shares if s.expert == "network" and s.kind != "projection"]
         raw = float(model.output(context)[0, token])
         assert sum(s.share for s in network) == pytest.approx(found.weights["network"] * raw, rel=1e-3, abs=1e-7)
-        assert sum(s.kind == "center" for s in found.shares) == 60
+        assert sum(s.kind == "center" for s in found.shares) == len(origins_of(model.network.info))
         for top in (0, 3, 100):
             assert sum(s.share for s in found.shown(top)) == pytest.approx(found.probability, rel=1e-12)
 
@@ -71,6 +72,7 @@ def test_every_center_stands_where_it_is_said_to_stand():
     again = find_origins(model.network.features, model.tokenizer, numbered(files))
     assert all(o is not None for o in again)
     assert run.store.header.files["centers.json"]
+    assert None not in origins_of(many_experts().network.info), "found beside a topic's features too"
 
 
 def test_centers_that_are_not_in_the_text_have_no_place():

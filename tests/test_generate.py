@@ -17,25 +17,25 @@ from streamfit.models import LinearModel
 from streamfit.text import Sampling, Tokenizer, generate, generate_text
 from streamfit.text.contexts import context_rows
 from streamfit.text.kneser_ney import KneserNey
-from streamfit.text.model import EXPERTS
 from streamfit.text.next_token import NextToken
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.stream import TextStream
 from streamfit.text.suffixes import continuations, suffixes, uniform_share
-from tests.languages import folder, language
+from tests.languages import MODELS, folder, language
 
 
-@pytest.mark.parametrize("expert", EXPERTS)
-def test_a_single_context_has_the_distribution_that_many_have(expert):
-    model = language()
+@pytest.mark.parametrize("which", MODELS)
+def test_a_single_context_has_the_distribution_that_many_have(which):
+    model = MODELS[which]()
     seen, _ = context_rows(model.tokenizer.encode(["import os\nclass A(B):\n    pass\n"]), model.n_context)
     odd = np.random.default_rng(0).integers(0, model.vocab_size, size=(10, model.n_context))
-    following = NextToken(model, expert)
-    for context in np.concatenate([seen, odd]):
-        plain = model.distribution(context[None], expert)[0]
-        fast = following(context)
-        assert fast.sum(dtype=np.float64) == pytest.approx(1.0, abs=1e-5)
-        np.testing.assert_allclose(fast, plain, rtol=2e-3, atol=1e-7)
+    contexts = np.concatenate([seen, odd])
+    for expert, plain in model.distributions(contexts).items():
+        following = NextToken(model, expert)
+        for context, p in zip(contexts, plain, strict=True):
+            fast = following(context)
+            assert fast.sum(dtype=np.float64) == pytest.approx(1.0, abs=1e-5)
+            np.testing.assert_allclose(fast, p, rtol=2e-3, atol=1e-7, err_msg=expert)
 
 
 def test_features_of_any_kind_can_be_followed():

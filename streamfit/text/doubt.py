@@ -13,13 +13,13 @@ import numpy as np
 import scipy.special
 
 from streamfit.centered import Statistic, as_centered
-from streamfit.errors import CorpusError, MismatchError
-from streamfit.models import read_model, write_model
+from streamfit.errors import ConfigError, CorpusError, MismatchError
+from streamfit.models import LinearModel, read_model, write_model
 from streamfit.solve import Solution
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.ridge import without_constants
-from streamfit.text.contexts import context_rows
-from streamfit.text.model import BATCH_ROWS, LanguageModel
+from streamfit.text.contexts import Windows
+from streamfit.text.model import LanguageModel
 
 FOLDER = "doubt"
 """Folder beside a model's files."""
@@ -51,7 +51,7 @@ class Leverage:
 
     @classmethod
     def of(cls, moments: Statistic, solution: Solution) -> Leverage:
-        """From the sums that a solution is of.
+        """From the sums that a solution is of; those of a topic's features, which come after its own, are left.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class Leverage:
         if solution.block_alphas is not None:
             msg = "leverages of a solution with an alpha for each block"
             raise MismatchError(msg, "one alpha", "solve without `blocks`")
-        c = without_constants(as_centered(moments))
+        c = without_constants(as_centered(moments).of(slice(0, len(solution.weights))))
         return cls(inverse_factor(c.gram, solution.alpha).astype(np.float32), c.mean_x, float(c.weight))
 
     def __call__(self, phi: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ class Doubt:
         """
         from sklearn.linear_model import LogisticRegression  # takes long, and only this needs it
 
-        leverage = Leverage.of(moments, model.network.solution)
+        leverage = Leverage.of(moments, network_of(model).solution)
         seen = signals(model, leverage, _first(model, texts, n_tokens))
         if len(seen.tokens) < WINDOW or seen.right.all() or not seen.right.any():
             msg = f"{len(seen.tokens)} tokens of held-out text, {int(seen.right.sum())} of them predicted"
@@ -175,7 +175,7 @@ class Doubt:
         standard = (columns - mean) / scale
         judged = LogisticRegression().fit(standard, ~seen.right)
         quantiles = np.quantile(windows(standard.mean(axis=1), WINDOW), np.linspace(0, 1, 101))
-        store = str(model.network.info.get("store"))
+        store = str(network_of(model).info.get("store"))
         return cls(leverage, mean, scale, judged.coef_[0], float(judged.intercept_[0]), quantiles, store)
 
     def signals(self, model: LanguageModel, texts: Sequence[str]) -> Signals:
@@ -216,8 +216,23 @@ class Doubt:
         spec, arrays = read_model(Path(folder) / FOLDER, "doubt")
         leverage = Leverage(arrays.pop("factor"), arrays.pop("features"), spec["weight"])
         found = cls(leverage, intercept=spec["intercept"], store=spec["store"], **arrays)
-        same = found.store == str(model.network.info.get("store"))
-        return found if same and len(leverage.mean) == len(model.network.solution.weights) else None
+        network = network_of(model)
+        same = found.store == str(network.info.get("store"))
+        return found if same and len(leverage.mean) == len(network.solution.weights) else None
+
+
+def network_of(model: LanguageModel) -> LinearModel:
+    """A model's network.
+
+    Raises
+    ------
+    ConfigError
+        If it has none.
+    """
+    if model.network is None:
+        msg = "a language model without a network"
+        raise ConfigError(msg, "one with RBF centers or linear features")
+    return model.network
 
 
 def _first(model: LanguageModel, texts: Sequence[str], n_tokens: int) -> list[str]:
@@ -246,17 +261,18 @@ def signals(model: LanguageModel, leverage: Leverage, texts: Sequence[str]) -> S
     leverage : Leverage
     texts : sequence of str
     """
-    contexts, tokens = context_rows(model.tokenizer.encode(texts), model.n_context)
-    n = len(tokens)
+    contexts = Windows(model.tokenizer.encode(texts), model.n_context)
+    tokens, n = contexts.tokens, len(contexts)
+    network = network_of(model)
+    length, seen = np.empty(n, np.int64), np.empty(n, np.int64)
     leverages, entropy, confidence, surprise = (np.empty(n) for _ in range(4))
     right = np.empty(n, np.bool_)
-    for lo in range(0, n, BATCH_ROWS):
-        rows = slice(lo, min(lo + BATCH_ROWS, n))
-        leverages[rows] = leverage(model.network.features(contexts[rows]))
-        p = model.distribution(contexts[rows])
+    for rows, batch in contexts.batches(model.batch_rows):
+        leverages[rows] = leverage(network.features(batch))
+        length[rows], seen[rows] = model.support(batch)
+        p = model.distribution(batch)
         own = p[np.arange(len(p)), tokens[rows]]
         entropy[rows] = -np.einsum("nv,nv->n", p, np.log(p), dtype=np.float64)
         confidence[rows], surprise[rows] = p.max(axis=1), -np.log(own)
         right[rows] = p.argmax(axis=1) == tokens[rows]
-    length, seen = model.ngram.support(contexts)
     return Signals(tokens, leverages, length, seen, entropy, confidence, surprise, right)

@@ -164,6 +164,11 @@ class CountExpert:
         return self.tables.support(self._see(contexts))
 
 
+def seen_by(expert: CountExpert, context: np.ndarray) -> np.ndarray:
+    """What an expert sees of one context: int array, the nearest last."""
+    return np.asarray(expert._see(context[None])[0])
+
+
 def blend(experts: Sequence[CountExpert], weights: np.ndarray, contexts: Ids) -> npt.NDArray[np.float32]:
     """Weighted sum of several experts' distributions, in one array.
 

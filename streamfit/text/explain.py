@@ -1,6 +1,6 @@
 """What carried a prediction: centers and suffixes of the corpus, as shares that add up to the probability.
 
-Floor 6: imports model, origins, suffixes, mixture.
+Floor 6: imports model, experts, origins, suffixes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 
 from streamfit.errors import ConfigError
 from streamfit.text.contexts import context_rows
-from streamfit.text.mixture import buckets
+from streamfit.text.experts import seen_by
 from streamfit.text.model import LanguageModel
 from streamfit.text.origins import Origin, center_block
 from streamfit.text.suffixes import continuations, suffixes, uniform_share
+from streamfit.text.views import View
 
-Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform"]
+Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "topic"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Share:
         Which expert it comes from.
     kind : str
         'center', 'linear' (the embedded context itself), 'intercept' and 'projection' (what making the output a
-        distribution added or took) of the network; 'suffix' and 'uniform' of the n-gram model.
+        distribution added or took) of the network; 'suffix' and 'uniform' of experts that count; 'topic' is what
+        multiplying by the topic and dividing by the sum added or took.
     share : float
     text : str
         The center's context, or the suffix.
@@ -123,11 +125,11 @@ def explain(
 ) -> Explanation:
     """Take a prediction apart.
 
-    With m the weights of the mixture in this context, the probability of token w is
-    ``m_network q_w + m_ngram p_w``. The network's output is ``f_w = sum_j φ_j B_jw + b_w``, each center's part of it
-    being a share, and q_w - f_w that of the projection to a distribution. Kneser-Ney is the sum over the suffixes s of
-    the context that were seen, of the back-off weights of those longer than s, times the discounted probability of w
-    after s; and what is left is spread evenly over the vocabulary.
+    With m the weights of the mixture in this context, the probability of token w is the sum over experts of
+    ``m_e p_e(w)``, and what the topic makes of it. The network's output is ``f_w = sum_j φ_j B_jw + b_w``, each
+    center's part of it being a share, and p_w - f_w that of the projection to a distribution. An expert that counts is
+    the sum over the suffixes s of the context that were seen, of the back-off weights of those longer than s, times the
+    discounted probability of w after s; and what is left is spread evenly over the vocabulary.
 
     Parameters
     ----------
@@ -149,17 +151,22 @@ def explain(
     experts = {name: p[0] for name, p in model.distributions(context[None]).items()}
     mixed = experts.pop("mixture")
     chosen = int(np.argmax(mixed)) if token is None else _token_id(model, token)
-    found = suffixes(model.ngram, context)
-    length, seen = (found[0].order - 1, found[0].seen) if found else (0, 0)
-    network, ngram = model.mixture[buckets(np.array([length]), np.array([seen]))[0]].tolist()
-    shares = _network_shares(model, context, chosen, float(experts["network"][chosen]), network, origins)
-    shares += _ngram_shares(model, context, chosen, ngram)
+    weights = dict(zip(model.experts, model.bucket_weights(context[None])[0].tolist(), strict=True))
+    shares: list[Share] = []
+    for name, weight in weights.items():
+        if name == "network":
+            shares += _network_shares(model, context, chosen, float(experts[name][chosen]), weight, origins)
+        else:
+            shares += _counted_shares(model, name, context, chosen, weight)
+    if model.topic is not None:
+        rest = float(mixed[chosen]) - sum(share.share for share in shares)
+        shares.append(Share("topic", "topic", rest))
     order = np.argsort(-mixed, kind="stable")[:n_likely]
     return Explanation(
         before=tuple(_spelled(model, int(t)) for t in context),
         token=_spelled(model, chosen),
         probability=float(sum(share.share for share in shares)),
-        weights={"network": network, "ngram": ngram},
+        weights=weights,
         by_expert={name: float(p[chosen]) for name, p in experts.items()},
         shares=tuple(sorted(shares, key=lambda share: -abs(share.share))),
         likely=tuple((_spelled(model, int(t)), float(mixed[t])) for t in order),
@@ -191,6 +198,7 @@ def _network_shares(
     weight: float,
     origins: Sequence[Origin | None],
 ) -> list[Share]:
+    assert model.network is not None
     solution = model.network.solution
     phi = model.network.features(context[None])[0].astype(np.float64)
     parts = weight * phi * solution.weights[:, token]
@@ -210,13 +218,24 @@ def _network_shares(
     return [*shares, Share("network", "projection", rest)]
 
 
-def _ngram_shares(model: LanguageModel, context: np.ndarray, token: int, weight: float) -> list[Share]:
-    found = suffixes(model.ngram, context)
+def _counted_shares(model: LanguageModel, name: str, context: np.ndarray, token: int, weight: float) -> list[Share]:
+    expert = model.count_experts[name]
+    found = suffixes(expert.tables, seen_by(expert, context))
     shares = []
     for suffix in found:
-        tokens, mass = continuations(model.ngram, suffix)
+        tokens, mass = continuations(expert.tables, suffix)
         at = int(np.searchsorted(tokens, token))
         part = float(mass[at]) if at < len(tokens) and tokens[at] == token else 0.0
-        text = "".join(_spelled(model, int(t)) for t in context[len(context) - suffix.order + 1 :])
-        shares.append(Share("ngram", "suffix", weight * suffix.weight * part, text, seen=suffix.seen))
-    return [*shares, Share("ngram", "uniform", weight * uniform_share(model.ngram, found) / model.vocab_size)]
+        text = "" if expert.view is None else _glimpse(model, expert.view, context, suffix.order - 1)
+        shares.append(Share(name, "suffix", weight * suffix.weight * part, text, seen=suffix.seen))
+    return [*shares, Share(name, "uniform", weight * uniform_share(expert.tables, found) / model.vocab_size)]
+
+
+def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: int) -> str:
+    """What a view has looked at first, as text: tokens, those seen as one of a cluster in brackets, gaps as dots."""
+    glances = {g.distance: g.clusters for g in view.glances[:n_columns]}  # a token seen twice is seen by itself at last
+    spelled = []
+    for distance in range(max(glances, default=0), 0, -1):
+        text = _spelled(model, int(context[-distance]))
+        spelled.append("..." if distance not in glances else f"[~{text}]" if glances[distance] else text)
+    return "".join(spelled)

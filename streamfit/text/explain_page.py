@@ -30,6 +30,7 @@ def name_of(share: Share) -> str:
         "intercept": "intercept",
         "projection": "made a distribution",
         "uniform": "any token",
+        "topic": "what the text is about",
     }
     if share.kind != "suffix":
         return f"{share.expert}: {names[share.kind]}"

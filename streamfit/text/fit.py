@@ -179,9 +179,7 @@ def _features(encoded: list[np.ndarray], vocab_size: int, settings: LanguageSett
         parts.append(network if width == settings.n_context else Chain(Nearest(width, settings.n_context), network))
     if settings.topic_dims:
         stream = np.concatenate([np.append(ids, 0) for ids in encoded])[:_TOPIC_TOKENS]
-        parts.append(
-            topic_map(stream, vocab_size, settings.topic_dims, settings.topic_decay, width, settings.seed)
-        )
+        parts.append(topic_map(stream, vocab_size, settings.topic_dims, settings.topic_decay, width, settings.seed))
     if not parts:
         msg = "a language model without features"
         raise ConfigError(msg, "n_centers or topic_dims above 0, or linear = true")

@@ -1,6 +1,6 @@
 """The next token of a single context, fast: what does not change from step to step is made ready once.
 
-Floor 6: imports model, mixture, kneser_ney, suffixes. `LanguageModel.distribution` is made for many rows; of one row,
+Floor 6: imports model, mixture, experts, suffixes. `LanguageModel.distribution` is made for many rows; of one row,
 most of its time would go into shifting centers and into arrays of length one.
 """
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from streamfit.errors import ConfigError
-from streamfit.features import RBF, Chain, Concat, FeatureMap, Linear, Lookup
-from streamfit.text.kneser_ney import KneserNey
+from streamfit.features import RBF, Chain, Concat, FeatureMap, Linear, Lookup, Nearest
+from streamfit.text.experts import seen_by
 from streamfit.text.mixture import buckets
-from streamfit.text.model import EXPERTS, Expert, LanguageModel
-from streamfit.text.suffixes import Suffix, continuations, suffixes
+from streamfit.text.model import Expert, LanguageModel
+from streamfit.text.suffixes import continuations, suffixes
 
 Float32 = npt.NDArray[np.float32]
 _SHARP = 1e3
@@ -33,7 +33,8 @@ class NextToken:
     Parameters
     ----------
     model : LanguageModel
-    expert : {'mixture', 'network', 'ngram'}
+    expert : str
+        'mixture', or one of the model's experts.
 
     Raises
     ------
@@ -42,17 +43,19 @@ class NextToken:
     """
 
     def __init__(self, model: LanguageModel, expert: Expert = "mixture") -> None:
-        if expert not in EXPERTS:
+        if expert not in ("mixture", *model.experts):
             msg = f"expert {expert!r}"
-            raise ConfigError(msg, f"one of {', '.join(EXPERTS)}")
-        self._model, self._expert = model, expert
+            raise ConfigError(msg, f"one of {', '.join(('mixture', *model.experts))}")
+        self._model = model
+        self._mixed = expert == "mixture"
+        self._names = model.experts if self._mixed else (expert,)
         self._threads = ThreadpoolController()
-        if expert != "ngram":
+        if "network" in self._names and model.network is not None:
             self._features = _row_features(model.network.features)
             self._weights = np.ascontiguousarray(model.network.solution.weights, np.float32)
             self._intercept = model.network.solution.intercept.astype(np.float32)
-        if expert != "network":
-            self._unigram = _unigram(model.ngram)
+        counted = [name for name in self._names if name != "network"]
+        self._unigrams = {name: model.count_experts[name].tables.unigram.astype(np.float32) for name in counted}
 
     def __call__(self, context: np.ndarray) -> Float32:
         """Distribution after a context.
@@ -66,16 +69,27 @@ class NextToken:
         -------
         float32 array of shape (vocab_size,)
         """
-        if self._expert == "network":
-            return self._network(context)
+        if not self._mixed:
+            return self._expert(self._names[0], context)
+        model = self._model
+        p = np.zeros(model.vocab_size, np.float32)
+        for name, weight in zip(self._names, self._bucket(context).tolist(), strict=True):
+            if weight:
+                part = self._expert(name, context)
+                part *= np.float32(weight)
+                p += part
+        if model.topic is None or model.topic.power == 0.0:
+            return p
+        with self._threads.limit(limits=1, user_api="blas"):
+            return np.asarray(model.topic.apply(p[None], context[None], model.unigram)[0])
+
+    def _bucket(self, context: np.ndarray) -> np.ndarray:
         found = suffixes(self._model.ngram, context)
-        p = self._ngram(found)
-        if self._expert == "mixture":
-            length, seen = (found[0].order - 1, found[0].seen) if found else (0, 0)
-            network, ngram = self._model.mixture[buckets(np.array([length]), np.array([seen]))[0]]
-            p *= np.float32(ngram)
-            p += np.float32(network) * self._network(context)
-        return p
+        length, seen = (found[0].order - 1, found[0].seen) if found else (0, 0)
+        return np.asarray(self._model.mixture[buckets(np.array([length]), np.array([seen]))[0]])
+
+    def _expert(self, name: Expert, context: np.ndarray) -> Float32:
+        return self._network(context) if name == "network" else self._counted(name, context)
 
     def _network(self, context: np.ndarray) -> Float32:
         with self._threads.limit(limits=1, user_api="blas"):
@@ -83,23 +97,15 @@ class NextToken:
         output += self._intercept
         return np.asarray(self._model.projection(output[None], self._model.unigram)[0])
 
-    def _ngram(self, found: list[Suffix]) -> Float32:
-        ngram = self._model.ngram
-        longer = [s for s in found if s.order > 1]
-        below = found[-1].weight if found else 1.0
-        p = self._unigram * np.float32(below)
-        for suffix in longer:
-            tokens, mass = continuations(ngram, suffix)
-            p[tokens] += (mass * suffix.weight).astype(np.float32)
+    def _counted(self, name: Expert, context: np.ndarray) -> Float32:
+        expert = self._model.count_experts[name]
+        found = suffixes(expert.tables, seen_by(expert, context))
+        p = self._unigrams[name] * np.float32(found[-1].weight if found else 1.0)
+        for suffix in found:
+            if suffix.order > 1:
+                tokens, mass = continuations(expert.tables, suffix)
+                p[tokens] += (mass * suffix.weight).astype(np.float32)
         return p
-
-
-def _unigram(ngram: KneserNey) -> Float32:
-    """The lowest order of Kneser-Ney, its share of the uniform distribution included."""
-    level = ngram.levels[0]
-    p = np.full(ngram.vocab_size, (level.gamma[0] if level.gamma.size else 1.0) / ngram.vocab_size)
-    p[level.grams] += level.mass
-    return p.astype(np.float32)
 
 
 def _row_features(features: FeatureMap) -> Callable[[np.ndarray], Float32]:
@@ -108,6 +114,9 @@ def _row_features(features: FeatureMap) -> Callable[[np.ndarray], Float32]:
     def plain(context: np.ndarray) -> Float32:
         return np.asarray(features(context[None])[0], np.float32)
 
+    if isinstance(features, Chain) and isinstance(features.inner, Nearest):
+        near, n_kept = _row_features(features.outer), features.inner.n_kept
+        return lambda context: near(context[len(context) - n_kept :])
     if not (isinstance(features, Chain) and isinstance(features.inner, Lookup)):
         return plain
     outer = features.outer

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.features import RBF, Chain, Concat, FeatureMap, Lookup
+from streamfit.features import RBF, Chain, Concat, FeatureMap, Lookup, Nearest
 from streamfit.text.contexts import context_rows
 from streamfit.text.tokenizer import Tokenizer
 
@@ -52,6 +52,10 @@ class Origin:
 
 def center_block(features: FeatureMap) -> tuple[Lookup, RBF, slice] | None:
     """Embedding, radial basis functions, and their columns among the features; None where there are none."""
+    if isinstance(features, Chain) and isinstance(features.inner, Nearest):
+        return center_block(features.outer)
+    if isinstance(features, Concat):
+        return center_block(features.parts[0])  # the network's features come first, a topic's after them
     if not (isinstance(features, Chain) and isinstance(features.inner, Lookup)):
         return None
     start = 0

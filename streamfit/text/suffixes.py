@@ -1,7 +1,7 @@
-"""One context's way through the tables of Kneser-Ney: which of its suffixes were seen, and what each one weighs.
+"""One context's way through tables of suffixes: which of its suffixes were seen, and what each one weighs.
 
-Floor 6: imports kneser_ney. What generation, explanation and doubt share; it works a context at a time, where
-`KneserNey.distribution` works on many.
+Floor 6: imports suffix_tables. What generation and explanation share; it works a context at a time, where
+`SuffixTables.distribution` works on many.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from streamfit.text.kneser_ney import KneserNey
+from streamfit.text.suffix_tables import SuffixTables
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,32 @@ class Suffix:
     weight: float
 
 
-def suffixes(ngram: KneserNey, context: np.ndarray) -> list[Suffix]:
+def suffixes(tables: SuffixTables, context: np.ndarray) -> list[Suffix]:
     """Suffixes of one context that were seen, the longest first; none at all if nothing was counted.
 
     Parameters
     ----------
-    ngram : KneserNey
-    context : int array of shape (n_context,)
-        The nearest token last.
+    tables : SuffixTables
+    context : int array of shape (m,), m >= order - 1
+        The nearest token last; of a view, what it sees.
     """
     found: list[tuple[int, int, int]] = []
     key = 0
-    for order, level in enumerate(ngram.levels, start=1):
+    for order, level in enumerate(tables.levels, start=1):
         at = int(np.searchsorted(level.contexts, key))
         if at == len(level.contexts) or level.contexts[at] != key:
             break
         found.append((order, at, int(level.seen[at])))
-        if order < ngram.order:
-            key = at * ngram.vocab_size + int(context[-order])
+        if order < tables.order:
+            key = at * tables.vocab_size + int(context[-order])
     weight, kept = 1.0, []
     for order, at, seen in reversed(found):
         kept.append(Suffix(order, at, seen, weight))
-        weight *= float(ngram.levels[order - 1].gamma[at])
+        weight *= float(tables.levels[order - 1].gamma[at])
     return kept
 
 
-def continuations(ngram: KneserNey, suffix: Suffix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def continuations(tables: SuffixTables, suffix: Suffix) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Tokens seen after a suffix, and the discounted probability of each among them.
 
     Returns
@@ -70,14 +70,14 @@ def continuations(ngram: KneserNey, suffix: Suffix) -> tuple[npt.NDArray[np.int6
         Ascending.
     mass : float64 array of shape (n,)
     """
-    level = ngram.levels[suffix.order - 1]
+    level = tables.levels[suffix.order - 1]
     span = slice(int(level.starts[suffix.index]), int(level.starts[suffix.index + 1]))
-    return level.grams[span] - suffix.index * ngram.vocab_size, level.mass[span]
+    return level.grams[span] - suffix.index * tables.vocab_size, level.mass[span]
 
 
-def uniform_share(ngram: KneserNey, found: list[Suffix]) -> float:
+def uniform_share(tables: SuffixTables, found: list[Suffix]) -> float:
     """What is left below the shortest suffix, spread evenly over the vocabulary."""
     if not found:
         return 1.0
     last = found[-1]
-    return last.weight * float(ngram.levels[last.order - 1].gamma[last.index])
+    return last.weight * float(tables.levels[last.order - 1].gamma[last.index])
