@@ -14,10 +14,11 @@ from pipelines import doubt as pipeline
 from streamfit.errors import CorpusError, MismatchError, StoreError
 from streamfit.model_runs import ModelRun, doubt_of
 from streamfit.solve import posterior
+from streamfit.store import Store
 from streamfit.text import Doubt
 from streamfit.text.contexts import context_rows
-from streamfit.text.doubt import Leverage, windows
-from tests.languages import fitted, folder, language
+from streamfit.text.doubt import Leverage, signals, windows
+from tests.languages import fitted, folder, language, many_experts
 from tests.test_cli import streamfit
 
 OWN = 'def copy(self):\n    """Return a shallow copy."""\n    return self.__class__(self)\n' * 3
@@ -39,6 +40,16 @@ def test_leverages_are_those_of_the_posterior():
     np.testing.assert_allclose(leverage(phi), expected, rtol=1e-3)
     with pytest.raises(MismatchError, match="each block"):
         Leverage.of(moments, replace(model.network.solution, block_alphas={"a": 1.0}))
+
+
+def test_leverages_beside_a_topic_are_of_the_networks_own_features():
+    model = many_experts()
+    moments = Store(folder().parent.parent / "many").moments()
+    leverage = Leverage.of(moments, model.network.solution)
+    assert len(leverage.mean) == model.network.features.n_features < moments.frame.n_features
+    seen = signals(model, leverage, [OWN])
+    assert (seen.leverage > 0).all()
+    assert (seen.leverage < 1).all()
 
 
 def test_leverages_of_the_training_rows_add_up_to_the_degrees_of_freedom():
