@@ -1,4 +1,4 @@
-"""Commands that use a language model: generate, explain, doubt. Floor 7."""
+"""Commands that use a language model: generate, explain, doubt, distill. Floor 7."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from streamfit.config import LanguageProblem, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
 from streamfit.engine import say
 from streamfit.errors import ConfigError, ShardError
-from streamfit.model_runs import doubt_of
+from streamfit.model_runs import ModelRun, doubt_of
 from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
 from streamfit.text import explain as explain_token
+from streamfit.text.distill import Candidate, with_prompts
+from streamfit.text.distill import distill as distil_model
 from streamfit.text.doubt import WINDOW
 from streamfit.text.tokenizer import DOCUMENT
 
@@ -152,6 +154,53 @@ def doubt(
     console.print(table)
     say(console, f"doubt {score.mean():+.3f} on average; held-out text is doubted less in {judge.unlike(seen):.0%} of"
                  f" windows of {WINDOW} tokens", "bold")  # fmt: skip
+
+
+@app.command(epilog="Example: streamfit distill runs/demo/model --keep 0.99 -o small --prompts typical.txt")
+def distill(
+    model: ModelArgument,
+    keep: Annotated[float, typer.Option(help="Least share: perplexity may rise to that of the whole over it.")] = 0.999,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text like what the model will be given.", show_default=False)
+    ] = None,
+    prompt_share: Annotated[float, typer.Option(help="Weight of prompts beside the corpus.", min=0, max=1)] = 0.5,
+    rows: Annotated[int, typer.Option(help="Held-out tokens to calibrate and judge by.", min=1024)] = 20_000,
+    run: RunOption = None,
+    at: AtOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the small model.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave out features of the network and experts, what costs least first, as far as held-out perplexity allows.
+
+    Costs are exact, from the sums of the model's run; with --prompts, text like what is to come weighs in, so that what
+    it does not use is cheap to lose. Each size is solved and calibrated anew on one half of the held-out text, and
+    judged on the other.
+    """
+    opened = ModelRun.open(model, run, at)
+    sums, held_out = opened.moments(), opened.held_out_rows(rows)
+    if prompts is not None:
+        sums = with_prompts(sums, opened.count(text for _, texts in _readable(prompts, "text") for text in texts),
+                            prompt_share)  # fmt: skip
+    tried: list[Candidate] = []
+    chosen = distil_model(opened.model, sums, held_out, keep, report=tried.append)
+    if output is not None:
+        chosen.model.save(output)
+    if as_json:
+        dump({"keep": keep, "chosen": chosen.to_json(), "tried": [each.to_json() for each in tried]})
+        return
+    table = Table(title=f"size against perplexity; {keep:.4g} to be kept")
+    for column in ("features", "experts", "megabytes", "perplexity", "kept", ""):
+        table.add_column(column, justify="left" if column == "experts" else "right")
+    for each in tried:
+        table.add_row(
+            f"{each.n_features:,}", " ".join(each.model.settings.experts), f"{each.n_bytes / 1e6:,.1f}",
+            f"{each.perplexity:,.3f}", f"{each.kept:.4%}", "chosen" if each is chosen else "",
+        )  # fmt: skip
+    Console().print(table)
+    if output is not None:
+        typer.echo(f"model: {output}")
 
 
 def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:

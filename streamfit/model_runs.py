@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.errors import MismatchError, StoreError
+from streamfit.frame import BLOCK_ROWS
 from streamfit.jobs import held_out
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.store import Store
 from streamfit.stores import open_any
 from streamfit.text import Doubt, LanguageModel
-from streamfit.text.doubt import network_of
+from streamfit.text.contexts import Windows
+from streamfit.text.distill import HeldOut, halves
+from streamfit.text.network_sums import network_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,37 @@ class ModelRun:
         documents = held_out(self.store, self.problem.corpus.documents("validation"))
         return [text for shard in documents.shards() for text in documents.documents(shard)]
 
+    def moments(self) -> Moments:
+        """The sums.
+
+        Raises
+        ------
+        MismatchError
+            If they are not those of products.
+        """
+        found = self.store.moments()
+        if not isinstance(found, Moments):
+            msg = f"{self.store.place} keeps {type(found).__name__}"
+            raise MismatchError(msg, "sums of products")
+        return found
+
+    def held_out_rows(self, n_rows: int) -> HeldOut:
+        """So many validation tokens with their contexts, of documents in a random order."""
+        texts = self.validation()
+        np.random.default_rng(0).shuffle(texts)
+        windows = Windows(self.model.tokenizer.encode(texts), self.model.n_context)
+        rows = slice(0, min(n_rows, len(windows)))
+        return halves(windows[rows], windows.tokens[rows])
+
+    def count(self, texts: Iterable[str]) -> Moments:
+        """Sums of some texts, in the frame of the store; nothing is committed."""
+        windows = Windows(self.model.tokenizer.encode(list(texts)), self.model.n_context)
+        accumulator = self.store.header.accumulator()
+        assert isinstance(accumulator, MomentsAccumulator)
+        for rows, contexts in windows.batches(BLOCK_ROWS):
+            accumulator.add(self.store.header.features(contexts), windows.tokens[rows])
+        return accumulator.moments()
+
     def test(self) -> list[str]:
         """Texts of the test part, those aside that were counted."""
         documents = held_out(self.store, self.problem.corpus.documents("test"))
@@ -80,6 +118,6 @@ def doubt_of(folder: Path, run: Path | None = None, at: str | None = None) -> tu
     found = Doubt.load(folder, model)
     if found is None:
         opened = ModelRun.open(folder, run, at)
-        found = Doubt.fit(model, opened.store.moments(), opened.validation())
+        found = Doubt.fit(model, opened.moments(), opened.validation())
         found.save(folder)
     return model, found

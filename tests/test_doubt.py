@@ -33,19 +33,19 @@ def judge() -> Doubt:
 def test_leverages_are_those_of_the_posterior():
     store, model = fitted()[1].store, language()
     moments = store.moments()
-    leverage = Leverage.of(moments, model.network.solution)
+    leverage = Leverage.of(moments, model.network)
     contexts = np.random.default_rng(0).integers(0, model.vocab_size, size=(40, model.n_context))
     phi = model.network.features(contexts)
     expected = posterior(moments, model.network.solution.alpha).leverage(phi)
     np.testing.assert_allclose(leverage(phi), expected, rtol=1e-3)
     with pytest.raises(MismatchError, match="each block"):
-        Leverage.of(moments, replace(model.network.solution, block_alphas={"a": 1.0}))
+        Leverage.of(moments, replace(model.network, solution=replace(model.network.solution, block_alphas={"a": 1.0})))
 
 
 def test_leverages_beside_a_topic_are_of_the_networks_own_features():
     model = many_experts()
     moments = Store(folder().parent.parent / "many").moments()
-    leverage = Leverage.of(moments, model.network.solution)
+    leverage = Leverage.of(moments, model.network)
     assert len(leverage.mean) == model.network.features.n_features < moments.frame.n_features
     seen = signals(model, leverage, [OWN])
     assert (seen.leverage > 0).all()
@@ -58,7 +58,7 @@ def test_leverages_of_the_training_rows_add_up_to_the_degrees_of_freedom():
     documents = problem.corpus.documents("train")
     texts = [text for shard in documents.shards() for text in documents.documents(shard)]
     contexts, _ = context_rows(model.tokenizer.encode(texts), model.n_context)
-    leverage = Leverage.of(run.store.moments(), model.network.solution)
+    leverage = Leverage.of(run.store.moments(), model.network)
     total = sum(leverage(model.network.features(part)).sum() for part in np.array_split(contexts, 50))
     assert total == pytest.approx(model.network.solution.effective_dof + 1.0, rel=1e-3)
 

@@ -1,6 +1,6 @@
 """Feature maps: fit on a sample with a seed, then frozen. `+` concatenates."""
 
-from streamfit.features.base import Chain, Concat, FeatureMap, from_spec, register
+from streamfit.features.base import Chain, Concat, FeatureMap, Pick, from_spec, register
 from streamfit.features.fourier import RandomFourier
 from streamfit.features.hashed import Hashed
 from streamfit.features.linear import Linear, Standardize
@@ -20,6 +20,7 @@ __all__ = [
     "Lookup",
     "Nearest",
     "Nystroem",
+    "Pick",
     "RandomFourier",
     "Standardize",
     "choose_centers",

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from streamfit.centered import Statistic, as_centered
-from streamfit.errors import ConfigError, CorpusError, MismatchError
+from streamfit.centered import Statistic
+from streamfit.errors import CorpusError, MismatchError
 from streamfit.models import LinearModel, read_model, write_model
-from streamfit.solve import Solution
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.ridge import without_constants
 from streamfit.text.contexts import Windows
 from streamfit.text.model import LanguageModel
+from streamfit.text.network_sums import network_of, network_sums
 
 FOLDER = "doubt"
 """Folder beside a model's files."""
@@ -50,8 +50,8 @@ class Leverage:
     weight: float
 
     @classmethod
-    def of(cls, moments: Statistic, solution: Solution) -> Leverage:
-        """From the sums that a solution is of; those of a topic's features, which come after its own, are left.
+    def of(cls, moments: Statistic, network: LinearModel) -> Leverage:
+        """From the sums that a network was solved from.
 
         Raises
         ------
@@ -60,11 +60,11 @@ class Leverage:
         MismatchError
             If the solution has a penalty for each block of features.
         """
-        if solution.block_alphas is not None:
+        if network.solution.block_alphas is not None:
             msg = "leverages of a solution with an alpha for each block"
             raise MismatchError(msg, "one alpha", "solve without `blocks`")
-        c = without_constants(as_centered(moments).of(slice(0, len(solution.weights))))
-        return cls(inverse_factor(c.gram, solution.alpha).astype(np.float32), c.mean_x, float(c.weight))
+        c = without_constants(network_sums(moments, network))
+        return cls(inverse_factor(c.gram, network.solution.alpha).astype(np.float32), c.mean_x, float(c.weight))
 
     def __call__(self, phi: np.ndarray) -> np.ndarray:
         """Leverages of rows of features: float64 of shape (n_rows,).
@@ -165,7 +165,7 @@ class Doubt:
         """
         from sklearn.linear_model import LogisticRegression  # takes long, and only this needs it
 
-        leverage = Leverage.of(moments, network_of(model).solution)
+        leverage = Leverage.of(moments, network_of(model))
         seen = signals(model, leverage, _first(model, texts, n_tokens))
         if len(seen.tokens) < WINDOW or seen.right.all() or not seen.right.any():
             msg = f"{len(seen.tokens)} tokens of held-out text, {int(seen.right.sum())} of them predicted"
@@ -219,20 +219,6 @@ class Doubt:
         network = network_of(model)
         same = found.store == str(network.info.get("store"))
         return found if same and len(leverage.mean) == len(network.solution.weights) else None
-
-
-def network_of(model: LanguageModel) -> LinearModel:
-    """A model's network.
-
-    Raises
-    ------
-    ConfigError
-        If it has none.
-    """
-    if model.network is None:
-        msg = "a language model without a network"
-        raise ConfigError(msg, "one with RBF centers or linear features")
-    return model.network
 
 
 def _first(model: LanguageModel, texts: Sequence[str], n_tokens: int) -> list[str]:

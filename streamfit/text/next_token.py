@@ -13,7 +13,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from streamfit.errors import ConfigError
-from streamfit.features import RBF, Chain, Concat, FeatureMap, Linear, Lookup, Nearest
+from streamfit.features import RBF, Chain, Concat, FeatureMap, Linear, Lookup, Nearest, Pick
 from streamfit.text.experts import seen_by
 from streamfit.text.mixture import buckets
 from streamfit.text.model import Expert, LanguageModel
@@ -136,6 +136,8 @@ def _row_features(features: FeatureMap) -> Callable[[np.ndarray], Float32]:
 def _row_part(part: FeatureMap) -> Callable[[Float32], Float32] | None:
     if isinstance(part, Linear):
         return lambda x: x
+    if isinstance(part, Pick) and isinstance(part.inner, Linear):
+        return lambda x: x[part.indices]
     if not isinstance(part, RBF):
         return None
     # As RBF.apply does for many rows: distances about the centers' mean, by one product.
