@@ -21,7 +21,7 @@ from streamfit.repeats import CountRows
 from streamfit.sections import Count, Positive, Section, checked, read
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
-from streamfit.text import TRAINED, LanguageSettings
+from streamfit.text import TRAINED, ExpertSettings, LanguageSettings
 
 
 class LabelsSection(Section):
@@ -160,6 +160,11 @@ class FeatureSection(Section):
         return self
 
 
+def _changed(section: Section, *names: str) -> bool:
+    """Whether options differ from their defaults; what a run keeps of its config has all of them."""
+    return any(getattr(section, name) != type(section).model_fields[name].default for name in names)
+
+
 class LanguageSection(Section):
     """Features of a language model; see `streamfit.text.LanguageSettings`."""
 
@@ -167,10 +172,13 @@ class LanguageSection(Section):
     tokenizer: str = "bpe"
     n_context: Count = 6
     embedding_dims: Count = 256
-    n_centers: Count = 512
+    n_centers: Annotated[int, Field(ge=0)] = 512
     gamma: Positive | None = None
     linear: bool = True
     ngram_order: Annotated[int, Field(ge=2, le=8)] = 3
+    topic_dims: Annotated[int, Field(ge=0)] = 0
+    topic_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    topic_window: Count = 256
     sample_bytes: Count = 64_000_000
 
     @field_validator("tokenizer")
@@ -185,6 +193,38 @@ class LanguageSection(Section):
     def _order_fits(self) -> LanguageSection:
         if self.ngram_order > self.n_context + 1:
             msg = f"ngram_order {self.ngram_order} needs n_context of at least {self.ngram_order - 1}"
+            raise ValueError(msg)
+        if not (self.n_centers or self.linear or self.topic_dims):
+            msg = "no features: n_centers or topic_dims above 0, or linear = true"
+            raise ValueError(msg)
+        if self.gamma is not None and not self.n_centers:
+            msg = "gamma is the width of RBF centers, of which n_centers = 0 leaves none"
+            raise ValueError(msg)
+        if not self.topic_dims and _changed(self, "topic_decay", "topic_window"):
+            msg = "topic_decay and topic_window are for topic_dims above 0"
+            raise ValueError(msg)
+        return self
+
+
+class ModelSection(Section):
+    """Which experts a language model mixes; see `streamfit.text.ExpertSettings`. They may change between solves."""
+
+    experts: tuple[str, ...] = ("network", "ngram")
+    classes: tuple[Count, ...] = (250, 1000, 3000)
+    class_dims: Count = 100
+    suffix_penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = ExpertSettings().suffix_penalties
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> ModelSection:
+        try:
+            found = ExpertSettings(self.experts, self.classes, self.class_dims, self.suffix_penalties)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if _changed(self, "classes", "class_dims") and not found.clustered:
+            msg = "classes and class_dims are for the experts 'classes', 'class_ridge' and 'refined'"
+            raise ValueError(msg)
+        if _changed(self, "suffix_penalties") and not {"suffix_ridge", "class_ridge"} & set(self.experts):
+            msg = "suffix_penalties are for the experts 'suffix_ridge' and 'class_ridge'"
             raise ValueError(msg)
         return self
 
@@ -304,6 +344,18 @@ class LanguageProblem(_Problem):
     kind: Literal["language_model"]
     corpus: TextSection
     features: LanguageSection = LanguageSection()
+    model: ModelSection = ModelSection()
+
+    @model_validator(mode="after")
+    def _network_has_features(self) -> LanguageProblem:
+        if "network" in self.model.experts and not (self.features.n_centers or self.features.linear):
+            msg = "model.experts: 'network' needs n_centers above 0 or linear = true"
+            raise ValueError(msg)
+        return self
+
+    def experts(self) -> ExpertSettings:
+        """What `streamfit.text.assemble` takes."""
+        return ExpertSettings(**self.model.model_dump(), seed=self.seed)
 
     def reading(self) -> dict[str, Any]:
         """How documents are read and split, as JSON."""

@@ -164,6 +164,10 @@ def _blocks(problem: RidgeProblem) -> list[Block]:
     return [Block(section.kind, section.n, section.gamma) for section in problem.features]
 
 
+_WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}
+"""What holds of stores that were made before there were topics."""
+
+
 def _same_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):
@@ -178,7 +182,13 @@ def _same_settings(problem: Problem, store: Store) -> None:
         if problem.statistic != "auto" or store.header.statistic == "qr":
             wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
     reader = store.header.reader
-    found = {"tokenizer": "bpe", **reader, **reader.get("settings", {}), "statistic": store.header.statistic}
+    found = {
+        "tokenizer": "bpe",
+        **_WITHOUT_TOPIC,
+        **reader,
+        **reader.get("settings", {}),
+        "statistic": store.header.statistic,
+    }
     wanted["count_rows"] = problem.count_rows
     found["count_rows"] = "always" if store.header.counted else "never"
     if problem.count_rows == "auto":  # decided when the store was made
@@ -250,7 +260,8 @@ def _rate(summary: RunSummary) -> str:
 def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:
     """The model of a solve."""
     if isinstance(problem, LanguageProblem):
-        return assemble(store, solved.solution, held_out(store, problem.corpus.documents("validation")))
+        validation = held_out(store, problem.corpus.documents("validation"))
+        return assemble(store, solved.solution, validation, experts=problem.experts())
     return linear_model(store, solved)
 
 

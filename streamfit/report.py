@@ -17,6 +17,7 @@ from streamfit.engine import say
 from streamfit.errors import ConfigError
 from streamfit.solve import AlphaPath, AlphaScores, Pruned
 from streamfit.text import Score
+from streamfit.text.evaluate import NETWORK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,15 +224,16 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
     any_score = next(iter(scores.values()))
     table = Table(title=f"{any_score.n_tokens:,} {kind} tokens, {any_score.n_bytes:,} bytes".replace("  ", " "))
     table.add_column("model")
-    baseline = list(scores)[-3]
+    baseline = baseline_of(scores)
+    closed = list(scores)[list(scores).index(baseline) + 1 :]
     for name in ("perplexity", "bits per byte", "top-1", "top-5", f"against {baseline}"):
         table.add_column(name, justify="right")
     best = min(score.nats for score in scores.values())
     for name, score in scores.items():
         row = score.to_json()
         change = score.perplexity / scores[baseline].perplexity - 1.0
-        # The last two rows are the closed form: say plainly whether it wins.
-        outcome = (" loses" if change > 0 else " wins") if name in list(scores)[-2:] else ""
+        # What stands below the baseline is the closed form: say plainly whether it wins.
+        outcome = (" loses" if change > 0 else " wins") if name in closed else ""
         result = "" if name == baseline else f"{change:+.1%}{outcome}"
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
         cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
@@ -242,14 +244,22 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
 
 def verdict(scores: Mapping[str, Score]) -> str:
     """Say in words where the closed form stands, also where it loses."""
-    names = list(scores)
-    trigram, network, mixture = (scores[name] for name in names[-3:])
+    baseline = baseline_of(scores)
 
     def against(score: Score) -> str:
-        change = score.perplexity / trigram.perplexity - 1.0
+        change = score.perplexity / scores[baseline].perplexity - 1.0
         return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
 
+    *_, mixture = scores
+    whole = f"Mixed with the {baseline}" if mixture == f"{NETWORK} + {baseline}" else f"The {mixture}"
+    if NETWORK not in scores:
+        return f"Against the {baseline}, the {mixture} has a perplexity {against(scores[mixture])}."
     return (
-        f"Against the {names[-3]}, the RBF network alone has a perplexity {against(network)}."
-        f" Mixed with the {names[-3]}, {against(mixture)}."
+        f"Against the {baseline}, the {NETWORK} alone has a perplexity {against(scores[NETWORK])}."
+        f" {whole}, {against(scores[mixture])}."
     )
+
+
+def baseline_of(scores: Mapping[str, Score]) -> str:
+    """The longest n-gram model of a table, which comes last of them."""
+    return [name for name in scores if name.endswith("gram") and "+" not in name][-1]

@@ -2,6 +2,7 @@
 
 from streamfit.text.doubt import Doubt
 from streamfit.text.evaluate import Evaluator, Score, add_scores
+from streamfit.text.experts import ExpertSettings
 from streamfit.text.explain import Explanation, explain
 from streamfit.text.fit import LanguageSettings, assemble, prepare, token_source
 from streamfit.text.generate import Sampling, generate, generate_text
@@ -13,6 +14,7 @@ __all__ = [
     "TRAINED",
     "Doubt",
     "Evaluator",
+    "ExpertSettings",
     "Explanation",
     "LanguageModel",
     "LanguageSettings",

@@ -18,7 +18,8 @@ def context_embeddings(contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
     """Embed the tokens of a context, one table for each distance.
 
     For the tokens at distance d before the predicted one, counts of (token, next token) are embedded by
-    `pair_embeddings` with rank ``dims[d]``; vectors have length 0.8^(d-1), so that near tokens weigh more in a distance.
+    `pair_embeddings` with rank ``dims[d]``; vectors have length 0.8^(d-1), so that near tokens weigh more in a
+    distance.
 
     Parameters
     ----------

@@ -9,10 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from streamfit.errors import CorpusError
-from streamfit.text.contexts import context_rows
+from streamfit.text.contexts import Windows
 from streamfit.text.kneser_ney import KneserNey
-from streamfit.text.model import BATCH_ROWS, LanguageModel
+from streamfit.text.model import LanguageModel
 
+NETWORK = "RBF network"
 ORDER_NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 
@@ -106,24 +107,39 @@ class Evaluator:
         spelled = Score(
             n_bytes=sum(len(text.encode()) for text in texts), n_words=sum(len(text.split()) + 1 for text in texts)
         )
-        contexts, tokens = context_rows(self.model.tokenizer.encode(texts), self.model.n_context)
+        windows = Windows(self.model.tokenizer.encode(texts), self.model.n_context)
+        tokens = windows.tokens
         total = {
             "uniform": _score_fixed(np.full(self.model.vocab_size, 1.0 / self.model.vocab_size), tokens),
             "unigram": _score_fixed(self._lower[0].distribution(np.empty((1, 0), np.int32))[0], tokens),
         }
-        for lo in range(0, len(tokens), BATCH_ROWS):
-            rows = slice(lo, lo + BATCH_ROWS)
-            for name, p in self._models(contexts[rows]):
-                total[name] = total.get(name, Score()) + _score(p, tokens[rows])
-        return {name: score + spelled for name, score in total.items()}
+        for rows, contexts in windows.batches(self.model.batch_rows):
+            for name, p in self._models(contexts):
+                total[name] = total.get(name, Score()) + score(p, tokens[rows])
+        return {name: each + spelled for name, each in total.items()}
 
     def _models(self, contexts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        near = contexts[:, contexts.shape[1] - self.model.counts.order + 1 :]
         for ngram in self._lower[1:]:
-            yield ngram_name(ngram.order), ngram.distribution(contexts)
-        experts = self.model.distributions(contexts)
-        yield ngram_name(self.model.counts.order), experts["ngram"]
-        yield "RBF network", experts["network"]
-        yield f"RBF network + {ngram_name(self.model.counts.order)}", experts["mixture"]
+            yield ngram_name(ngram.order), ngram.distribution(near)
+        found = self.model.distributions(contexts)
+        for name, p in found.items():
+            if name not in ("mixture", "network", "ngram"):
+                yield name, p
+        yield (
+            ngram_name(self.model.counts.order),
+            found["ngram"] if "ngram" in found else self.model.ngram.distribution(near),
+        )
+        if "network" in found:
+            yield NETWORK, found["network"]
+        yield mixture_name(self.model), found["mixture"]
+
+
+def mixture_name(model: LanguageModel) -> str:
+    """Name of the whole model in tables."""
+    if model.experts == ("network", "ngram") and model.topic is None:
+        return f"{NETWORK} + {ngram_name(model.counts.order)}"
+    return f"mixture of {len(model.experts)}" + ("" if model.topic is None else ", by topic")
 
 
 def ngram_name(order: int) -> str:
@@ -131,7 +147,8 @@ def ngram_name(order: int) -> str:
     return ORDER_NAMES.get(order, f"{order}-gram")
 
 
-def _score(p: np.ndarray, tokens: np.ndarray) -> Score:
+def score(p: np.ndarray, tokens: np.ndarray) -> Score:
+    """Score distributions, a row a token."""
     own = p[np.arange(len(tokens)), tokens][:, None]
     rank = np.count_nonzero(p > own, axis=1)
     # Equal probabilities are ranked by token id, so that a model that cannot tell tokens apart gains nothing.

@@ -134,7 +134,8 @@ class ExpertSettings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ExpertSettings:
         """Settings as they were saved."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

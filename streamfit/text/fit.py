@@ -50,7 +50,7 @@ class LanguageSettings:
     vocab_size : int
         Of a tokenizer that is trained.
     tokenizer : str
-        'bpe' or 'unigram', which are trained on the sample, or the path of a tokenizer's .json.
+        'bpe', 'unigram' or 'words', which are made from the sample, or the path of a tokenizer's .json.
     n_context : int
         Tokens in a context of the network and of the n-grams.
     embedding_dims : int
@@ -297,12 +297,20 @@ def parted(store: Store, solution: Solution) -> tuple[LinearModel | None, Topic 
     """
     features, head = store.header.features, store.head()
     info = {"store": head.commit, "n_rows": head.n_rows, **origins_info(store.header.files)}
-    if isinstance(features, Decayed):
-        return None, Topic(features, store.moments().centered(), solution.alpha)
-    if not (isinstance(features, Concat) and isinstance(features.parts[-1], Decayed)):
+    near, topic = near_and_topic(features)
+    if topic is None:
         return LinearModel(features, solution, info), None
-    sums, split = store.moments().centered(), features.n_features - features.parts[-1].n_features
-    near = sums.of(slice(0, split))
-    parts = features.parts[:-1]
-    network = LinearModel(parts[0] if len(parts) == 1 else Concat(parts), solve(near, solution.alpha), info)
-    return network, Topic(features.parts[-1], sums.of(slice(split, None)), solution.alpha)
+    sums, split = store.moments().centered(), features.n_features - topic.n_features
+    about = Topic(topic, sums.of(slice(split, None)), solution.alpha)
+    if near is None:
+        return None, about
+    return LinearModel(near, solve(sums.of(slice(0, split)), solution.alpha), info), about
+
+
+def near_and_topic(features: FeatureMap) -> tuple[FeatureMap | None, Decayed | None]:
+    """The maps of the network and of the topic, as `prepare` puts them together."""
+    if isinstance(features, Decayed):
+        return None, features
+    if not (isinstance(features, Concat) and isinstance(features.parts[-1], Decayed)):
+        return features, None
+    return features.parts[0], features.parts[-1]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -267,9 +267,13 @@ class LanguageModel:
 
     def save(self, folder: str | Path) -> None:
         """Write model files and `tokenizer.json` into a folder."""
-        named = {"grams": self.counts.grams, "counts": self.counts.counts, "mixture": self.mixture}
+        named: dict[str, np.ndarray] = {
+            "grams": self.counts.grams,
+            "counts": self.counts.counts,
+            "mixture": self.mixture,
+        }
         named |= {f"clusters.{size}": array for size, array in self.clusters.items()}
-        described = {
+        described: dict[str, Any] = {
             "network": None,
             "topic": None,
             "n_context": self.n_context,

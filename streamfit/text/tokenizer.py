@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from streamfit.errors import ConfigError
 
 DOCUMENT = "<|document|>"
 """The one special token: pads contexts before a document's start and is predicted as its end."""
-TRAINED = ("bpe", "unigram")
+TRAINED = ("bpe", "unigram", "words")
 """Kinds that can be trained."""
+UNKNOWN = "<unk>"
+"""Stands for words that are not in the vocabulary, as in the classic word-level benchmarks."""
 _UNSEEN_SPAN = 256 * 1e-4
 """Range of scores that the library gives to bytes that no text had."""
 
@@ -63,9 +66,9 @@ class Tokenizer:
         texts : iterable of str
         vocab_size : int
             At least 257: every byte and the document token. Fewer may come of a small text.
-        kind : {'bpe', 'unigram'}
-            Byte pairs that are merged (Sennrich et al. 2016), or pieces that are pruned from many by their likelihood
-            (Kudo 2018).
+        kind : {'bpe', 'unigram', 'words'}
+            Byte pairs that are merged (Sennrich et al. 2016), pieces that are pruned from many by their likelihood
+            (Kudo 2018), or whole words, see `_words`.
 
         Raises
         ------
@@ -78,6 +81,8 @@ class Tokenizer:
         if kind not in TRAINED:
             msg = f"tokenizer {kind!r}"
             raise ConfigError(msg, f"{' or '.join(TRAINED)}, or the path of a tokenizer's .json")
+        if kind == "words":
+            return cls(_words(texts, vocab_size))
         settings: dict[str, Any] = {
             "vocab_size": vocab_size,
             "special_tokens": [DOCUMENT],
@@ -166,6 +171,29 @@ class Tokenizer:
         if token_id == 0:
             return DOCUMENT
         return str(self._tokenizer.id_to_token(int(token_id) - self._shift))
+
+
+def _words(texts: Iterable[str], vocab_size: int) -> str:
+    """Words between white space; the end of a line is the document token, the rare are one unknown word.
+
+    The convention of the word-level benchmarks (Penn Treebank, WikiText): lines end in `<eos>`, empty ones are skipped.
+    The document token stands for it, so that a text whose last line ends with the document has no token twice.
+    """
+    seen = Counter(word for text in texts for word in text.split())
+    del seen[UNKNOWN], seen[DOCUMENT]
+    common = sorted(seen, key=lambda word: (-seen[word], word))[: vocab_size - 2]
+    vocabulary = {word: i for i, word in enumerate([DOCUMENT, UNKNOWN, *common])}
+    level = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    level.add_special_tokens([DOCUMENT])
+    level.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(DOCUMENT, UNKNOWN),  # text that happens to spell it
+            normalizers.Strip(),
+            normalizers.Replace(tokenizers.Regex(r"\s*\n\s*"), f" {DOCUMENT} "),
+        ]
+    )
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return str(level.to_str())
 
 
 def make_tokenizer(chosen: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:

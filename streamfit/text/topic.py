@@ -26,9 +26,10 @@ _NEAR, _FAR = 3, 60
 _COMMON = 1e-3
 """Share of the text from which a token says little of its topic."""
 _FLOOR = 0.1
-_SHARES = (1e-3, 1e-2, 1e-1, 1.0)
+_SHARES = (1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried, for each row of the corpus: neighbouring rows have nearly the same topic."""
 _MOST_EXPONENT = 8.0
+_SUMS = ("mean_x", "mean_y", "gram", "cross", "ss_y", "noise")
 
 
 def topic_map(stream: np.ndarray, vocab_size: int, dims: int, decay: float, width: int, seed: int) -> Decayed:
@@ -72,8 +73,8 @@ class Topic:
     """A factor on the probability of each token: how much likelier it is in texts like this one.
 
     With z the decayed sum of embeddings, ridge regression estimates f(w | z) = E[token is w | z]. With unigram u,
-    a distribution p becomes ``p(w) (max(f(w | z), u(w) / 10) / u(w))^power``, divided by its sum. Adapting to a topic by
-    such ratios is unigram rescaling (Gildea and Hofmann, Topic-based language models using EM, 1999).
+    a distribution p becomes ``p(w) (max(f(w | z), u(w) / 10) / u(w))^power``, divided by its sum. Adapting to a
+    topic by such ratios is unigram rescaling (Gildea and Hofmann, Topic-based language models using EM, 1999).
 
     Parameters
     ----------
@@ -159,8 +160,8 @@ class Topic:
         spec, arrays = self.features.to_spec()
         named = {f"features.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
         c = self.sums
-        named |= {"mean_x": c.mean_x, "mean_y": c.mean_y, "gram": c.gram, "cross": np.ascontiguousarray(c.cross)}
-        named |= {"ss_y": c.ss_y, "noise": c.noise}
+        # Parts of larger matrices have gaps between their rows, which would be written as they lie.
+        named |= {name: np.ascontiguousarray(getattr(c, name)) for name in _SUMS}
         numbers = {"alpha": self.alpha, "power": self.power, "gap": self.gap}
         return {"features": spec, "n_rows": c.n_rows, "weight": c.weight, **numbers}, named
 
@@ -169,8 +170,7 @@ class Topic:
         """Inverse of `to_parts`."""
         prefix = "features."
         features = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        names = ("mean_x", "mean_y", "gram", "cross", "ss_y", "noise")
-        sums = Centered(spec["n_rows"], spec["weight"], *(arrays[name] for name in names))
+        sums = Centered(spec["n_rows"], spec["weight"], *(arrays[name] for name in _SUMS))
         return cls(from_spec(spec["features"], features), sums, spec["alpha"], spec["power"], spec["gap"])
 
 
