@@ -27,13 +27,14 @@ from streamfit.text import LanguageModel, LanguageSettings
 from streamfit.triangle import Triangle
 
 if TYPE_CHECKING:
-    from streamfit.estimators import RBFNetwork, Ridge
+    from streamfit.estimators import FourierRidge, RBFNetwork, Ridge, RidgeClassifier
 
 __all__ = [
     "RBF",
     "Certificate",
     "Dense",
     "Files",
+    "FourierRidge",
     "Frame",
     "Hashed",
     "Header",
@@ -53,6 +54,7 @@ __all__ = [
     "RBFNetwork",
     "RandomFourier",
     "Ridge",
+    "RidgeClassifier",
     "Solution",
     "SparseMoments",
     "SparseRowsAccumulator",
@@ -76,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The estimators bring scikit-learn and pandas, a third of the time that a command or a worker takes to start.
-    if name in ("RBFNetwork", "Ridge"):
+    if name in ("FourierRidge", "RBFNetwork", "Ridge", "RidgeClassifier"):
         from streamfit import estimators
 
         return getattr(estimators, name)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse
-from sklearn.feature_extraction import FeatureHasher
 
 from streamfit.arrays import Array
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features.base import FeatureMap, register
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction import FeatureHasher
 
 LARGEST = 2**30
 """Columns that a signed 32-bit hash can tell apart, as a power of two."""
@@ -93,11 +95,13 @@ class Hashed(FeatureMap):
         """
         if not len(names):
             return np.zeros(0, np.int32), np.zeros(0)
-        found = self._hasher().transform([name] for name in names)
+        found = self._hasher("string").transform([name] for name in names)
         return np.asarray(found.indices), np.asarray(found.data)
 
-    def _hasher(self) -> FeatureHasher:
-        return FeatureHasher(self.n, input_type="string", alternate_sign=self.alternate_sign)
+    def _hasher(self, kind: Literal["string", "pair"]) -> FeatureHasher:
+        from sklearn.feature_extraction import FeatureHasher  # takes long, and most features are not hashed
+
+        return FeatureHasher(self.n, input_type=kind, alternate_sign=self.alternate_sign)
 
     def of_records(self, records: Iterable[Mapping[str, Any]]) -> scipy.sparse.csr_array:
         """Hash rows that are given as mappings; what is no column of this map is passed over.
@@ -111,7 +115,7 @@ class Hashed(FeatureMap):
         -------
         csr_array of shape (n_rows, n), float64
         """
-        hasher = FeatureHasher(self.n, input_type="pair", alternate_sign=self.alternate_sign)
+        hasher = self._hasher("pair")
         found = scipy.sparse.csr_array(hasher.transform(self._pairs(record) for record in records))
         found.sum_duplicates()
         found.eliminate_zeros()

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lasso_path
 
 from streamfit.arrays import Array
 from streamfit.centered import Centered, Statistic, as_centered
@@ -316,6 +314,9 @@ def _descend(
     rows: np.ndarray, z: np.ndarray, l1: float, start: np.ndarray, *, nonnegative: bool, tol: float, max_iter: int
 ) -> tuple[np.ndarray, bool]:
     """Lasso on these rows by coordinate descent, and whether it came to its end."""
+    from sklearn.exceptions import ConvergenceWarning  # takes long, and commands start without it
+    from sklearn.linear_model import lasso_path
+
     with warnings.catch_warnings():
         # Told once for all targets and penalties, with the gap.
         warnings.simplefilter("ignore", ConvergenceWarning)
