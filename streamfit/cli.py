@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from streamfit.cli_machine import app as machine_app
+from streamfit.cli_model import app as model_app
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
@@ -52,6 +53,7 @@ app.add_typer(solve_app)
 app.add_typer(store_app)
 app.add_typer(machine_app)
 app.add_typer(text_app)
+app.add_typer(model_app)
 
 
 def main() -> None:

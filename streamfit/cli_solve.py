@@ -19,6 +19,7 @@ from streamfit.errors import ConfigError
 from streamfit.jobs import build_model, linear_model
 from streamfit.models import LinearModel
 from streamfit.passes import leave_one_out_store, refine_store
+from streamfit.provenance import provenance_of
 from streamfit.report import plot_alphas, plot_pruning, plot_scores, save_figure
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
@@ -85,6 +86,9 @@ def solve_command(
     ] = None,
     plot: PlotOption = None,
     output: OutputOption = None,
+    std: Annotated[
+        bool, typer.Option("--std", help="Keep the posterior in the model, n_features² numbers: `predict --std`.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
@@ -94,6 +98,9 @@ def solve_command(
     norm.
     """
     opened = open_any(store, at)
+    if std and output is None:
+        msg = "--std without --output"
+        raise ConfigError(msg, "a folder to write the model to")
     weights = Mix.parse(mix or [], half_life, as_of)
     if blocks and alpha:
         msg = "--alpha with --blocks"
@@ -115,7 +122,7 @@ def solve_command(
         _plot_choice(solved, plot)
         say(console, f"figure: {plot}")
     if output is not None:
-        linear_model(opened, solved).save(output)
+        linear_model(opened, solved, not no_intercept if std else None).save(output)
         say(console, f"model: {output}")
 
 
@@ -372,4 +379,5 @@ def _pruned_model(store: Store, found: Pruned) -> LinearModel:
         raise ConfigError(msg, "a linear model's store", "leave out --output")
     head = store.head()
     info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "kept": found.kept.tolist()}
+    info["data"] = provenance_of(store)
     return LinearModel(store.header.features.keep(found.kept.tolist()), found.solution, info)

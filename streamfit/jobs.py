@@ -24,7 +24,10 @@ from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
+from streamfit.moments import Moments
 from streamfit.plan import Shard
+from streamfit.provenance import provenance_of
+from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
 from streamfit.tables import Block, prepare_table, reader_of, settings_of
@@ -261,20 +264,47 @@ def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel |
     """The model of a solve."""
     if isinstance(problem, LanguageProblem):
         validation = held_out(store, problem.corpus.documents("validation"))
-        return assemble(store, solved.solution, validation, experts=problem.experts())
+        model = assemble(store, solved.solution, validation, experts=problem.experts())
+        info = model.network.info | {"data": provenance_of(store)}
+        return replace(model, network=replace(model.network, info=info))
     return linear_model(store, solved)
 
 
-def linear_model(store: Store, solved: Solved) -> LinearModel:
-    """Features and weights of a solve, with what is needed to read rows for them."""
+def linear_model(store: Store, solved: Solved, fit_intercept: bool | None = None) -> LinearModel:
+    """Features and weights of a solve, with what is needed to read rows for them.
+
+    Parameters
+    ----------
+    store : Store
+    solved : Solved
+    fit_intercept : bool, optional
+        If given, the model carries its posterior, for standard deviations of predictions; and this is how it was fit.
+
+    Raises
+    ------
+    ConfigError
+        If the store counts tokens, or has no posterior: several alphas, or a Gram matrix that is not in memory.
+    """
     if store.header.reader.get("kind") == "tokens":
         msg = f"a linear model of {store.place}, which counts tokens"
         raise ConfigError(msg, "a store of a table", "`streamfit fit` or `resume` make language models")
     head = store.head()
-    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "data": provenance_of(store)}
     if solved.path is not None:
         info |= solved.path.to_json()
-    return LinearModel(store.header.features, solved.solution, info)
+    model = LinearModel(store.header.features, solved.solution, info)
+    return model if fit_intercept is None else replace(model, posterior=_posterior_of(solved, fit_intercept))
+
+
+def _posterior_of(solved: Solved, fit_intercept: bool) -> Posterior:
+    solution = solved.solution
+    several = solution.target_alphas is not None or solution.block_alphas is not None
+    if several or not isinstance(solved.moments, Moments):
+        msg = (
+            "the posterior of several alphas" if several else "the posterior of sums other than a Gram matrix in memory"
+        )
+        raise ConfigError(msg, "one alpha, and a dense Gram matrix", "leave out --std")
+    return replace(posterior(solved.moments, solution.alpha, fit_intercept=fit_intercept), solution=solution)
 
 
 def held_out(store: Store, documents: Documents) -> Documents:

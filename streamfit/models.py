@@ -1,11 +1,13 @@
-"""Linear models as they are kept and used: features, weights, certificate.
+"""Linear models as they are kept and used: features, weights, certificate, where the data came from.
 
-Floor 6: imports features, solve. Models are saved as safetensors + JSON, never pickle.
+Floor 6: imports features, solve, card. Models are saved as safetensors + JSON, never pickle, with a card for people.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,19 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from streamfit.errors import StoreError
+from streamfit.card import card_of
+from streamfit.errors import MismatchError, StoreError
 from streamfit.features import FeatureMap, from_spec
 from streamfit.frame import BLOCK_ROWS
-from streamfit.solve import Certificate, Solution
+from streamfit.solve import Certificate, Posterior, Solution
 
-FORMAT = "streamfit-model-1"
+FORMAT = "streamfit-model"
+SCHEMA_VERSION = 2
+"""Of `model.json`. Version 1 had the number in its format's name, and neither data nor posterior."""
+_FIRST = "streamfit-model-1"
+CARD = "README.md"
+_SPREAD = ("noise_variance", "mean_x", "factor", "posterior_scale", "sampling_scale")
+_COUNTS = ("n_observations", "effective_dof", "residual_dof", "weight", "fit_intercept")
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,16 @@ class LinearModel:
     features : FeatureMap
     solution : Solution
     info : dict
-        JSON: what it was fitted on, column names, alpha path.
+        JSON: how rows are read (`reader`), column names, alpha path, and where the rows came from (`data`, see
+        `streamfit.provenance`).
+    posterior : Posterior, optional
+        Of this solution, for standard deviations of predictions; its factor has n_features² numbers.
     """
 
     features: FeatureMap
     solution: Solution
     info: dict[str, Any] = field(default_factory=dict)
+    posterior: Posterior | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predict targets.
@@ -49,10 +62,33 @@ class LinearModel:
         -------
         array of shape (n_rows, n_targets)
         """
-        blocks = [
-            self.solution.predict(self.features(x[lo : lo + BLOCK_ROWS])) for lo in range(0, x.shape[0], BLOCK_ROWS)
-        ]
+        blocks = [self.solution.predict(phi) for phi in self._blocks(x)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
+
+    def predict_std(self, x: np.ndarray) -> np.ndarray:
+        """Standard deviation of a new target of weight 1 about its prediction; see `Posterior.predictive_variance`.
+
+        Parameters
+        ----------
+        x : array of shape (n_rows, n_inputs)
+
+        Returns
+        -------
+        array of shape (n_rows, n_targets)
+
+        Raises
+        ------
+        MismatchError
+            If the model was saved without its posterior.
+        """
+        if self.posterior is None:
+            msg = "a model without its posterior"
+            raise MismatchError(msg, "one that carries it", "save it by `streamfit solve --std`")
+        blocks = [np.sqrt(self.posterior.predictive_variance(phi)) for phi in self._blocks(x)]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
+
+    def _blocks(self, x: np.ndarray) -> Iterator[np.ndarray]:
+        return (self.features(x[lo : lo + BLOCK_ROWS]) for lo in range(0, x.shape[0], BLOCK_ROWS))
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Description as JSON and named arrays."""
@@ -64,7 +100,12 @@ class LinearModel:
         kept = ("alpha", "method", "rank", "effective_dof", "block_alphas")
         solved = {name: getattr(self.solution, name) for name in kept}
         solved["certificate"] = asdict(self.solution.certificate)
-        return {"features": spec, "solution": solved, "info": self.info}, named
+        described = {"features": spec, "solution": solved, "info": self.info}
+        if self.posterior is not None:
+            found = self.posterior
+            named |= {f"posterior.{name}": np.ascontiguousarray(getattr(found, name)) for name in _SPREAD}
+            described["posterior"] = {name: getattr(found, name) for name in _COUNTS}
+        return described, named
 
     @classmethod
     def from_parts(cls, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> LinearModel:
@@ -74,10 +115,14 @@ class LinearModel:
         solved = {**spec["solution"], "certificate": Certificate(**spec["solution"]["certificate"])}
         weights, intercept, alphas = arrays["weights"], arrays["intercept"], arrays.get("target_alphas")
         solution = Solution(weights=weights, intercept=intercept, target_alphas=alphas, **solved)
-        return cls(from_spec(spec["features"], features), solution, spec["info"])
+        found = None
+        if "posterior" in spec:
+            kept: dict[str, Any] = {name: arrays[f"posterior.{name}"] for name in _SPREAD}
+            found = Posterior(solution=solution, **kept, **spec["posterior"])
+        return cls(from_spec(spec["features"], features), solution, spec["info"], found)
 
     def save(self, folder: str | Path) -> None:
-        """Write `model.json` and `model.safetensors` into a folder."""
+        """Write `model.json`, `model.safetensors` and a card, `README.md`, into a folder."""
         write_model(folder, "linear", *self.to_parts())
 
     @classmethod
@@ -93,20 +138,45 @@ class LinearModel:
 
 
 def write_model(folder: str | Path, kind: str, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write a model's JSON and arrays; each file is replaced whole or not at all.
+    """Write a model's JSON, arrays and card; each file is replaced whole or not at all.
 
     Raises
     ------
     StoreError
         If the folder cannot be written.
     """
-    folder = Path(folder)
-    text = json.dumps({"format": FORMAT, "kind": kind, **spec}, indent=1)
+    release = f"streamfit {importlib.metadata.version('streamfit')}"
+    whole = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "written_by": release, "kind": kind, **spec}
     # safetensors writes the bytes as they lie, which of a matrix in column order would be its transpose.
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    _write(Path(folder), {"model.safetensors": safetensors.numpy.save(arrays), **_texts(whole)})
+
+
+def describe_model(folder: str | Path, changes: dict[str, str]) -> str:
+    """Change what a model says of its data, such as title and licence, and write its card again; returns the card.
+
+    Raises
+    ------
+    StoreError
+        As `read_model`, and if the folder cannot be written.
+    """
+    spec, _ = read_model(folder)
+    info = spec.get("network", spec).setdefault("info", {})
+    info["data"] = {**info.get("data", {}), **changes}
+    texts = _texts(spec)
+    if changes:
+        _write(Path(folder), texts)
+    return texts[CARD].decode()
+
+
+def _texts(spec: dict[str, Any]) -> dict[str, bytes]:
+    return {"model.json": json.dumps(spec, indent=1).encode(), CARD: card_of(spec).encode()}
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (("model.safetensors", safetensors.numpy.save(arrays)), ("model.json", text.encode())):
+        for name, data in files.items():
             partial = folder / f"{name}.partial"
             partial.write_bytes(data)
             partial.replace(folder / name)
@@ -121,7 +191,7 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[dict[str, A
     Raises
     ------
     StoreError
-        If it is missing, damaged, of another format, or of another kind than asked for.
+        If it is missing, damaged, of another format or a newer version of it, or of another kind than asked for.
     """
     folder = Path(folder)
     try:
@@ -134,9 +204,13 @@ def read_model(folder: str | Path, kind: str | None = None) -> tuple[dict[str, A
     except (ValueError, OSError, safetensors.SafetensorError) as error:
         msg = f"the model in {folder} cannot be read: {error}"
         raise StoreError(msg, "whole model files", "solve again; the store is not affected") from error
-    if not isinstance(spec, dict) or spec.get("format") != FORMAT:
+    if not isinstance(spec, dict) or spec.get("format") not in (FORMAT, _FIRST):
         msg = f"the model in {folder} has format {spec.get('format') if isinstance(spec, dict) else spec!r}"
         raise StoreError(msg, FORMAT, "use the release that wrote it")
+    version = spec.get("schema_version", 1 if spec["format"] == _FIRST else None)
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        msg = f"the model in {folder} has schema version {version!r}, written by {spec.get('written_by', 'an unknown')}"
+        raise StoreError(msg, f"1 to {SCHEMA_VERSION}", "read it with the release that wrote it, or a newer one")
     if kind is not None and spec["kind"] != kind:
         msg = f"the model in {folder} is of kind {spec['kind']!r}"
         raise StoreError(msg, f"kind {kind!r}")

@@ -90,10 +90,7 @@ class Nystroem(FeatureMap):
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
         whitening = xp.astype(self.whitening, xp.float64, copy=False)
-        # A feature of eigenvalue λ is of size sqrt(λ/n) and carries the kernel's rounding times λ^(-1/2).
-        largest = float(xp.max(xp.sum(whitening * whitening, axis=0)))
-        wide = 2.0**-24 * float(self.centers.shape[0]) ** 0.5 * largest > _DIGITS
-        kind = xp.float64 if wide else x.dtype
+        kind = xp.float64 if _is_wide(whitening) else x.dtype
         whitening = xp.astype(whitening, kind, copy=False)
         kernel = RBF(self.centers, self.gamma)
         phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
@@ -102,6 +99,18 @@ class Nystroem(FeatureMap):
             near = xp.astype(x[rows, :], kind, copy=False)
             phi[rows, :] = xp.astype(kernel.apply(near) @ whitening, x.dtype, copy=False)
         return phi
+
+
+def computed_wide(features: Nystroem) -> bool:
+    """Whether features of float32 inputs are computed in float64, for the sake of their digits."""
+    return _is_wide(np.asarray(features.whitening, dtype=np.float64))
+
+
+def _is_wide(whitening: Array) -> bool:
+    # A feature of eigenvalue λ is of size sqrt(λ/n) and carries the kernel's rounding times λ^(-1/2).
+    xp = namespace(whitening)
+    largest = float(xp.max(xp.sum(whitening * whitening, axis=0)))
+    return bool(2.0**-24 * float(whitening.shape[0]) ** 0.5 * largest > _DIGITS)
 
 
 def kernel_whitening(kernel: RBF) -> np.ndarray:

@@ -79,7 +79,7 @@ class RBF(FeatureMap):
         exact = exact - xp.astype(middle, xp.float64)
         # Exponents are differences of terms as large as gamma ||c||²; where float32 would leave fewer than about
         # four digits of them, they are taken in float64.
-        wide = self.gamma * float(xp.max(xp.sum(exact * exact, axis=1))) > _WIDE
+        wide = _is_wide(exact, self.gamma)
         kind = xp.float64 if wide else x.dtype
         centers = xp.astype(exact, kind, copy=False)
         slopes = xp.matrix_transpose(centers) * (2.0 * self.gamma)
@@ -94,6 +94,17 @@ class RBF(FeatureMap):
             # Rounding can leave a distance of zero slightly negative.
             phi[rows, :] = xp.astype(xp.exp(xp.minimum(exponent, zero)), x.dtype, copy=False)
         return phi
+
+
+def computed_wide(features: RBF) -> bool:
+    """Whether features of float32 inputs are computed in float64, for the sake of their digits."""
+    exact = np.asarray(features.centers, dtype=np.float64)
+    return _is_wide(exact - exact.mean(axis=0), features.gamma)
+
+
+def _is_wide(centers: Array, gamma: float) -> bool:
+    xp = namespace(centers)
+    return gamma * float(xp.max(xp.sum(centers * centers, axis=1))) > _WIDE
 
 
 def choose_centers(x: np.ndarray, n_centers: int, seed: int) -> np.ndarray:

@@ -1,0 +1,312 @@
+"""Predictions of a data set into a data set, a piece of it on each worker. Floor 7."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from distributed import Client
+
+from streamfit.corpus import Files
+from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
+from streamfit.corpus.parquet_rows import Batch, matrix
+from streamfit.corpus.values import column_of
+from streamfit.engine import n_workers
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError, StoreError
+from streamfit.features import Hashed
+from streamfit.frame import BLOCK_ROWS
+from streamfit.models import LinearModel
+from streamfit.plan import Shard
+
+FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".feather": "feather"}
+FORMATS |= {".arrow": "feather", ".jsonl": "json", ".ndjson": "json"}
+_AHEAD = 2
+"""Pieces a worker that are asked for before their predictions are written."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What is made of each batch of rows.
+
+    Parameters
+    ----------
+    model : LinearModel
+    keep : tuple of str
+        Columns of the rows that stand beside their predictions.
+    std : bool
+        Standard deviations as well; the model must carry its posterior.
+    scores : bool
+        The prediction for each class as well.
+    """
+
+    model: LinearModel
+    keep: tuple[str, ...] = ()
+    std: bool = False
+    scores: bool = False
+
+    def __post_init__(self) -> None:
+        reader = self.model.info.get("reader", {})
+        if reader.get("kind") != "table":
+            msg = "a model that does not say how rows of a table are read"
+            raise MismatchError(msg, "one that `streamfit fit` or `solve` wrote")
+        if self.std and self.model.posterior is None:
+            msg = "standard deviations by a model without its posterior"
+            raise MismatchError(msg, "one that carries it", "save it by `streamfit solve --std`")
+        if self.scores and not reader.get("n_classes"):
+            msg = "scores of a model that has no classes"
+            raise ConfigError(msg, "a model of classes", "leave out --scores: its predictions are numbers")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Feature columns, as the model names them."""
+        return tuple(self.model.info["reader"]["features"])
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that must be read."""
+        return list(dict.fromkeys([*(column_of(name)[0] for name in self.inputs), *self.keep]))
+
+    def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
+        """Predictions of some rows.
+
+        Parameters
+        ----------
+        batch : RecordBatch
+        where : str
+            Where the rows lie, for messages.
+        first : int
+            Number of the first row there.
+
+        Raises
+        ------
+        ShardError
+            If a value is null, not finite or no number.
+        """
+        return _named(self, batch, self._inputs_of(batch, where, first))
+
+    def _inputs_of(self, batch: pa.RecordBatch, where: str, first: int) -> Any:
+        shard = Shard(where, where, 0, 1, 0, batch.num_rows, "", "")
+        rows = Batch(batch, np.arange(first, first + batch.num_rows))
+        hashed = self.model.features
+        if isinstance(hashed, Hashed):
+            for name in self.inputs:
+                check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, hashed)
+            return hashed_rows(shard, rows, hashed)
+        for name in self.inputs:
+            kind = batch.schema.field(name).type
+            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
+                msg = f"{where}: column {name!r} has type {kind}"
+                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
+        x = matrix(shard, rows, self.inputs)
+        if x.shape[1] != self.model.features.n_inputs:
+            msg = f"{where}: {x.shape[1]} feature columns once lists are spread out"
+            raise ShardError(msg, f"{self.model.features.n_inputs}, as the model was fitted with")
+        return x
+
+
+def _named(predictor: Predictor, batch: pa.RecordBatch, x: Any) -> pa.Table:
+    """Columns of the output: what is kept, predictions, deviations or scores."""
+    model, reader = predictor.model, predictor.model.info["reader"]
+    predicted = model.predict(x)
+    columns: dict[str, Any] = {name: batch.column(name) for name in predictor.keep}
+    if reader.get("n_classes"):
+        target = reader["target"][0]
+        ids = predicted.argmax(axis=1)
+        names = reader.get("classes")
+        columns[f"{target}_predicted"] = pa.array(ids) if names is None else pa.array(names).take(pa.array(ids))
+        if predictor.scores:
+            known = range(predicted.shape[1]) if names is None else names
+            columns |= {f"{target}_score_{k}": predicted[:, i] for i, k in enumerate(known)}
+    else:
+        targets = _targets(reader["target"], predicted.shape[1])
+        columns |= {f"{name}_predicted": predicted[:, k] for k, name in enumerate(targets)}
+        if predictor.std:
+            spread = model.predict_std(x)
+            columns |= {f"{name}_std": spread[:, k] for k, name in enumerate(targets)}
+    return pa.table(columns)
+
+
+def _targets(names: Sequence[str], n_targets: int) -> list[str]:
+    """A name for each target; those that are elements of one list are numbered."""
+    return list(names) if len(names) == n_targets else [f"{'_'.join(names)}_{k}" for k in range(n_targets)]
+
+
+def pieces_of(paths: Sequence[str], columns: Sequence[str]) -> list[ds.Fragment]:
+    """Files, and of Parquet files row groups, in the order in which they lie.
+
+    Raises
+    ------
+    CorpusError
+        If a file's format is unknown, it cannot be opened, or it lacks a column.
+    """
+    found: list[ds.Fragment] = []
+    for path in [path for each in paths for _, path in Files(each).find()]:
+        kind = next((FORMATS[suffix] for suffix in path.suffixes if suffix in FORMATS), None)
+        if kind is None:
+            msg = f"{path}: of an unknown format"
+            raise CorpusError(msg, f"a name with one of {', '.join(FORMATS)}")
+        options = pyarrow.csv.ParseOptions(delimiter="\t") if ".tsv" in path.suffixes else None
+        form = ds.CsvFileFormat(parse_options=options) if kind == "csv" else kind
+        with _told(str(path)):
+            table = ds.dataset(str(path), format=form)
+            missing = [name for name in columns if name not in table.schema.names]
+            if missing:
+                msg = f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(table.schema.names)}"
+                raise CorpusError(msg, "every feature of the model, and every column to keep")
+            for fragment in table.get_fragments():
+                found += fragment.split_by_row_group() if kind == "parquet" else [fragment]
+    return found
+
+
+def predict_files(
+    predictor: Predictor, paths: Sequence[str], output: Path, client: Client | None = None
+) -> tuple[int, int]:
+    """Predict every row of a data set, in order.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    paths : sequence of str
+        Files, directories or glob patterns: Parquet, Feather, CSV or JSON lines.
+    output : Path
+        A file whose name ends with .parquet, .feather, .csv or .jsonl, written here; or else a new folder of Parquet
+        files, a piece of the data each, written where they are predicted.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    n_rows, n_pieces : int
+
+    Raises
+    ------
+    CorpusError
+        If the rows cannot be read.
+    StoreError
+        If predictions cannot be written.
+    ConfigError
+        If the output is a folder that holds something.
+    """
+    pieces = pieces_of(paths, predictor.columns)
+    if output.suffix in FORMATS:
+        with _writing(output) as write:
+            n_rows = sum(write(table) for table in _in_order(_predicted, predictor, pieces, client))
+        return n_rows, len(pieces)
+    if output.is_dir() and any(output.iterdir()):
+        msg = f"{output} holds something already"
+        raise ConfigError(msg, "a new or empty folder, or a file's name such as out.parquet")
+    output.mkdir(parents=True, exist_ok=True)
+    parts = [(piece, output.absolute() / f"part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
+    return sum(_in_order(_write_part, predictor, parts, client)), len(pieces)
+
+
+def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
+    tables, first = [], 0
+    with _told(piece.path):
+        for batch in piece.to_batches(columns=predictor.columns, batch_size=BLOCK_ROWS, use_threads=False):
+            if batch.num_rows:
+                tables.append(predictor.of(batch, piece.path, first))
+                first += batch.num_rows
+    return pa.concat_tables(tables) if tables else None
+
+
+def _write_part(part: tuple[ds.Fragment, Path], predictor: Predictor) -> int:
+    table = _predicted(part[0], predictor)
+    with _writing(part[1]) as write:
+        return int(write(table))
+
+
+def _in_order(work: Any, predictor: Predictor, items: Sequence[Any], client: Client | None) -> Iterator[Any]:
+    """What work makes of each item, a few a worker ahead of what is asked for."""
+    if client is None:
+        yield from (work(item, predictor) for item in items)
+        return
+    # Once to each worker, and not with each task. A name made of the content could be one that is being let go of.
+    shared = client.scatter(predictor, broadcast=True, hash=False)
+    room, waiting = _AHEAD * n_workers(client), list[Any]()
+    try:
+        for item in items:
+            waiting.append(client.submit(work, item, shared, pure=False))
+            if len(waiting) > room:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        client.cancel(waiting)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Any]:
+    """A function that appends a table to a file, which is there only once it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    writer: Any = None
+    kind: Literal["parquet", "feather", "csv", "json"] = FORMATS[path.suffix]  # type: ignore[assignment]
+
+    def write(table: pa.Table | None) -> int:
+        nonlocal writer
+        if table is None:
+            return 0
+        if writer is None:
+            writer = _writer(kind, partial, table.schema)
+        writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
+        return int(table.num_rows)
+
+    try:
+        yield write
+        if writer is None:
+            msg = f"no rows for {path}"
+            raise CorpusError(msg, "at least one row")
+        writer.close()
+        partial.replace(path)
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror or error}"
+        raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _writer(kind: str, path: Path, schema: pa.Schema) -> Any:
+    if kind == "parquet":
+        return pq.ParquetWriter(path, schema)
+    if kind == "feather":
+        return pa.ipc.new_file(path, schema)
+    if kind == "csv":
+        return pyarrow.csv.CSVWriter(path, schema)
+    return _JsonWriter(path)
+
+
+class _JsonWriter:
+    """Rows as lines of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def write_table(self, table: pa.Table) -> None:
+        self._file.writelines(json_line(row) for row in table.to_pylist())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(row, default=str) + "\n"
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Say of which file Arrow complains."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{path}: {str(error).strip().splitlines()[0]}"
+        raise CorpusError(msg, "a whole file of the format that its name says") from error

@@ -1,0 +1,322 @@
+"""Predictions of data sets and of pipes are the model's; models leave with what they are and where they came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import X, begin, ok, read, told
+from distributed import Client, LocalCluster
+
+from streamfit import LinearModel, Ridge, RidgeClassifier, posterior
+from streamfit.errors import CorpusError, ShardError, StoreError
+from streamfit.models import read_model
+from streamfit.piping import predict_lines
+from streamfit.predicting import Predictor, predict_files
+from streamfit.provenance import ledger_digest
+from streamfit.store import Store
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = begin(tmp_path_factory.mktemp("predict"))
+    ok("solve", folder / "run", "--alpha", 2, "--std", "-o", folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(begun: Path) -> pa.Table:
+    """Everything that was fitted, in the order in which files are found."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted((begun / "corpus").glob("*.parquet"))])
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def inputs(table: pa.Table) -> np.ndarray:
+    return np.column_stack([table[name] for name in X])
+
+
+def test_a_data_set_becomes_one_of_predictions_in_its_order(begun: Path, rows, tmp_path):
+    model = LinearModel.load(begun / "model")
+    said = ok("predict", begun / "model", begun / "corpus", "-o", tmp_path / "out.parquet", "--std", "--keep", "doc",
+              "--machine", begun / "serial.toml")  # fmt: skip
+    assert "predicted 960 rows" in said
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.column_names == ["doc", "y_predicted", "y_std"]
+    assert out["doc"].to_pylist() == rows["doc"].to_pylist()
+    np.testing.assert_allclose(out["y_predicted"], model.predict(inputs(rows))[:, 0], rtol=1e-12)
+    found = posterior(Store(begun / "run" / "store").moments(), 2.0)
+    np.testing.assert_allclose(out["y_std"], np.sqrt(found.predictive_variance(inputs(rows)))[:, 0], rtol=1e-10)
+    told_of = read("predict", begun / "model", begun / "corpus", "-o", tmp_path / "again.parquet", "--machine",
+                   begun / "serial.toml")  # fmt: skip
+    assert (told_of["rows"], told_of["pieces"]) == (960, 16)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.feather", "out.csv", "out.jsonl", "parts"])
+def test_workers_predict_and_the_order_stays(begun: Path, rows, tmp_path, client, name):
+    model = LinearModel.load(begun / "model")
+    predictor = Predictor(model, ("doc", "x1"))
+    assert predict_files(predictor, [str(begun / "corpus")], tmp_path / name, client) == (960, 16)
+    path = tmp_path / name
+    readers = {".parquet": pq.read_table, ".feather": pa.feather.read_table, ".csv": pa.csv.read_csv}
+    if name == "out.jsonl":
+        found = pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
+    elif name == "parts":
+        assert len(list(path.iterdir())) == 16
+        found = pq.read_table(path)
+    else:
+        found = readers[path.suffix](path)
+    assert found["doc"].to_pylist() == rows["doc"].to_pylist()
+    np.testing.assert_allclose(found["y_predicted"], model.predict(inputs(rows))[:, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".jsonl", ".feather"])
+def test_other_formats_are_read_as_parquet_is(begun: Path, rows, tmp_path, suffix):
+    frame, path = rows.to_pandas(), tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True, double_precision=15)
+    elif suffix == ".feather":
+        pa.feather.write_feather(rows, path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    model = LinearModel.load(begun / "model")
+    assert predict_files(Predictor(model), [str(path)], tmp_path / "out.parquet")[0] == 960
+    out = pq.read_table(tmp_path / "out.parquet")
+    np.testing.assert_allclose(out["y_predicted"], model.predict(inputs(rows))[:, 0], rtol=1e-9)
+
+
+def test_classes_come_by_name_with_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(300, 2)), columns=["a", "b"])
+    fitted = RidgeClassifier().fit(frame, np.where(frame["a"] > frame["b"], "up", "down"))
+    fitted.to_model("way").save(tmp_path / "model")
+    frame.to_parquet(tmp_path / "rows.parquet")
+    serial = tmp_path / "serial.toml"
+    serial.write_text('kind = "serial"\n')
+    run = ("predict", tmp_path / "model", tmp_path / "rows.parquet", "--machine", serial)
+    ok(*run, "--scores", "-o", tmp_path / "out.parquet")
+    out = pq.read_table(tmp_path / "out.parquet").to_pandas()
+    assert list(out) == ["way_predicted", "way_score_down", "way_score_up"]
+    assert (out["way_predicted"] == fitted.predict(frame)).all()
+    np.testing.assert_allclose(out["way_score_down"] + out["way_score_up"], 1.0)
+    assert "without its posterior" in told(*run, "--std", "-o", tmp_path / "out.parquet")
+
+
+def test_what_cannot_be_predicted_is_told_and_leaves_nothing(begun: Path, rows, tmp_path):
+    predictor = Predictor(LinearModel.load(begun / "model"))
+    where = tmp_path / "out.parquet"
+
+    def refused(name: str, table: pa.Table, match: str) -> None:
+        pq.write_table(table, tmp_path / name)
+        with pytest.raises(CorpusError, match=match):
+            predict_files(predictor, [str(tmp_path / name)], where)
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+    refused("no.parquet", rows.drop(["x1"]), "no column 'x1' among x0, x2")
+    refused("null.parquet", rows.set_column(0, "x0", pa.array([None, *[1.0] * 959])), "row 0: null in column 'x0'")
+    refused("text.parquet", rows.set_column(0, "x0", pa.array(["a"] * 960)), "column 'x0' has type string")
+    refused("nan.parquet", rows.set_column(1, "x1", pa.array([*[1.0] * 959, np.nan])), "row 959: nan in column 'x1'")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "no.parquet").read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=r"cut\.parquet"):
+        predict_files(predictor, [str(tmp_path / "cut.parquet")], where)
+    (tmp_path / "rows.xlsx").write_bytes(b"")
+    with pytest.raises(CorpusError, match="of an unknown format"):
+        predict_files(predictor, [str(tmp_path / "rows.xlsx")], where)
+    with pytest.raises(StoreError, match="cannot write"):
+        predict_files(predictor, [str(begun / "corpus")], tmp_path / "none" / "out.parquet")
+    model, corpus = begun / "model", begun / "corpus"
+    assert "holds something already" in told("predict", model, corpus, "-o", corpus, "--machine", begun / "serial.toml")
+    assert "files without --output" in told("predict", model, corpus)
+    assert "scores of a model that has no classes" in told("predict", model, corpus, "--scores", "-o", where)
+    assert "standard input with" in told("predict", model, "-", "-o", where)
+
+
+def piped(model: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
+    run = [sys.executable, "-m", "streamfit.cli", "predict", str(model), "-", *options]
+    return subprocess.run(run, input=text, capture_output=True, check=False)
+
+
+def test_pipes_of_csv_and_of_json(begun: Path, rows):
+    model = LinearModel.load(begun / "model")
+    expected = model.predict(inputs(rows))[:, 0]
+    done = piped(begun / "model", rows.to_pandas().to_csv(index=False).encode(), "--keep", "doc", "--std")
+    assert done.returncode == 0, done.stderr
+    table = list(csv.DictReader(done.stdout.decode().splitlines()))
+    assert list(table[0]) == ["doc", "y_predicted", "y_std"]
+    np.testing.assert_allclose([float(row["y_predicted"]) for row in table], expected, rtol=1e-12)
+
+
+def test_json_lines_are_answered_by_json_lines(begun: Path, rows, tmp_path):
+    model = LinearModel.load(begun / "model")
+    ask, answer = os.pipe()
+    asked = [*rows.to_pylist()[:5], {"x2": 3, "x1": 2, "x0": 1}]
+    os.write(answer, "".join(json.dumps(row) + "\n" for row in asked).encode())
+    os.close(answer)
+    with (tmp_path / "out").open("w") as out:
+        predict_lines(Predictor(model), ask, out)
+    os.close(ask)
+    found = [json.loads(line)["y_predicted"] for line in (tmp_path / "out").read_text().splitlines()]
+    expected = model.predict(np.vstack([inputs(rows)[:5], [1.0, 2.0, 3.0]]))[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_row_is_answered_before_the_next_is_waited_for(begun: Path, tmp_path):
+    """A program that asks row by row must not wait for a block to fill."""
+    predictor = Predictor(LinearModel.load(begun / "model"))
+    (ask, answer), (heard, said) = os.pipe(), os.pipe()
+    # `ask` is read by the predictor; answers are read from `heard`.
+    with os.fdopen(said, "w") as out, os.fdopen(heard) as replies:
+        thread = threading.Thread(target=lambda: (predict_lines(predictor, ask, out), out.close()))
+        thread.start()
+        os.write(answer, b"x0,x1,x2\n1,2,")
+        os.write(answer, b"3\n")
+        assert replies.readline() == "y_predicted\n"
+        first = float(replies.readline())
+        os.write(answer, b"4,5,6\n7,8,9")
+        second = float(replies.readline())
+        os.close(answer)
+        third = float(replies.readline())
+        thread.join()
+        os.close(ask)
+    expected = predictor.model.predict(np.arange(1.0, 10).reshape(3, 3))[:, 0]
+    np.testing.assert_allclose([first, second, third], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b'{"x0": 1}\n', "no 'x1', 'x2' among x0"),
+        (b'{"x0": 1, "x1": 2, "x2": 3}\n[1]\n', "line 2: list"),
+        (b'{"x0": 1, "x1": 2, "x2": 3}\n{"x0"\n', "line 2: "),
+        (b'{"x0": 1, "x1": 2, "x2": 3}\n{"x0": 1, "x1": null, "x2": 3}\n', "row 1: null in column 'x1'"),
+        (b"x0,x1,x2\n1,2\n", "line 2: 2 values; expected 3"),
+        (b"x0,x1,x2\n1,2,three\n", "rows 0 to 0: "),
+        (b"x0,x1,x2\n1,2,\xff\n", "UTF-8"),
+    ],
+)
+def test_lines_that_are_no_rows_are_told(begun: Path, text, complaint):
+    ask, answer = os.pipe()
+    os.write(answer, text)
+    os.close(answer)
+    with open(os.devnull, "w") as out, pytest.raises(ShardError, match=complaint):  # noqa: PTH123
+        predict_lines(Predictor(LinearModel.load(begun / "model")), ask, out)
+    os.close(ask)
+
+
+def test_lists_of_numbers_are_inputs_in_pipes_too(tmp_path):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(50, 3))
+    fitted = Ridge().fit(x, x @ [1.0, 2.0, 3.0])
+    model = fitted.to_model()
+    model.info["reader"]["features"] = ["embedding"]
+    ask, answer = os.pipe()
+    os.write(answer, "".join(json.dumps({"embedding": row.tolist()}) + "\n" for row in x).encode())
+    os.close(answer)
+    with (tmp_path / "out").open("w") as out:
+        assert predict_lines(Predictor(model), ask, out) == 50
+    os.close(ask)
+    found = [json.loads(line)["y_predicted"] for line in (tmp_path / "out").read_text().splitlines()]
+    np.testing.assert_allclose(found, fitted.predict(x), rtol=1e-12)
+
+
+# What a model carries.
+
+
+def test_a_model_says_where_it_came_from(begun: Path):
+    spec, arrays = read_model(begun / "model")
+    data, store = spec["info"]["data"], Store(begun / "run" / "store")
+    assert (spec["format"], spec["schema_version"]) == ("streamfit-model", 2)
+    assert (data["n_rows"], data["n_shards"]) == (960, 16)
+    assert data["ledger"] == ledger_digest(store)
+    assert [(s["source"], s["n_rows"]) for s in data["sources"]] == [("code", 480), ("web", 480)]
+    assert arrays["posterior.factor"].shape == (3, 3)
+    shown = ok("card", begun / "model")
+    assert shown == (begun / "model" / "README.md").read_text()
+    for fact in (data["ledger"], data["commit"], "| web | 480 | 8 |", "alpha 2,", "Predicts `y` from `x0`, `x1`, `x2`"):
+        assert fact in shown
+    assert "Licence: not stated" in shown
+
+
+def test_licence_and_title_are_set_without_touching_the_weights(begun: Path, tmp_path):
+    shutil.copytree(begun / "model", tmp_path / "model")
+    before = LinearModel.load(tmp_path / "model").solution.weights
+    shown = ok("card", tmp_path / "model", "--licence", "CC-BY-4.0", "--title", "Signs")
+    assert 'license: "CC-BY-4.0"' in shown
+    assert "# Signs" in shown
+    assert "Licence: CC-BY-4.0" in shown
+    again = LinearModel.load(tmp_path / "model")
+    assert again.info["data"]["licence"] == "CC-BY-4.0"
+    assert np.array_equal(again.solution.weights, before)
+    assert again.posterior is not None
+
+
+def test_ledger_digests_tell_rows_apart_and_not_their_grouping(begun: Path, tmp_path):
+    """Compaction changes segments, not rows; forgetting changes rows."""
+    shutil.copytree(begun / "run", tmp_path / "run")
+    shutil.copytree(begun / "corpus", tmp_path / "corpus")
+    first = ledger_digest(Store(tmp_path / "run" / "store"))
+    ok("compact", tmp_path / "run", "--max-live", 12)
+    assert ledger_digest(Store(tmp_path / "run" / "store")) == first
+    moved = ("--corpus", tmp_path / "corpus", "--machine", begun / "serial.toml")
+    ok("forget", tmp_path / "run", "--shard", "web-2026-01.parquet", *moved)
+    assert ledger_digest(Store(tmp_path / "run" / "store")) != first
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            {"schema_version": 3, "written_by": "streamfit 9.9"},
+            "schema version 3, written by streamfit 9.9",
+        ),
+        ({"schema_version": "2"}, "schema version '2'"),
+        ({"schema_version": None}, "schema version None"),
+    ],
+)
+def test_another_schema_is_refused_by_number(begun: Path, tmp_path, change, complaint):
+    shutil.copytree(begun / "model", tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StoreError, match=complaint):
+        LinearModel.load(tmp_path / "model")
+
+
+def test_models_of_the_first_schema_are_read(begun: Path, tmp_path):
+    shutil.copytree(begun / "model", tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    old = json.loads(path.read_text())
+    del old["schema_version"], old["written_by"], old["posterior"]
+    path.write_text(json.dumps(old | {"format": "streamfit-model-1"}))
+    assert LinearModel.load(tmp_path / "model").posterior is None
+
+
+def test_a_model_becomes_onnx_by_a_command(begun: Path, tmp_path):
+    import onnxruntime
+
+    assert "m.onnx" in ok("export-model", begun / "model", "--onnx", tmp_path / "m.onnx", "--std")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32)
+    found = session.run(["predicted"], {"x": x})[0]
+    np.testing.assert_allclose(found, LinearModel.load(begun / "model").predict(x), rtol=1e-5)
+    assert "dtype 'int8'" in told("export-model", begun / "model", "--onnx", tmp_path / "m.onnx", "--dtype", "int8")
