@@ -38,7 +38,7 @@ from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.report import print_scores
 from streamfit.stores import open_any
-from streamfit.tables import score_table, table_source
+from streamfit.tables import held_out_table, score_table
 from streamfit.text import LanguageModel
 
 _NOT_CERTIFIED, _INTERRUPTED = 3, 130
@@ -198,9 +198,13 @@ def evaluate(
     files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
     machine: MachineOption = None,
     field: Annotated[str, typer.Option(help="Field of the text in .jsonl files.")] = "text",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Part by the model's split column: train, validation or test (which is the default)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on files: text or .jsonl for a language model, Parquet with the same columns for a linear one."""
+    """Score a model on files: text or .jsonl for a language model, tables with the same columns for a linear one."""
     console = Console()
     kind = read_model(model)[0]["kind"]
     if kind == "language_model":
@@ -217,7 +221,7 @@ def evaluate(
             print_scores(total, console)
         return
     linear = LinearModel.load(model)
-    scores = {each: score_table(linear, table_source(linear.info["reader"], Files(each))) for each in files}
+    scores = {each: score_table(linear, held_out_table(linear.info["reader"], Files(each), split)) for each in files}
     if as_json:
         typer.echo(json.dumps({each: vars(score) for each, score in scores.items()}, indent=1))
     else:

@@ -6,14 +6,15 @@ Floor 7. An unknown key is an error that names the nearest valid one.
 from __future__ import annotations
 
 import difflib
-import sysconfig
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from streamfit.arrays import Precision
-from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
+from streamfit.config_corpus import TableSection, TextSection
+from streamfit.corpus import ParquetTable
+from streamfit.corpus.table import Table
 from streamfit.errors import ConfigError
 from streamfit.features import Hashed
 from streamfit.machines import load_machine as load_machine
@@ -22,103 +23,6 @@ from streamfit.sections import Count, Positive, Section, checked, read
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
 from streamfit.text import TRAINED, ExpertSettings, LanguageSettings
-
-
-class LabelsSection(Section):
-    """Where the labels of shards come from; see `streamfit.corpus.Labels`."""
-
-    path: str = ""
-    columns: tuple[str, ...] = ()
-    time: str = ""
-    period: Literal["day", "month", "year"] = "day"
-    fixed: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _can_be_used(self) -> LabelsSection:
-        try:
-            self.settings()
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return self
-
-    def settings(self) -> Labels:
-        """What sources take."""
-        return Labels(self.path, self.columns, self.time, self.period, tuple(sorted(self.fixed.items())))
-
-
-class FilesSection(Section):
-    """Which files: a directory, a glob or a file.
-
-    `python:stdlib` stands for the directory of Python's own standard library.
-    """
-
-    root: str
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    label: str = "corpus"
-    labels: LabelsSection = LabelsSection()
-
-    def files(self, split: Split | None, fractions: tuple[float, float, float]) -> Files:
-        """Files of one part of the corpus."""
-        root = sysconfig.get_path("stdlib") if self.root == "python:stdlib" else self.root
-        return Files(root, self.include, self.exclude, split, fractions)
-
-
-class TextSection(FilesSection):
-    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk."""
-
-    kind: Literal["text", "jsonl", "dataset"] = "text"
-    encoding: str = "utf-8"
-    field: str = "text"
-    shard_bytes: Count = 2**20
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-
-    @model_validator(mode="after")
-    def _shares(self) -> TextSection:
-        if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not (self.split[0] > 0 and self.split[1] > 0):
-            msg = f"split {list(self.split)}: three shares that add up to 1, some for training and some for validation"
-            raise ValueError(msg)
-        if self.kind == "text" and (self.labels.columns or self.labels.time):
-            msg = "labels: text files have only paths, so labels come by `path` or `fixed`, not by columns or time"
-            raise ValueError(msg)
-        return self
-
-    def documents(self, split: Split) -> Documents:
-        """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
-        if self.kind == "text":
-            files = self.files(split, self.split)
-            return TextFiles(files, self.label, self.encoding, labels=self.labels.settings())
-        files = self.files(None, self.split)
-        labels = self.labels.settings()
-        if self.kind == "jsonl":
-            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes, labels)
-        # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
-        from streamfit.corpus.saved import SavedDataset
-
-        return SavedDataset(files, self.label, self.field, split, self.split, labels=labels)
-
-
-class TableSection(FilesSection):
-    """Parquet files with feature columns and target columns."""
-
-    kind: Literal["parquet"] = "parquet"
-    features: Annotated[tuple[str, ...], Field(min_length=1)]
-    target: Annotated[tuple[str, ...], Field(min_length=1)]
-    weight: str | None = None
-    n_classes: Count | None = None
-
-    @model_validator(mode="after")
-    def _one_class_column(self) -> TableSection:
-        if self.n_classes is not None and len(self.target) != 1:
-            msg = f"n_classes needs exactly one target column, got {len(self.target)}"
-            raise ValueError(msg)
-        return self
-
-    def table(self, hashed: Hashed | None = None) -> ParquetTable:
-        """The source of rows."""
-        files = self.files(None, (0.8, 0.1, 0.1))
-        labels = self.labels.settings()
-        return ParquetTable(files, self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
 
 
 class FeatureSection(Section):
@@ -296,6 +200,9 @@ class RidgeProblem(_Problem):
         if (hashed and self.statistic == "qr") or (not hashed and self.statistic == "sparse"):
             msg = f"statistic {self.statistic!r} with features of kind {', '.join(kinds)}: use 'auto' or 'gram'"
             raise ValueError(msg)
+        if hashed and (self.corpus.categories or self.corpus.missing != "error"):
+            msg = "corpus: categories and missing are not for hashed features, which name their own categories"
+            raise ValueError(msg)
         if hashed:
             try:
                 self.hashed()
@@ -310,7 +217,7 @@ class RidgeProblem(_Problem):
             return None
         return Hashed(first.n, self.corpus.features, first.categories, first.alternate_sign)
 
-    def table(self) -> ParquetTable:
+    def table(self) -> ParquetTable | Table:
         """The source of rows."""
         return self.corpus.table(self.hashed())
 

@@ -19,8 +19,10 @@ import psutil
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import LanguageProblem, Problem, RidgeProblem, TextSection
+from streamfit.config import LanguageProblem, Problem, RidgeProblem
+from streamfit.config_corpus import TextSection
 from streamfit.corpus import Documents, Source, TextFiles
+from streamfit.corpus.table import Table
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
@@ -30,7 +32,7 @@ from streamfit.provenance import provenance_of
 from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
-from streamfit.tables import Block, prepare_table, reader_of, settings_of
+from streamfit.tables import Block, asked_of, prepare_table, reader_of, settings_of, table_source
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source, tokenizer_id
 
 log = logging.getLogger("streamfit")
@@ -184,7 +186,7 @@ def _same_settings(problem: Problem, store: Store) -> None:
         wanted = {"hashed": None, **reader_of(problem.table()), **settings}
         if problem.statistic != "auto" or store.header.statistic == "qr":
             wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
-    reader = store.header.reader
+    reader = asked_of(store.header.reader)
     found = {
         "tokenizer": "bpe",
         **_WITHOUT_TOPIC,
@@ -208,7 +210,11 @@ def training_source(problem: Problem, store: Store) -> Source:
     """The rows of a problem, read the way its store says."""
     if isinstance(problem, LanguageProblem):
         return token_source(store.header, problem.corpus.documents("train"))
-    return problem.table()
+    table = problem.table()
+    if not isinstance(table, Table):
+        return table
+    alike = table_source(store.header.reader, problem.corpus.files(None, (0.8, 0.1, 0.1)), table.label)
+    return replace(alike, labels=table.labels)
 
 
 def accumulate_into(
@@ -354,7 +360,7 @@ def remember(problem: Problem, machine: Machine) -> None:
     corpus, kept_at = problem.corpus, problem.store
     if kept_at.at and "://" not in kept_at.at:
         kept_at = kept_at.model_copy(update={"at": str(Path(kept_at.at).expanduser().absolute())})
-    if corpus.root != "python:stdlib":
+    if corpus.root != "python:stdlib" and "://" not in corpus.root:
         corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
     kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
     if isinstance(kept, LanguageProblem) and kept.features.tokenizer.endswith(".json"):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 
 from streamfit.corpus import ParquetTable, Rows
+from streamfit.corpus.table import Table
 from streamfit.errors import CorpusError, ShardError
 from streamfit.plan import Shard
 
@@ -23,7 +24,7 @@ _SHARDS = 128
 
 
 def spread_sample(
-    source: ParquetTable, n_rows: int, seed: int, *, skip: bool = False
+    source: ParquetTable | Table, n_rows: int, seed: int, *, skip: bool = False
 ) -> tuple[scipy.sparse.csr_array, np.ndarray, np.ndarray | None]:
     """About `n_rows` rows, of shards evenly spaced over the corpus and at random within what is read of each.
 
@@ -33,7 +34,7 @@ def spread_sample(
 
     Parameters
     ----------
-    source : ParquetTable
+    source : ParquetTable or Table
         One that hashes.
     n_rows : int
     seed : int
@@ -62,7 +63,10 @@ def spread_sample(
     parts: list[Rows] = []
     for shard in chosen:
         try:
-            parts += source.read(_thinned(shard, n_in_group(shard.uri, shard.start), share, rng))
+            if isinstance(source, Table):
+                parts += (_some(rows, share, rng) for rows in source.read(shard))
+            else:
+                parts += source.read(_thinned(shard, n_in_group(shard.uri, shard.start), share, rng))
         except ShardError:
             if not skip:
                 raise
@@ -90,3 +94,9 @@ def _thinned(shard: Shard, n_rows: int, share: float, rng: np.random.Generator) 
     """A shard without all but a share of its row group's rows, at random; at least one stays."""
     left_out = n_rows - int(np.ceil(share * n_rows))
     return replace(shard, without=tuple(np.sort(rng.choice(n_rows, left_out, replace=False)).tolist()))
+
+
+def _some(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
+    """A share of a block's rows, at random; at least one stays."""
+    chosen = np.sort(rng.choice(len(rows.y), int(np.ceil(share * len(rows.y))), replace=False))
+    return Rows(rows.x[chosen], rows.y[chosen], None if rows.weights is None else rows.weights[chosen])

@@ -14,7 +14,8 @@ from pathlib import Path
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import TextSection, load_problem
+from streamfit.config import load_problem
+from streamfit.config_corpus import TextSection
 from streamfit.corpus import Files, Labels, Rows, Source, Tally
 from streamfit.corpus.labels import NO_LABELS
 from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount
@@ -71,7 +72,11 @@ def source_of(
     include, exclude : tuple of str
         Patterns on the path relative to `root`; all files without any.
     """
-    plain = Path(root) if Path(root).exists() else Path(*takewhile(lambda part: not has_magic(part), Path(root).parts))
+    plain = (
+        Path(root)
+        if "://" in root or Path(root).exists()
+        else Path(*takewhile(lambda part: not has_magic(part), Path(root).parts))
+    )
     label, labels = label or plain.stem or "corpus", labels or Labels()
     if header.reader.get("kind") != "tokens":
         return replace(table_source(header.reader, Files(root, include, exclude), label), labels=labels)
@@ -196,7 +201,7 @@ def add(
         Any other of its kinds; what was committed stays.
     """
     for root in roots:
-        if not has_magic(root) and not Path(root).expanduser().exists():
+        if "://" not in root and not has_magic(root) and not Path(root).expanduser().exists():
             msg = f"no file or directory at {root}"
             raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path")
     sources = tuple(_below(store, root, corpus or Corpus()) for root in roots)
@@ -214,8 +219,13 @@ def add(
 
 
 def _below(store: Store, root: str, corpus: Corpus) -> Source:
+    if "://" in root:
+        include = corpus.include if root.rstrip("/") == corpus.root.rstrip("/") else ()
+        return source_of(
+            store.header, root, label=corpus.label, labels=corpus.labels, include=include, exclude=corpus.exclude
+        )
     path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
-    include: tuple[str, ...] = ()
+    include = ()
     if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):
         name = escape(path.relative_to(above).as_posix())
         include = corpus.include if path == above else (f"{name}/*",) if path.is_dir() else (name,)

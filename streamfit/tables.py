@@ -10,6 +10,10 @@ import numpy as np
 
 from streamfit.arrays import Precision
 from streamfit.corpus import Files, ParquetTable, Rows
+from streamfit.corpus.base import SPLITS
+from streamfit.corpus.freezing import frozen
+from streamfit.corpus.kinds import read_alike
+from streamfit.corpus.table import Table
 from streamfit.counted import piece_rows
 from streamfit.density import Density
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
@@ -53,7 +57,7 @@ class Block:
 
 
 def prepare_table(
-    source: ParquetTable,
+    source: ParquetTable | Table,
     blocks: Sequence[Block],
     *,
     precision: Precision,
@@ -70,6 +74,8 @@ def prepare_table(
     With `statistic` 'auto' hashed features get a sparse or a dense Gram matrix, whichever the sample says will be the
     smaller of the two once all rows are counted, and others a dense one. With `count_rows` other than 'never' some
     shards of dense rows are read whole, to see how many of their rows are equal; `report` is told what was decided.
+    What the source's recipe leaves open is found first, in one pass over the columns in question; to count rows, read
+    them by `training_table` of the header.
 
     Raises
     ------
@@ -81,7 +87,8 @@ def prepare_table(
         If there are no rows.
     """
     settings = settings_of(blocks, precision, n_folds, seed, sample_rows)
-    reader = reader_of(source) | {"settings": settings}
+    asked, source = _asked(source), frozen(source, skip_bad_shards=skip_bad_shards)
+    reader = reader_of(source) | asked | {"settings": settings}
     if source.hashed is not None:
         _refuse_other_blocks(source.hashed, blocks)
         if count_rows == "always":
@@ -138,14 +145,36 @@ def _refuse_other_blocks(hashed: Hashed, blocks: Sequence[Block]) -> None:
         raise ConfigError(msg, "one block of kind 'hashed'", "numbers can be hashed beside names")
 
 
-def reader_of(source: ParquetTable) -> dict[str, Any]:
+def reader_of(source: ParquetTable | Table) -> dict[str, Any]:
     """How rows are read, as a header keeps it."""
     columns = {"features": list(source.features), "target": list(source.target)}
     found: dict[str, Any] = {"kind": "table", **columns, "weight": source.weight, "n_classes": source.n_classes}
     if source.hashed is not None:
         made = source.hashed
         found["hashed"] = {"n": made.n, "categories": [*made.categories], "alternate_sign": made.alternate_sign}
+    if isinstance(source, Table):
+        found |= {"recipe": source.recipe.to_json(), "origin": source.origin()}
     return found
+
+
+def asked_of(reader: dict[str, Any]) -> dict[str, Any]:
+    """A header's reader as it was asked for, without what was then found in the data."""
+    given = reader.get("asked")
+    if given is None:
+        return reader
+    origin = reader["origin"]
+    if "options" in origin:
+        origin = {**origin, "options": {**origin["options"], **given["options"]}}
+    return {**reader, "recipe": {**reader["recipe"], **given["recipe"]}, "origin": origin}
+
+
+def _asked(source: ParquetTable | Table) -> dict[str, Any]:
+    """What of a source freezing will change, as it is before."""
+    if not isinstance(source, Table):
+        return {}
+    recipe, options = source.recipe.to_json(), source.origin().get("options", {})
+    types = {"types": options["types"]} if "types" in options else {}
+    return {"asked": {"recipe": {name: recipe[name] for name in ("categories", "fills")}, "options": types}}
 
 
 def settings_of(
@@ -156,13 +185,13 @@ def settings_of(
     return {"blocks": [asdict(block) for block in blocks], **chosen}
 
 
-def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> ParquetTable:
+def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> ParquetTable | Table:
     """Another set of files read the way a header or model says.
 
     Raises
     ------
     MismatchError
-        If it was not fitted to a table.
+        If it was not fitted to a table of files.
     """
     if reader.get("kind") != "table":
         msg = f"a store or model of {reader.get('kind', 'unknown')} rows"
@@ -172,11 +201,39 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
     hashed = None
     if made is not None:
         hashed = Hashed(made["n"], features, tuple(made["categories"]), made["alternate_sign"])
+    if "recipe" in reader:
+        return read_alike(reader["recipe"], reader["origin"], files, label, hashed)
     return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
 
 
+def held_out_table(reader: dict[str, Any], files: Files, split: str | None = None) -> ParquetTable | Table:
+    """Files to score a model on: where rows say what they are for, those of one part.
+
+    Parameters
+    ----------
+    reader : dict
+        Of a header or model.
+    files : Files
+    split : {'train', 'validation', 'test'}, optional
+        Test rows without it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such part, or no column that says.
+    """
+    table = table_source(reader, files)
+    told = isinstance(table, Table) and bool(table.recipe.split_column)
+    if split is not None and (split not in SPLITS or not told):
+        msg = f"the part {split!r} of rows {'by their split column' if told else 'without a split column'}"
+        raise ConfigError(msg, f"one of {', '.join(SPLITS)}, where [corpus] has a split_column")
+    if not isinstance(table, Table) or not told:
+        return table
+    return replace(table, split=SPLITS[SPLITS.index(split or "test")])  # type: ignore[arg-type]
+
+
 def _sample(
-    source: ParquetTable, n_rows: int, seed: int, skip: bool
+    source: ParquetTable | Table, n_rows: int, seed: int, skip: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """About `n_rows` rows, an equal share of each of some shards chosen at random."""
     shards = source.shards()
@@ -212,14 +269,14 @@ def _sample(
 
 
 def _choose_counting(
-    asked: CountRows, source: ParquetTable, seed: int, n_inputs: int, skip: bool, **sizes: Any
+    asked: CountRows, source: ParquetTable | Table, seed: int, n_inputs: int, skip: bool, **sizes: Any
 ) -> tuple[CountChoice, str]:
     """Decide whether equal rows are multiplied once, and say why.
 
     Rows that differ in their first columns differ: of wide tables those are read first, and the rest only where
     counting might still pay.
     """
-    few = replace(source, features=source.features[:_SCREEN_COLUMNS])
+    few = source if isinstance(source, Table) else replace(source, features=source.features[:_SCREEN_COLUMNS])
     if asked == "auto" and len(few.features) < len(source.features):
         screen = choose_counting(asked, _whole_pieces(few, seed, n_inputs, skip), **sizes)
         if not screen.counted:
@@ -228,7 +285,7 @@ def _choose_counting(
     return choice, choice.line()
 
 
-def _whole_pieces(source: ParquetTable, seed: int, n_inputs: int, skip: bool) -> Iterator[np.ndarray]:
+def _whole_pieces(source: ParquetTable | Table, seed: int, n_inputs: int, skip: bool) -> Iterator[np.ndarray]:
     """Inputs of whole shards chosen at random, up to what is looked through at once, until there are enough rows."""
     shards, n_rows = source.shards(), 0
     limit = piece_rows(n_inputs, max(1, len(source.target)))
@@ -293,7 +350,7 @@ class TableScore:
     accuracy: float | None
 
 
-def score_table(model: LinearModel, source: ParquetTable) -> TableScore:
+def score_table(model: LinearModel, source: ParquetTable | Table) -> TableScore:
     """Score a model on every row of a table, weights included.
 
     Raises

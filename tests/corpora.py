@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streamfit.config import TextSection
+from streamfit.config_corpus import TextSection
 from streamfit.corpus import Files, ParquetTable, Source
 from streamfit.counts import Tables, add_tables
 from streamfit.engine import accumulate

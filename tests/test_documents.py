@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from streamfit.config import TextSection
+from streamfit.config_corpus import TextSection
 from streamfit.corpus import Files, JsonLines, Labels, TextFiles
 from streamfit.corpus.saved import SavedDataset
 from streamfit.errors import CorpusError, ShardChangedError, ShardError

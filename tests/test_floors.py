@@ -34,6 +34,7 @@ FLOORS = (
     {"models", "card", "provenance", "onnx_model", "estimators", "tables", "sparse_sample", "text"},
     {
         "config",
+        "config_corpus",
         "machines",
         "sections",
         "doctor",

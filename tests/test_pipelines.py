@@ -20,7 +20,7 @@ from store_helpers import leave_to_the_disk
 
 from pipelines import bench_kernel, federate, forget, keep_store, kernel_ways, mix_sources
 from streamfit.cli import script
-from streamfit.config import TextSection
+from streamfit.config_corpus import TextSection
 from streamfit.corpus import Files, Labels, ParquetTable
 from streamfit.engine import accumulate
 from streamfit.errors import ConfigError, MismatchError, StoreError

@@ -1,0 +1,212 @@
+"""Sections of a problem's config that say where its rows come from. Floor 7."""
+
+from __future__ import annotations
+
+import sysconfig
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
+from streamfit.corpus.array_files import ArrayFiles
+from streamfit.corpus.base import SPLITS
+from streamfit.corpus.dataset import DatasetFiles
+from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
+from streamfit.corpus.table import Table
+from streamfit.corpus.text_formats import SHARD_BYTES
+from streamfit.errors import ConfigError
+from streamfit.features import Hashed
+from streamfit.sections import Count, Section
+
+FilterValue = bool | int | float | str
+
+
+class LabelsSection(Section):
+    """Where the labels of shards come from; see `streamfit.corpus.Labels`."""
+
+    path: str = ""
+    columns: tuple[str, ...] = ()
+    time: str = ""
+    period: Literal["day", "month", "year"] = "day"
+    fixed: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> LabelsSection:
+        try:
+            self.settings()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def settings(self) -> Labels:
+        """What sources take."""
+        return Labels(self.path, self.columns, self.time, self.period, tuple(sorted(self.fixed.items())))
+
+
+class FilesSection(Section):
+    """Which files: a directory, a glob or a file.
+
+    `python:stdlib` stands for the directory of Python's own standard library.
+    """
+
+    root: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    label: str = "corpus"
+    labels: LabelsSection = LabelsSection()
+
+    def files(self, split: Split | None, fractions: tuple[float, float, float]) -> Files:
+        """Files of one part of the corpus."""
+        root = sysconfig.get_path("stdlib") if self.root == "python:stdlib" else self.root
+        return Files(root, self.include, self.exclude, split, fractions)
+
+
+class TextSection(FilesSection):
+    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk."""
+
+    kind: Literal["text", "jsonl", "dataset"] = "text"
+    encoding: str = "utf-8"
+    field: str = "text"
+    shard_bytes: Count = 2**20
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> TextSection:
+        if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not (self.split[0] > 0 and self.split[1] > 0):
+            msg = f"split {list(self.split)}: three shares that add up to 1, some for training and some for validation"
+            raise ValueError(msg)
+        if self.kind == "text" and (self.labels.columns or self.labels.time):
+            msg = "labels: text files have only paths, so labels come by `path` or `fixed`, not by columns or time"
+            raise ValueError(msg)
+        return self
+
+    def documents(self, split: Split) -> Documents:
+        """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
+        if self.kind == "text":
+            files = self.files(split, self.split)
+            return TextFiles(files, self.label, self.encoding, labels=self.labels.settings())
+        files = self.files(None, self.split)
+        labels = self.labels.settings()
+        if self.kind == "jsonl":
+            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes, labels)
+        # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
+        from streamfit.corpus.saved import SavedDataset
+
+        return SavedDataset(files, self.label, self.field, split, self.split, labels=labels)
+
+
+class TableSection(FilesSection):
+    """Rows with feature columns and target columns.
+
+    Parameters
+    ----------
+    kind : {'parquet', 'arrow', 'feather', 'csv', 'jsonl', 'dataset', 'npy', 'zarr'}
+        Formats of files; 'dataset' is a Hugging Face data set saved to disk, 'npy' a folder with a .npy file for each
+        column, 'zarr' a group of arrays.
+    features, target : tuple of str
+        Columns; numbers, booleans, dates, lists of numbers, or parts of dates such as ``weekday(date)``.
+    weight : str, optional
+        Column of row weights.
+    n_classes : int, optional
+        Makes the target's whole numbers one-hot.
+    categories : dict of str to values, or tuple of str
+        Features that are one-hot; without values these are found in the data once.
+    unseen, missing, missing_target, split_column, split_values
+        See `streamfit.corpus.recipe.Recipe`.
+    filters : tuple of (column, operator, value)
+        Rows that meet all of them count.
+    partitions : '', 'hive' or tuple of str
+        Columns that are in the path: as Hive writes it, ``year=2026/``, or by the names of the last folders.
+    delimiter : str
+        Of CSV.
+    quoted_newlines : bool
+        Whether values of CSV may hold line ends; files are then not cut.
+    shard_bytes : int
+        Bytes of a part of CSV or JSON lines.
+    """
+
+    kind: Literal["parquet", "arrow", "feather", "csv", "jsonl", "dataset", "npy", "zarr"] = "parquet"
+    features: Annotated[tuple[str, ...], Field(min_length=1)]
+    target: Annotated[tuple[str, ...], Field(min_length=1)]
+    weight: str | None = None
+    n_classes: Count | None = None
+    categories: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
+    unseen: Unseen = "error"
+    missing: Missing = "error"
+    missing_target: Literal["error", "drop"] = "error"
+    filters: tuple[tuple[str, str, FilterValue | tuple[FilterValue, ...]], ...] = ()
+    split_column: str = ""
+    split_values: tuple[str, str, str] = SPLITS
+    partitions: Literal["", "hive"] | tuple[str, ...] = ""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    quoted_newlines: bool = False
+    shard_bytes: Annotated[int, Field(ge=2**16)] = SHARD_BYTES
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> TableSection:
+        if self.n_classes is not None and len(self.target) != 1:
+            msg = f"n_classes needs exactly one target column, got {len(self.target)}"
+            raise ValueError(msg)
+        only: dict[str, tuple[str, ...]] = {
+            "delimiter": ("csv",),
+            "quoted_newlines": ("csv",),
+            "shard_bytes": ("csv", "jsonl"),
+            "partitions": ("parquet", "arrow", "feather", "csv", "jsonl", "dataset"),
+        }
+        for name, kinds in only.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
+                msg = f"{name} is for kind {', '.join(kinds)}, not {self.kind!r}"
+                raise ValueError(msg)
+        if self.unseen != "error" and not self.categories:
+            msg = "unseen is for categories, and there are none"
+            raise ValueError(msg)
+        try:
+            self.recipe()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def recipe(self) -> Recipe:
+        """How columns become rows."""
+        given = self.categories
+        named = tuple(given.items()) if isinstance(given, dict) else tuple((name, ()) for name in given)
+        return Recipe(
+            self.features,
+            self.target,
+            self.weight,
+            self.n_classes,
+            named,
+            self.unseen,
+            self.missing,
+            self.missing_target,
+            filters=tuple(Filter(*each) for each in self.filters),
+            split_column=self.split_column,
+            split_values=self.split_values,
+        )
+
+    def table(self, hashed: Hashed | None = None) -> ParquetTable | Table:
+        """The source of rows: Parquet without any policy the fast way, all else by a recipe."""
+        files, labels, recipe = self.files(None, (0.8, 0.1, 0.1)), self.labels.settings(), self.recipe()
+        if self.kind == "parquet" and not self.partitions and "://" not in self.root:
+            bare = replace(recipe, features=("x",)).is_plain if hashed else recipe.is_plain
+            if bare:
+                given = (self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
+                return ParquetTable(files, *given)
+        if self.kind in ("npy", "zarr"):
+            return ArrayFiles(files, self.kind, recipe=recipe, label=self.label, labels=labels, hashed=hashed)
+        options: dict[str, Any] = {}
+        if self.kind in ("csv", "jsonl"):
+            options["shard_bytes"] = self.shard_bytes
+        if self.kind == "csv":
+            options |= {"delimiter": self.delimiter, "quoted_newlines": self.quoted_newlines}
+        return DatasetFiles.of(
+            self.kind,
+            files,
+            options=options,
+            partitions=self.partitions,
+            recipe=recipe,
+            label=self.label,
+            labels=labels,
+            hashed=hashed,
+        )

@@ -1,0 +1,118 @@
+"""What a recipe must find in the data before the first row is counted: dictionaries of categories, and means. Floor 4.
+
+One pass over the columns in question alone, of the rows that count for training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from streamfit.corpus import encode
+from streamfit.corpus.base import Source
+from streamfit.corpus.recipe import MAX_LEVELS, Recipe, date_part
+from streamfit.corpus.table import Table
+from streamfit.corpus.values import strings_of
+from streamfit.errors import CorpusError, ShardError
+
+_Any = TypeVar("_Any", bound=Source)
+
+
+def frozen(source: _Any, *, skip_bad_shards: bool = False) -> _Any:
+    """A source whose recipe leaves nothing open, so that all data from now on is read alike.
+
+    Parameters
+    ----------
+    source : Source
+        Returned as it is, unless it is a `Table` with something open.
+    skip_bad_shards : bool
+
+    Returns
+    -------
+    Source of the same kind
+
+    Raises
+    ------
+    CorpusError
+        If a category has no value or more than `MAX_LEVELS`, or a feature no value at all to take a mean of.
+    ShardError
+        If a shard cannot be read and is not skipped.
+    """
+    if not isinstance(source, Table):
+        return source
+    settled = source.settled()
+    if settled.recipe.is_frozen:
+        return settled
+    return replace(settled, recipe=_found(settled, skip_bad_shards))
+
+
+def _found(table: Table, skip: bool) -> Recipe:
+    recipe = table.recipe
+    # Rows that lack a value are no reason to look at every column here; nor are categories needed to see who counts.
+    rows = replace(recipe, missing="error", missing_target="error")
+    levels: dict[str, set[str]] = {name: set() for name, given in recipe.categories if not given}
+    filled = dict(recipe.fills)
+    means = [name for name in recipe.features if recipe.missing == "mean" and name not in filled]
+    sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    shares: dict[str, dict[str, int]] = {name: {} for name in means if recipe.levels(name) is not None}
+    read = [date_part(name)[0] for name in (*levels, *means)]
+    read += [f.column for f in recipe.filters] + ([recipe.split_column] if recipe.split_column else [])
+    for shard in (part for _, part in table.parts()):
+        try:
+            for whole in table.batches(shard, list(dict.fromkeys(read))):
+                batch = whole.filter(pa.array(encode.counting(shard.key, whole, rows, table.split)))
+                for name in {*levels, *shares}:
+                    texts = strings_of(encode.values_of(shard.key, batch, name))
+                    _count(texts, levels.get(name), shares.get(name))
+                    if len(levels.get(name, ())) > MAX_LEVELS:
+                        msg = f"more than {MAX_LEVELS} values of the category {name!r}"
+                        raise CorpusError(msg, "few", "hash the column: features of kind 'hashed'")
+                for name in means:
+                    if name not in shares:
+                        _add(sums, name, encode.numbers(shard.key, batch, name))
+        except ShardError:
+            if not skip:
+                raise
+    dictionaries = {name: tuple(sorted(found)) for name, found in levels.items()}
+    for name, found in dictionaries.items():
+        if not found:
+            msg = f"no value in the category {name!r}"
+            raise CorpusError(msg, "at least one", "check the column and the filters")
+    made = recipe.frozen(dictionaries, {})
+    averages = {name: _mean(name, *sums[name]) for name in means if name in sums}
+    averages |= {name: _shares(made.levels(name) or (), found) for name, found in shares.items()}
+    if missing := [name for name in means if name not in averages]:
+        msg = f"no rows to take the mean of {', '.join(map(repr, missing))}"
+        raise CorpusError(msg, "at least one", "check the paths and the filters")
+    return made.frozen({}, averages)
+
+
+def _count(texts: pa.Array, levels: set[str] | None, shares: dict[str, int] | None) -> None:
+    for each in texts.drop_null().value_counts().to_pylist():
+        if levels is not None:
+            levels.add(each["values"])
+        if shares is not None:
+            shares[each["values"]] = shares.get(each["values"], 0) + each["counts"]
+
+
+def _add(sums: dict[str, tuple[np.ndarray, np.ndarray]], name: str, block: np.ndarray) -> None:
+    there = np.isfinite(block)
+    total, count = np.where(there, block, 0.0).sum(axis=0, dtype=np.float64), there.sum(axis=0)
+    if name in sums:
+        total, count = sums[name][0] + total, sums[name][1] + count
+    sums[name] = total, count
+
+
+def _mean(name: str, total: np.ndarray, count: np.ndarray) -> tuple[float, ...]:
+    if not count.all():
+        msg = f"no number at all in column {name!r}"
+        raise CorpusError(msg, "some values to take the mean of", "leave the column out")
+    return tuple((total / count).tolist())
+
+
+def _shares(levels: tuple[str, ...], found: dict[str, int]) -> tuple[float, ...]:
+    total = sum(found.get(level, 0) for level in levels)
+    return tuple(found.get(level, 0) / max(1, total) for level in levels)

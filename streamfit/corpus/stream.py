@@ -1,0 +1,133 @@
+"""Streams of rows, written once to a folder of Arrow files, from which they are read again and again. Floor 4.
+
+A stream can be read only once, but a store must be able to go on after a crash, to verify and to forget. So what comes
+from a query, a generator or a data set that is streamed is spooled: ranges of rows are written as Arrow files that are
+named by their content, in bounded memory. Spooling the same rows again writes nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from streamfit.corpus.base import Files
+from streamfit.corpus.dataset import DatasetFiles
+from streamfit.corpus.formats import ArrowFile
+from streamfit.corpus.row_ranges import plain, row_hash
+from streamfit.corpus.table import SHARD_ROWS
+from streamfit.errors import CorpusError
+
+_HF_ROWS = 1024
+
+
+def batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
+    """Arrow batches of anything that gives rows, a bounded number at a time.
+
+    Parameters
+    ----------
+    rows : object
+        What has ``__arrow_c_stream__`` (polars, duckdb, pandas, pyarrow), a Hugging Face data set (map-style or
+        streaming; no code of it is run), a dask data frame, or an iterable of Arrow tables and batches.
+
+    Raises
+    ------
+    CorpusError
+        If it is none of them.
+    """
+    module = type(rows).__module__
+    if module.startswith("datasets."):
+        for table in rows.with_format("arrow").iter(_HF_ROWS):
+            yield from _batches(table)
+    elif hasattr(rows, "dask") and hasattr(rows, "npartitions") and hasattr(rows, "get_partition"):
+        for i in range(rows.npartitions):
+            frame = rows.get_partition(i).compute(scheduler="synchronous")
+            yield from pa.Table.from_pandas(frame, preserve_index=False).to_batches()
+    elif hasattr(rows, "__arrow_c_stream__"):
+        yield from pa.RecordBatchReader.from_stream(rows)
+    elif isinstance(rows, pa.RecordBatch) or hasattr(rows, "__arrow_c_array__"):
+        yield pa.record_batch(rows)
+    elif isinstance(rows, Iterable) and not isinstance(rows, str | bytes):
+        for each in rows:
+            yield from _batches(each)
+    else:
+        msg = f"rows from a {type(rows).__name__}"
+        expected = "an Arrow stream, a Hugging Face data set, a dask data frame, or Arrow batches"
+        raise CorpusError(msg, expected)
+
+
+def _batches(each: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(each, pa.RecordBatch):
+        yield each
+    elif isinstance(each, pa.Table):
+        yield from each.to_batches()
+    elif hasattr(each, "__arrow_c_stream__"):
+        yield from pa.RecordBatchReader.from_stream(each)
+    else:
+        msg = f"a {type(each).__name__} in a stream of rows"
+        raise CorpusError(msg, "Arrow tables or batches")
+
+
+def spool(rows: Any, folder: str | Path, *, shard_rows: int = SHARD_ROWS, **given: Any) -> DatasetFiles:
+    """Write a stream to a folder, and give the source that reads it from there.
+
+    Parameters
+    ----------
+    rows : object
+        As in `batches_from`.
+    folder : str or Path
+        Files that it already has stay, and belong to the source as well.
+    shard_rows : int
+        Rows of a file.
+    **given
+        As in `DatasetFiles`, above all `recipe`.
+
+    Raises
+    ------
+    CorpusError
+        If rows are of several schemas, or there are none.
+    """
+    target = Path(folder).expanduser().absolute()
+    target.mkdir(parents=True, exist_ok=True)
+    found = False
+    for batch in _ranges(batches_from(rows), shard_rows):
+        found = True
+        _write(target / f"{row_hash(batch)}.arrow", batch)
+    if not found:
+        msg = f"a {type(rows).__name__} without rows"
+        raise CorpusError(msg, "at least one")
+    return DatasetFiles(Files(str(target), include=("*.arrow",)), "arrow", ArrowFile(), **given)
+
+
+def _ranges(batches: Iterable[pa.RecordBatch], n_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of exactly `n_rows` but for the last, all of one schema."""
+    held: list[pa.RecordBatch] = []
+    for raw in batches:
+        batch = pa.RecordBatch.from_pydict({name: plain(raw.column(name)) for name in raw.schema.names})
+        if held and batch.schema != held[0].schema:
+            msg = f"rows of the columns {batch.schema.to_string(show_field_metadata=False)!r}"
+            raise CorpusError(msg, f"those of the first rows: {held[0].schema.to_string()!r}")
+        held.append(batch)
+        while sum(map(len, held)) >= n_rows:
+            whole = _joined(held)
+            yield whole.slice(0, n_rows)
+            held = [whole.slice(n_rows)]
+    if held and sum(map(len, held)):
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def _write(path: Path, batch: pa.RecordBatch) -> None:
+    if path.exists():
+        return
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    partial.replace(path)
