@@ -36,9 +36,10 @@ from streamfit.errors import CertificateError, ConfigError, SolveError, Streamfi
 from streamfit.jobs import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
+from streamfit.readers import held_out_table
 from streamfit.report import print_scores
 from streamfit.stores import open_any
-from streamfit.tables import held_out_table, score_table
+from streamfit.tables import score_table
 from streamfit.text import LanguageModel
 
 _NOT_CERTIFIED, _INTERRUPTED = 3, 130

@@ -22,17 +22,17 @@ from rich.console import Console
 from streamfit.config import LanguageProblem, Problem, RidgeProblem
 from streamfit.config_corpus import TextSection
 from streamfit.corpus import Documents, Source, TextFiles
-from streamfit.corpus.table import Table
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.provenance import provenance_of
+from streamfit.readers import asked_of, frozen_by, reader_of
 from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
-from streamfit.tables import Block, asked_of, prepare_table, reader_of, settings_of, table_source
+from streamfit.tables import Block, prepare_table, settings_of
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source, tokenizer_id
 
 log = logging.getLogger("streamfit")
@@ -210,11 +210,7 @@ def training_source(problem: Problem, store: Store) -> Source:
     """The rows of a problem, read the way its store says."""
     if isinstance(problem, LanguageProblem):
         return token_source(store.header, problem.corpus.documents("train"))
-    table = problem.table()
-    if not isinstance(table, Table):
-        return table
-    alike = table_source(store.header.reader, problem.corpus.files(None, (0.8, 0.1, 0.1)), table.label)
-    return replace(alike, labels=table.labels)
+    return frozen_by(problem.table(), store.header.reader)
 
 
 def accumulate_into(

@@ -22,8 +22,8 @@ from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount
 from streamfit.errors import ConfigError, CorpusError, ShardError
 from streamfit.jobs import accumulate_into
 from streamfit.plan import Shard
+from streamfit.readers import table_source
 from streamfit.store import Header, Store, Verification, verify
-from streamfit.tables import table_source
 from streamfit.text import token_source
 
 SAMPLE = 0.05

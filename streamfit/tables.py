@@ -9,14 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from streamfit.arrays import Precision
-from streamfit.corpus import Files, ParquetTable, Rows
-from streamfit.corpus.base import SPLITS
+from streamfit.corpus import ParquetTable, Rows
 from streamfit.corpus.freezing import frozen
-from streamfit.corpus.kinds import read_alike
 from streamfit.corpus.table import Table
 from streamfit.counted import piece_rows
 from streamfit.density import Density
-from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
+from streamfit.errors import ConfigError, CorpusError, ShardError
 from streamfit.features import (
     RBF,
     Chain,
@@ -31,6 +29,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
+from streamfit.readers import asked, reader_of
 from streamfit.repeats import CountChoice, CountRows, choose_counting
 from streamfit.sparse_moments import sparse_frame
 from streamfit.sparse_sample import spread_sample
@@ -75,7 +74,7 @@ def prepare_table(
     smaller of the two once all rows are counted, and others a dense one. With `count_rows` other than 'never' some
     shards of dense rows are read whole, to see how many of their rows are equal; `report` is told what was decided.
     What the source's recipe leaves open is found first, in one pass over the columns in question; to count rows, read
-    them by `training_table` of the header.
+    them by `streamfit.readers.frozen_by`.
 
     Raises
     ------
@@ -87,8 +86,8 @@ def prepare_table(
         If there are no rows.
     """
     settings = settings_of(blocks, precision, n_folds, seed, sample_rows)
-    asked, source = _asked(source), frozen(source, skip_bad_shards=skip_bad_shards)
-    reader = reader_of(source) | asked | {"settings": settings}
+    open_parts, source = asked(source), frozen(source, skip_bad_shards=skip_bad_shards)
+    reader = reader_of(source) | open_parts | {"settings": settings}
     if source.hashed is not None:
         _refuse_other_blocks(source.hashed, blocks)
         if count_rows == "always":
@@ -145,91 +144,12 @@ def _refuse_other_blocks(hashed: Hashed, blocks: Sequence[Block]) -> None:
         raise ConfigError(msg, "one block of kind 'hashed'", "numbers can be hashed beside names")
 
 
-def reader_of(source: ParquetTable | Table) -> dict[str, Any]:
-    """How rows are read, as a header keeps it."""
-    columns = {"features": list(source.features), "target": list(source.target)}
-    found: dict[str, Any] = {"kind": "table", **columns, "weight": source.weight, "n_classes": source.n_classes}
-    if source.hashed is not None:
-        made = source.hashed
-        found["hashed"] = {"n": made.n, "categories": [*made.categories], "alternate_sign": made.alternate_sign}
-    if isinstance(source, Table):
-        found |= {"recipe": source.recipe.to_json(), "origin": source.origin()}
-    return found
-
-
-def asked_of(reader: dict[str, Any]) -> dict[str, Any]:
-    """A header's reader as it was asked for, without what was then found in the data."""
-    given = reader.get("asked")
-    if given is None:
-        return reader
-    origin = reader["origin"]
-    if "options" in origin:
-        origin = {**origin, "options": {**origin["options"], **given["options"]}}
-    return {**reader, "recipe": {**reader["recipe"], **given["recipe"]}, "origin": origin}
-
-
-def _asked(source: ParquetTable | Table) -> dict[str, Any]:
-    """What of a source freezing will change, as it is before."""
-    if not isinstance(source, Table):
-        return {}
-    recipe, options = source.recipe.to_json(), source.origin().get("options", {})
-    types = {"types": options["types"]} if "types" in options else {}
-    return {"asked": {"recipe": {name: recipe[name] for name in ("categories", "fills")}, "options": types}}
-
-
 def settings_of(
     blocks: Sequence[Block], precision: Precision, n_folds: int, seed: int, sample_rows: int
 ) -> dict[str, Any]:
     """What was chosen before the pass, as a header keeps it."""
     chosen = {"precision": precision, "n_folds": n_folds, "seed": seed, "sample_rows": sample_rows}
     return {"blocks": [asdict(block) for block in blocks], **chosen}
-
-
-def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> ParquetTable | Table:
-    """Another set of files read the way a header or model says.
-
-    Raises
-    ------
-    MismatchError
-        If it was not fitted to a table of files.
-    """
-    if reader.get("kind") != "table":
-        msg = f"a store or model of {reader.get('kind', 'unknown')} rows"
-        raise MismatchError(msg, "one of a table")
-    features, target = tuple(reader["features"]), tuple(reader["target"])
-    made = reader.get("hashed")
-    hashed = None
-    if made is not None:
-        hashed = Hashed(made["n"], features, tuple(made["categories"]), made["alternate_sign"])
-    if "recipe" in reader:
-        return read_alike(reader["recipe"], reader["origin"], files, label, hashed)
-    return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
-
-
-def held_out_table(reader: dict[str, Any], files: Files, split: str | None = None) -> ParquetTable | Table:
-    """Files to score a model on: where rows say what they are for, those of one part.
-
-    Parameters
-    ----------
-    reader : dict
-        Of a header or model.
-    files : Files
-    split : {'train', 'validation', 'test'}, optional
-        Test rows without it.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such part, or no column that says.
-    """
-    table = table_source(reader, files)
-    told = isinstance(table, Table) and bool(table.recipe.split_column)
-    if split is not None and (split not in SPLITS or not told):
-        msg = f"the part {split!r} of rows {'by their split column' if told else 'without a split column'}"
-        raise ConfigError(msg, f"one of {', '.join(SPLITS)}, where [corpus] has a split_column")
-    if not isinstance(table, Table) or not told:
-        return table
-    return replace(table, split=SPLITS[SPLITS.index(split or "test")])  # type: ignore[arg-type]
 
 
 def _sample(

@@ -31,7 +31,7 @@ FLOORS = (
     {"solve"},
     {"corpus", "store"},
     {"engine"},
-    {"models", "card", "provenance", "onnx_model", "estimators", "tables", "sparse_sample", "text"},
+    {"models", "card", "provenance", "onnx_model", "estimators", "readers", "tables", "sparse_sample", "text"},
     {
         "config",
         "config_corpus",

@@ -99,7 +99,9 @@ def test_a_plan_that_does_not_fit_is_refused_with_both_numbers():
     p = plan(n_features=20_000)
     p.check(None, None, 2)
     p.check(p.worker_bytes, p.solve_bytes(2), 2)
-    with pytest.raises(PlanError, match=r"needs [\d.]+ GB for a worker \([\d.]+ [GM]B in \d+ panels\), with 100 MB there"):
+    with pytest.raises(
+        PlanError, match=r"needs [\d.]+ GB for a worker \([\d.]+ [GM]B in \d+ panels\), with 100 MB there"
+    ):
         p.check(10**8, None, 2)
     with pytest.raises(PlanError, match=r"needs [\d.]+ GB for the solve, with [\d.]+ GB there"):
         p.check(p.worker_bytes, p.solve_bytes(2) - 1, 2)

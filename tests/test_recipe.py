@@ -24,8 +24,9 @@ from streamfit.corpus.recipe import Filter, Recipe
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import Hashed
 from streamfit.models import LinearModel
+from streamfit.readers import table_source
 from streamfit.store import Store
-from streamfit.tables import Block, prepare_table, table_source
+from streamfit.tables import Block, prepare_table
 
 NAN = float("nan")
 DAYS = [datetime.datetime(2026, 1, 5, 6) + datetime.timedelta(days=i) for i in range(6)]
