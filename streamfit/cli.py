@@ -198,7 +198,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
     machine: MachineOption = None,
-    field: Annotated[str, typer.Option(help="Field of the text in .jsonl files.")] = "text",
+    field: Annotated[
+        str, typer.Option(help="Field of the text in .jsonl files, or ending of texts in .tar files.")
+    ] = "text",
     split: Annotated[
         str | None,
         typer.Option(help="Part by the model's split column: train, validation or test (which is the default)."),

@@ -18,6 +18,7 @@ from rich.table import Table
 from streamfit.cli_options import AtOption, JsonOption, dump
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.corpus.tar import TarText
 from streamfit.engine import say
 from streamfit.errors import ConfigError, ShardError
 from streamfit.model_runs import ModelRun, doubt_of
@@ -214,8 +215,11 @@ def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def documents_of(path: str, field: str = "text") -> Documents:
-    """Files of text, or of JSON lines by their name."""
-    return JsonLines(Files(path), field=field) if path.endswith(".jsonl") else TextFiles(Files(path))
+    """Files of text, of JSON lines, or tar files of texts by their name, compressed or not."""
+    plain = path.removesuffix(".gz").removesuffix(".bz2").removesuffix(".zst")
+    if plain.endswith(".tar"):
+        return TarText(Files(path), field="txt" if field == "text" else field)
+    return JsonLines(Files(path), field=field) if plain.endswith(".jsonl") else TextFiles(Files(path))
 
 
 def write_file(path: Path, text: str) -> None:

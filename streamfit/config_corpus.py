@@ -14,6 +14,7 @@ from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
 from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
 from streamfit.corpus.table import Table
+from streamfit.corpus.tar import TarText
 from streamfit.corpus.text_formats import SHARD_BYTES
 from streamfit.errors import ConfigError
 from streamfit.features import Hashed
@@ -63,9 +64,13 @@ class FilesSection(Section):
 
 
 class TextSection(FilesSection):
-    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk."""
+    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk.
 
-    kind: Literal["text", "jsonl", "dataset"] = "text"
+    With kind 'tar' a member each of tar files, those whose ending is `field` (.txt if none is given); text, JSON lines
+    and tar files may be compressed.
+    """
+
+    kind: Literal["text", "jsonl", "dataset", "tar"] = "text"
     encoding: str = "utf-8"
     field: str = "text"
     shard_bytes: Count = 2**20
@@ -90,6 +95,9 @@ class TextSection(FilesSection):
         labels = self.labels.settings()
         if self.kind == "jsonl":
             return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes, labels)
+        if self.kind == "tar":
+            ending = "txt" if self.field == "text" else self.field.removeprefix(".")
+            return TarText(files, self.label, ending, self.encoding, split, self.split, self.shard_bytes, labels)
         # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
         from streamfit.corpus.saved import SavedDataset
 

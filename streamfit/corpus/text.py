@@ -1,9 +1,12 @@
-"""Documents: text files, a document a file, and JSON lines, a document a line. Floor 4."""
+"""Documents: text files, a document a file, and JSON lines, a document a line; plain or compressed. Floor 4."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +87,7 @@ class Documents(ABC):
 
 @dataclass(frozen=True)
 class TextFiles(Documents):
-    """Each file is one document and one shard.
+    """Each file is one document and one shard; a name that ends in .gz, .bz2 or .zst says how it is compressed.
 
     Parameters
     ----------
@@ -118,7 +121,7 @@ class TextFiles(Documents):
 
     def documents(self, shard: Shard) -> list[str]:
         data = self._data(shard)
-        return [] if shard.without else [_decode(shard, data, self.encoding)]
+        return [] if shard.without else [decode(shard, data, self.encoding)]
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         self._data(shard)
@@ -135,14 +138,14 @@ class TextFiles(Documents):
         if shard.select:
             msg = f"{shard.key}: a selection by {', '.join(key for key, _ in shard.select)} from a text file"
             raise ShardError(msg, "a whole file", "read it the way it was counted")
-        return read_unchanged(shard)
+        return decompressed(shard, read_unchanged(shard))
 
 
 @dataclass(frozen=True)
 class JsonLines(Documents):
     """Each line is one document: a JSON object with its text under `field`.
 
-    Files are cut into shards of about `shard_bytes` at line ends.
+    Files are cut into shards of about `shard_bytes` at line ends; compressed ones (.gz, .bz2, .zst) are one shard each.
 
     Parameters
     ----------
@@ -164,6 +167,8 @@ class JsonLines(Documents):
 
     def parts(self, path: Path) -> list[tuple[int, int]]:
         size = path.stat().st_size
+        if is_compressed(str(path)):
+            return [(0, size)] if size else []
         cuts = [0]
         with path.open("rb") as file:
             while cuts[-1] < size:
@@ -226,7 +231,7 @@ def _lines(data: bytes) -> Iterator[_Line]:
 def _selected(shard: Shard) -> Iterator[tuple[_Line, dict[str, Any]]]:
     """Lines of a shard and their records: nothing is asked of a line that is left out."""
     without = frozenset(shard.without)
-    for line in _lines(read_unchanged(shard)):
+    for line in _lines(decompressed(shard, read_unchanged(shard))):
         if line.position not in without:
             record = _record(shard, line)
             if all(json_value(record, key) == value for key, value in shard.select):
@@ -234,7 +239,7 @@ def _selected(shard: Shard) -> Iterator[tuple[_Line, dict[str, Any]]]:
 
 
 def _record(shard: Shard, line: _Line) -> dict[str, Any]:
-    text = _decode(shard, line.data, "utf-8", line.offset)
+    text = decode(shard, line.data, "utf-8", line.offset)
     try:
         record: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -253,7 +258,42 @@ def _combinations(whole: Shard, keys: tuple[str, ...]) -> tuple[tuple[Select, in
     return combinations(whole.key, {key: pa.array([json_value(r, key) for r in records], pa.string()) for key in keys})
 
 
-def _decode(shard: Shard, data: bytes, encoding: str, offset: int = 0) -> str:
+def is_compressed(name: str) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return name.lower().endswith((".gz", ".bz2", ".zst"))
+
+
+def decompressed(shard: Shard, data: bytes) -> bytes:
+    """Bytes of a shard as they were before its file was compressed, if it was.
+
+    Raises
+    ------
+    ShardError
+        If they are damaged or cut off.
+    """
+    name = shard.uri.lower()
+    try:
+        if name.endswith(".gz"):
+            return gzip.decompress(data)
+        if name.endswith(".bz2"):
+            return bz2.decompress(data)
+        if name.endswith(".zst"):
+            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as file:
+                return bytes(file.read())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        msg = f"{shard.key}: {error}"
+        raise ShardError(msg, "a whole compressed file", "write the file again, or skip bad shards") from error
+    return data
+
+
+def decode(shard: Shard, data: bytes, encoding: str, offset: int = 0) -> str:
+    """Text of bytes.
+
+    Raises
+    ------
+    ShardError
+        Naming the first byte that is none, at its offset in the file.
+    """
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
