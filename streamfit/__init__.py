@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from streamfit.corpus import Files, JsonLines, ParquetTable, TextFiles
-from streamfit.engine import Machine, WorkOptions, accumulate, connect
+from streamfit.engine import Machine, WorkOptions, connect
 from streamfit.errors import StreamfitError
 from streamfit.features import RBF, Hashed, Linear, Lookup, Nystroem, RandomFourier, Standardize
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.moments import Moments, MomentsAccumulator
+from streamfit.rows import Corpus
 from streamfit.solve import (
     Certificate,
     Posterior,
@@ -16,22 +17,25 @@ from streamfit.solve import (
     cross_validate,
     posterior,
     prune,
-    solve,
     solve_sparse,
     solve_triangle,
 )
 from streamfit.sparse_moments import SparseMoments, SparseRowsAccumulator
 from streamfit.store import Header, Store
+from streamfit.tables import Block
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
 from streamfit.triangle import Triangle
+from streamfit.verbs import Model, accumulate, add, forget, merge, model_of, solve
 
 if TYPE_CHECKING:
     from streamfit.estimators import FourierRidge, RBFNetwork, Ridge, RidgeClassifier
 
 __all__ = [
     "RBF",
+    "Block",
     "Certificate",
+    "Corpus",
     "Dense",
     "Files",
     "FourierRidge",
@@ -45,6 +49,7 @@ __all__ = [
     "LinearModel",
     "Lookup",
     "Machine",
+    "Model",
     "Moments",
     "MomentsAccumulator",
     "Nystroem",
@@ -66,8 +71,12 @@ __all__ = [
     "Triangle",
     "WorkOptions",
     "accumulate",
+    "add",
     "connect",
     "cross_validate",
+    "forget",
+    "merge",
+    "model_of",
     "posterior",
     "prune",
     "solve",

@@ -25,9 +25,9 @@ from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
+from streamfit.verbs import GRID, solve_section
 
 app = typer.Typer()
-GRID = tuple(10.0**k for k in range(-3, 6))
 AlphasOption = Annotated[
     list[float] | None,
     typer.Option("--alpha", help="Penalty; given several times, one is picked.", show_default=False),
@@ -135,17 +135,15 @@ def _section(
     per_target: bool = False,
     blocks: Any = "",
 ) -> SolveSection:
-    grid = tuple(alphas) if alphas else GRID
-    if not all(a >= 0 and np.isfinite(a) for a in grid):
-        msg = f"alpha {grid}"
-        raise ConfigError(msg, "finite numbers >= 0")
-    if choose_by not in ("kfold", "gcv", "evidence"):
-        msg = f"--choose-by {choose_by}"
-        raise ConfigError(msg, "kfold, gcv or evidence")
-    # A single alpha may be 0, which a config's grid may not: it asks for the solution of least norm.
-    given = {"choose_by": choose_by, "one_standard_error": one_standard_error, "per_target": per_target}
-    chosen: dict[str, Any] = {**given, "blocks": blocks, "tolerance": tolerance, "fit_intercept": not no_intercept}
-    return SolveSection.model_construct(alphas=grid, folds=2, **chosen)
+    return solve_section(
+        tuple(alphas) if alphas else GRID,
+        fit_intercept=not no_intercept,
+        choose_by=choose_by,  # type: ignore[arg-type]  # checked there
+        one_standard_error=one_standard_error,
+        per_target=per_target,
+        blocks=blocks,
+        tolerance=tolerance,
+    )
 
 
 def _bytes(text: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from streamfit.corpus import Source
 from streamfit.corpus.values import column_of
 from streamfit.engine import Machine, Rewritten, WorkOptions, bands_of, find_rows, placed, rewrite
 from streamfit.errors import ConfigError, MismatchError
@@ -30,6 +31,7 @@ def forget(
     fast: bool = False,
     corpus: str | None = None,
     group_rows: int | None = None,
+    source: Source | None = None,
 ) -> Rewritten:
     """Take shards, or rows by the value of a column, out of a store, in one commit.
 
@@ -50,6 +52,8 @@ def forget(
     corpus : str, optional
         Where the corpus lies now, if it was moved.
     group_rows : int, optional
+    source : Source, optional
+        Reads the rows, where the store's header alone does not tell how.
 
     Raises
     ------
@@ -64,8 +68,11 @@ def forget(
     options = WorkOptions(
         n_threads=machine.threads, backend=machine.backend, n_bands=bands_of(store, machine.worker_memory)
     )
-    source = reader_of(store, corpus)
-    there = locate(store, corpus) if corpus else {}
+    given, source = source, source or reader_of(store, corpus)
+    if given is not None:
+        there = {shard.bytes_id: shard for shard in given.shards()}
+    else:
+        there = locate(store, corpus) if corpus else {}
     counted = store.counted()
     present = [placed(shard, there) for shard in counted.values()]
     leaving: dict[str, tuple[int, ...] | None] = {}

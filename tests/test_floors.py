@@ -48,6 +48,8 @@ FLOORS = (
         "forgetting",
         "removals",
         "worth",
+        "rows",
+        "verbs",
         "demo",
         "predicting",
         "piping",

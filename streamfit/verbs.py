@@ -1,0 +1,493 @@
+"""The five verbs: accumulate, add, merge, forget, solve. Floor 7.
+
+A `Corpus` is summed into a `Store`; a store grows by `add`, joins others by `merge`, and loses rows by `forget`; and
+`solve` makes a `Solution` of it, which with the store's features is a `Model`. None reads a row twice that is counted,
+and whatever the order of the verbs, the bits are those of one fit of the rows that are left.
+
+Examples
+--------
+>>> import numpy as np, tempfile
+>>> from streamfit import Corpus, accumulate, add, forget, merge, solve
+>>> rng = np.random.default_rng(0)
+>>> def month(number, n_rows=500):
+...     x = rng.normal(size=(n_rows, 3))
+...     y = x @ [1.0, -2.0, 0.5] + 0.1 * rng.normal(size=n_rows)
+...     rows = {"x": x, "y": y, "month": np.full(n_rows, number)}
+...     return Corpus(rows, ["x"], ["y"], label=f"month-{number}")
+>>> january, february = month(1), month(2)
+>>> folder = tempfile.TemporaryDirectory()
+>>> store = accumulate(january, f"{folder.name}/store", precision="float64")
+>>> before = solve(store, alpha=1.0)
+>>> store = add(store, february)
+>>> store.head().n_rows
+1000
+>>> solve(store, alpha=1.0).weights.round(1).ravel().tolist()
+[1.0, -2.0, 0.5]
+>>> store = forget(store, where={"month": 2}, corpus=[january, february])
+>>> bool((solve(store, alpha=1.0).weights == before.weights).all())
+True
+>>> folder.cleanup()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from distributed import Client
+from rich.console import Console
+
+from streamfit import forgetting
+from streamfit import store as st
+from streamfit.arrays import Precision
+from streamfit.centered import Centered, Statistic
+from streamfit.config import SolveSection
+from streamfit.corpus import Source
+from streamfit.engine import Machine, WorkOptions
+from streamfit.engine import accumulate as count
+from streamfit.errors import ConfigError, MismatchError
+from streamfit.features import Hashed
+from streamfit.models import LinearModel
+from streamfit.readers import asked_of, frozen_by, reader_of
+from streamfit.repeats import CountRows
+from streamfit.rows import Corpus, Several
+from streamfit.solve import TOLERANCE, Solution
+from streamfit.solve import solve as solve_moments
+from streamfit.solving import solve_store
+from streamfit.store import Mix, StatisticKind, Store
+from streamfit.tables import Block, prepare_table, settings_of
+
+Model = LinearModel
+"""What `solve` and a store's features are together; see `model_of`."""
+GRID = tuple(10.0**k for k in range(-3, 6))
+
+
+def accumulate(
+    corpus: Corpus,
+    at: str | Path,
+    *,
+    features: Sequence[Block | str] = ("linear",),
+    precision: Precision = "float32",
+    n_folds: int = 5,
+    seed: int = 0,
+    sample_rows: int = 20_000,
+    statistic: StatisticKind | Literal["auto"] = "auto",
+    count_rows: CountRows = "auto",
+    client: Client | None = None,
+    group_rows: int | None = None,
+    skip_bad_shards: bool = False,
+) -> Store:
+    """Sum a corpus into a store: one pass, after a look at a sample.
+
+    Run again after it was stopped, it goes on where it was: what was committed is not read a second time.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    at : str or Path
+        Where the store is made or lies: a folder, or ``s3://``, ``gs://``, ``az://``.
+    features : sequence of Block or str
+        Blocks of features side by side; a name takes its block's defaults.
+    precision : {'float32', 'float64', 'tf32', 'bf16'}
+        Of products; sums are exact in any.
+    n_folds : int
+        Folds that alphas can be chosen on later.
+    seed, sample_rows : int
+        Of the sample that units, centers and widths are taken from.
+    statistic : {'auto', 'gram', 'qr', 'sparse'}
+    count_rows : {'auto', 'always', 'never'}
+        Whether equal rows are multiplied once.
+    client : distributed.Client, optional
+        Workers; this process without one.
+    group_rows : int, optional
+        Rows of a task.
+    skip_bad_shards : bool
+        Record shards that cannot be read, and go on.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    MismatchError
+        If the store there was made with other choices.
+    CorpusError
+        If there are no rows, or a shard cannot be read.
+    PlanError
+        If it does not fit into memory; nothing was counted then.
+
+    Examples
+    --------
+    >>> import pyarrow as pa, tempfile
+    >>> from streamfit import Corpus, accumulate, solve
+    >>> size, color = [1.0, 2.0, 3.0, None], ["red", "blue", "red", "red"]
+    >>> rows = pa.table({"size": size, "color": color, "price": [2.0, 9.0, 6.0, 1.0]})
+    >>> corpus = Corpus(rows, ["size", "color"], ["price"], categories=["color"], missing="drop")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = accumulate(corpus, f"{folder}/store", precision="float64")
+    ...     solve(store, alpha=1e-9, tolerance=1e-6).weights.round(2).ravel().tolist()
+    [2.0, 2.5, -2.5]
+    """
+    blocks = [Block(each) if isinstance(each, str) else each for each in features]  # type: ignore[arg-type]
+    hashed = next((Hashed(b.n, tuple(corpus.features)) for b in blocks if b.kind == "hashed"), None)
+    source = corpus.source(hashed)
+    if Store.exists(at):
+        store = Store(at)
+        _refuse_other(store, source, blocks, precision, n_folds, seed, sample_rows)
+    else:
+        header = prepare_table(
+            source,
+            blocks,
+            precision=precision,
+            n_folds=n_folds,
+            seed=seed,
+            sample_rows=sample_rows,
+            skip_bad_shards=skip_bad_shards,
+            statistic=statistic,
+            count_rows=count_rows,
+        )
+        store = Store.create(at, header)
+    _count(store, frozen_by(source, store.header.reader), client, group_rows, skip_bad_shards)
+    return store
+
+
+def _refuse_other(store: Store, source: Any, blocks: list[Block], *chosen: Any) -> None:
+    wanted = {"hashed": None, **reader_of(source), **settings_of(blocks, *chosen)}
+    reader = asked_of(store.header.reader)
+    there = {**reader, **reader.get("settings", {})}
+    differ = [name for name, value in wanted.items() if there.get(name) != value]
+    if differ:
+        was = ", ".join(f"{name} = {there.get(name)!r}" for name in differ)
+        msg = f"{store.place} was made with {was}"
+        raise MismatchError(msg, ", ".join(f"{name} = {wanted[name]!r}" for name in differ), "choose another place")
+
+
+def _count(
+    store: Store, source: Source, client: Client | None, group_rows: int | None, skip: bool, replace: bool = False
+) -> None:
+    options = WorkOptions(skip)
+    count(store, source, client=client, options=options, group_rows=group_rows, replace_changed=replace)
+
+
+def add(
+    store: Store,
+    corpus: Corpus,
+    *,
+    replace_changed: bool = False,
+    client: Client | None = None,
+    group_rows: int | None = None,
+    skip_bad_shards: bool = False,
+) -> Store:
+    """Count more rows into a store, read as its header says: only what it has not counted yet.
+
+    Rows in memory are known by their corpus's label, as files by their path: other rows need another label, so that
+    an array that has grown is not counted twice.
+
+    Parameters
+    ----------
+    store : Store
+    corpus : Corpus
+        With the columns and policies that the store was made with.
+    replace_changed : bool
+        Swap files whose content has changed since it was counted, in one commit.
+    client, group_rows, skip_bad_shards
+        As in `accumulate`.
+
+    Returns
+    -------
+    Store
+        The same.
+
+    Raises
+    ------
+    MismatchError
+        If columns or policies differ.
+    ShardChangedError
+        If a file has changed, and is not to be replaced.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from streamfit import Corpus, accumulate, add
+    >>> day = [Corpus({"x": np.arange(9.0) + d, "y": np.ones(9)}, ["x"], ["y"], label=f"day-{d}") for d in range(2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = accumulate(day[0], f"{folder}/store")
+    ...     [add(store, each).head().n_rows for each in (day[0], day[1], day[1])]
+    [9, 18, 18]
+    """
+    _count(store, _alike(store, corpus), client, group_rows, skip_bad_shards, replace_changed)
+    return store
+
+
+def _alike(store: Store, corpus: Corpus) -> Source:
+    """A corpus as a store's rows are read, refused where it asks for something else."""
+    hashed = store.header.features if isinstance(store.header.features, Hashed) else None
+    source = corpus.source(hashed)
+    wanted, reader = reader_of(source), asked_of(store.header.reader)
+    names = [name for name in wanted if name != "origin"]
+    differ = [name for name in names if wanted[name] != reader.get(name)]
+    if differ:
+        was = ", ".join(f"{name} = {reader.get(name)!r}" for name in differ)
+        msg = f"{store.place} was made with {was}"
+        raise MismatchError(msg, ", ".join(f"{name} = {wanted[name]!r}" for name in differ), "read rows alike")
+    return frozen_by(source, store.header.reader)
+
+
+def merge(stores: Sequence[Store], at: str | Path) -> Store:
+    """Make one store of several that have the same header: what all of them counted.
+
+    Parameters
+    ----------
+    stores : sequence of Store
+    at : str or Path
+        Where the new one is made.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    MismatchError
+        If their headers differ, or two of them counted the same content.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from streamfit import Corpus, Store, accumulate, add, merge
+    >>> site = [Corpus({"x": np.arange(9.0) * s, "y": np.ones(9)}, ["x"], ["y"]) for s in (1, 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     one = accumulate(site[0], f"{folder}/one")
+    ...     two = add(Store.create(f"{folder}/two", one.header), site[1])
+    ...     merge([one, two], f"{folder}/both").head().n_rows
+    18
+    """
+    return st.merge(stores, at)
+
+
+def forget(
+    store: Store,
+    *,
+    shards: Sequence[str] = (),
+    where: Mapping[str, Any] | None = None,
+    why: str = "",
+    fast: bool = False,
+    corpus: Corpus | Sequence[Corpus] | str | None = None,
+    client: Client | None = None,
+) -> Store:
+    """Take rows out, as if they had never been read: not close to it, but the same bits.
+
+    Parameters
+    ----------
+    store : Store
+    shards : sequence of str
+        Keys, files, or beginnings of content ids.
+    where : mapping of str to value or values
+        Rows leave that have one of some values in a column; of several columns, those that match any.
+    why : str
+        Kept in the record.
+    fast : bool
+        Read only the shards that rows leave, and subtract.
+    corpus : Corpus, several of them, or str, optional
+        All that was counted, where rows were in memory; or where files lie now, if they were moved.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    Store
+        The same, with one commit more.
+
+    Raises
+    ------
+    ConfigError
+        If neither shards nor a condition are given.
+    MismatchError
+        If nothing matches, or rows that were in memory are not given.
+
+    Examples
+    --------
+    >>> import pyarrow as pa, tempfile
+    >>> import pyarrow.parquet as pq
+    >>> from streamfit import Corpus, accumulate, forget
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rows = pa.table({"user": [1, 2, 3], "x": [1.0, 2.0, 4.0], "y": [1.0, 1.0, 2.0]})
+    ...     pq.write_table(rows, f"{folder}/t.parquet")
+    ...     store = accumulate(Corpus(f"{folder}/t.parquet", ["x"], ["y"]), f"{folder}/store")
+    ...     forget(store, where={"user": [2]}, why="asked for").head().n_rows
+    2
+    """
+    conditions = [
+        f"{column}={_text(value)}"
+        for column, given in (where or {}).items()
+        for value in (given if isinstance(given, list | tuple | set | frozenset) else [given])
+    ]
+    given = [corpus] if isinstance(corpus, Corpus) else [] if corpus is None or isinstance(corpus, str) else [*corpus]
+    forgetting.forget(
+        store,
+        Machine("serial"),
+        client,
+        shards=shards,
+        where=conditions,
+        why=why,
+        fast=fast,
+        corpus=corpus if isinstance(corpus, str) else None,
+        source=None if not given else Several(tuple(_alike(store, each) for each in given)),
+    )
+    return store
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
+
+
+@overload
+def solve(
+    sums: Store,
+    alpha: float | Sequence[float] = ...,
+    *,
+    fit_intercept: bool = ...,
+    choose_by: Literal["kfold", "gcv", "evidence"] = ...,
+    per_target: bool = ...,
+    blocks: Literal["", "features"] | Mapping[str, Sequence[str]] = ...,
+    mix: Sequence[str] = ...,
+    half_life: str | None = ...,
+    as_of: str | None = ...,
+    tolerance: float = ...,
+) -> Solution: ...
+@overload
+def solve(
+    sums: Statistic | Centered,
+    alpha: float,
+    *,
+    fit_intercept: bool = ...,
+    names: list[str] | None = ...,
+    strict: bool = ...,
+    tolerance: float = ...,
+) -> Solution: ...
+def solve(sums: Any, alpha: float | Sequence[float] = GRID, **given: Any) -> Solution:
+    """Solve for the optimum of all that was summed; nothing is read.
+
+    Minimises ``sum_t w_t ||B'φ_t + b - y_t||² + alpha ||B||²``; see `streamfit.solve.solve`, which takes the sums
+    themselves.
+
+    Parameters
+    ----------
+    sums : Store, or Moments
+    alpha : float or sequence of float
+        Penalty, not divided by the number of rows; of several one is chosen.
+    fit_intercept : bool
+    choose_by : {'kfold', 'gcv', 'evidence'}
+    per_target : bool
+        An alpha for each target.
+    blocks : '', 'features' or mapping of str to patterns
+        An alpha for each block of features.
+    mix : sequence of str
+        Weights of segments by label, such as ``source:web=0.3``.
+    half_life : str, optional
+        Halve the weight of rows with this age, such as ``30d``.
+    as_of : str, optional
+        ISO date that age is counted from.
+    tolerance : float
+        Share of the targets' sum of squares to which the optimum must be proved; infinite accepts anything.
+
+    Returns
+    -------
+    Solution
+        Weights, intercept, and the certificate of the optimum.
+
+    Raises
+    ------
+    StoreError
+        If the store holds no rows.
+    CertificateError
+        If the optimum is not proved to the tolerance.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from streamfit import Corpus, accumulate, solve
+    >>> x = np.random.default_rng(0).normal(size=(300, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = accumulate(Corpus({"x": x, "y": x @ [2.0, 0.0]}, ["x"], ["y"]), f"{folder}/store")
+    ...     solution = solve(store, alpha=1e-3)
+    >>> solution.weights.round(3).ravel().tolist(), bool(solution.certificate.suboptimality < 1e-9)
+    ([2.0, 0.0], True)
+    """
+    if not isinstance(sums, Store):
+        if not isinstance(alpha, int | float | np.floating):
+            msg = f"alphas {alpha} for sums that are given themselves"
+            raise ConfigError(msg, "one alpha", "`cross_validate` and `score_alphas` choose; a store has its folds")
+        return solve_moments(sums, alpha, **given)
+    mixed = Mix.parse(given.pop("mix", ()), given.pop("half_life", None), given.pop("as_of", None))
+    section = solve_section(alpha, **given)
+    return solve_store(sums, section, Console(quiet=True), None if mixed.plain else mixed).solution
+
+
+def solve_section(
+    alpha: float | Sequence[float] = GRID,
+    *,
+    fit_intercept: bool = True,
+    choose_by: Literal["kfold", "gcv", "evidence"] = "kfold",
+    one_standard_error: bool = False,
+    per_target: bool = False,
+    blocks: Any = "",
+    tolerance: float = TOLERANCE,
+) -> SolveSection:
+    """The section of a config that asks for the same.
+
+    Raises
+    ------
+    ConfigError
+        If an alpha is negative or not finite, or the choice is unknown.
+    """
+    grid = tuple(map(float, alpha)) if isinstance(alpha, Sequence | np.ndarray) else (float(alpha),)
+    if not grid or not all(a >= 0 and np.isfinite(a) for a in grid):
+        msg = f"alpha {alpha}"
+        raise ConfigError(msg, "finite numbers >= 0")
+    if choose_by not in ("kfold", "gcv", "evidence"):
+        msg = f"choose_by {choose_by!r}"
+        raise ConfigError(msg, "kfold, gcv or evidence")
+    # A single alpha may be 0, which a config's grid may not: it asks for the solution of least norm.
+    return SolveSection.model_construct(
+        alphas=grid,
+        folds=2,
+        choose_by=choose_by,
+        one_standard_error=one_standard_error,
+        per_target=per_target,
+        blocks=blocks,
+        tolerance=tolerance,
+        fit_intercept=fit_intercept,
+    )
+
+
+def model_of(store: Store, solution: Solution) -> Model:
+    """Features and weights together, to predict with and to save.
+
+    Parameters
+    ----------
+    store : Store
+    solution : Solution
+
+    Returns
+    -------
+    Model
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from streamfit import Corpus, accumulate, model_of, solve
+    >>> x = np.random.default_rng(0).uniform(-3, 3, size=(2000, 1))
+    >>> corpus = Corpus({"x": x, "y": np.sin(x)}, ["x"], ["y"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = accumulate(corpus, f"{folder}/store", features=["linear", "rbf"])
+    ...     model = model_of(store, solve(store, alpha=1.0))
+    ...     model.save(f"{folder}/model")
+    >>> bool(abs(model.predict(np.array([[0.5]])) - np.sin(0.5)) < 1e-2)
+    True
+    """
+    head = store.head()
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
+    return LinearModel(store.header.features, solution, info)
