@@ -267,6 +267,8 @@ def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel |
     if isinstance(problem, LanguageProblem):
         validation = held_out(store, problem.corpus.documents("validation"))
         model = assemble(store, solved.solution, validation, experts=problem.experts())
+        if model.network is None:  # counts alone
+            return model
         info = model.network.info | {"data": provenance_of(store)}
         return replace(model, network=replace(model.network, info=info))
     return linear_model(store, solved)
