@@ -31,7 +31,7 @@ def card_of(spec: dict[str, Any]) -> str:
     >>> card_of({"kind": "linear", "info": {}}).splitlines()[:3]
     ['---', 'library_name: streamfit', 'tags: [streamfit, linear]']
     """
-    part = spec.get("network", spec)
+    part = spec.get("network") or spec  # a language model may be without a network
     info = part.get("info", {})
     data = info.get("data", {})
     lines = [*_front(spec["kind"], data), "", f"# {data.get('title') or _title(spec['kind'], info)}", ""]
@@ -61,9 +61,10 @@ def _title(kind: str, info: dict[str, Any]) -> str:
 
 def _what(spec: dict[str, Any], part: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
     if spec["kind"] == "language_model":
+        network = "a network linear in its weights, mixed with " if part is not spec else ""
         yield (
-            f"A distribution over {spec['vocab_size']:,} tokens, given the last {spec['n_context']}: a network linear"
-            f" in its weights, mixed with an n-gram model of order {spec['order']}."
+            f"A distribution over {spec['vocab_size']:,} tokens, given the last {spec['n_context']}: {network}n-gram"
+            f" models of up to order {spec['order']}."
         )
     else:
         reader = info.get("reader", {})

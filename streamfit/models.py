@@ -161,7 +161,7 @@ def describe_model(folder: str | Path, changes: dict[str, str]) -> str:
         As `read_model`, and if the folder cannot be written.
     """
     spec, _ = read_model(folder)
-    info = spec.get("network", spec).setdefault("info", {})
+    info = (spec.get("network") or spec).setdefault("info", {})
     info["data"] = {**info.get("data", {}), **changes}
     texts = _texts(spec)
     if changes:
