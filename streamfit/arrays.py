@@ -29,7 +29,7 @@ Backend = Literal["numpy", "cuda"]
 DEVICE_LIBRARY = "cupy"
 """What RAPIDS' memory pool calls the library of the backend 'cuda'."""
 
-_CACHE_ENTRIES = 2**15
+_CACHE_ENTRIES = 2**17
 _FEW_ROWS = 16
 _ALIGNED = 512
 """Bytes to whose multiples arrays begin in a piece of memory."""

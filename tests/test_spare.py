@@ -9,36 +9,46 @@ from streamfit.corpus.spare import Spares
 
 def test_memory_comes_back_once_the_last_view_is_gone():
     spares = Spares(2)
-    block = spares.empty((4, 3), np.float32)
-    where = block.__array_interface__["data"][0]
-    view = block[1:].T
-    view[...] = 7.0
-    del block
-    other = spares.empty((4, 3), np.float32)
-    assert other.__array_interface__["data"][0] != where, "a view of the first is left"
-    other[...] = 0.0
-    assert (view == 7.0).all()
-    del view
-    gc.collect()
-    assert spares.empty((4, 3), np.float32).__array_interface__["data"][0] == where
+    with spares.reused():
+        block = spares.empty((4, 3), np.float32)
+        where = block.__array_interface__["data"][0]
+        view = block[1:].T
+        view[...] = 7.0
+        del block
+        other = spares.empty((4, 3), np.float32)
+        assert other.__array_interface__["data"][0] != where, "a view of the first is left"
+        other[...] = 0.0
+        assert (view == 7.0).all()
+        del view
+        gc.collect()
+        assert spares.empty((4, 3), np.float32).__array_interface__["data"][0] == where
 
 
 def test_other_sizes_get_memory_of_their_own():
     spares = Spares(2)
-    del (first := {"block": spares.empty((4, 3), np.float32)})["block"]
-    assert not first
-    larger = spares.empty((5, 3), np.float64)
-    larger[...] = 1.0
-    assert larger.flags.writeable
-    assert larger.flags.c_contiguous
-    assert larger.sum() == 15.0
+    with spares.reused():
+        del (first := {"block": spares.empty((4, 3), np.float32)})["block"]
+        assert not first
+        larger = spares.empty((5, 3), np.float64)
+        larger[...] = 1.0
+        assert larger.flags.writeable
+        assert larger.flags.c_contiguous
+        assert larger.sum() == 15.0
 
 
-def test_no_more_is_kept_than_the_limit():
+def test_no_more_is_kept_than_the_limit_and_nothing_once_all_have_left():
     spares = Spares(2)
-    blocks = [spares.empty((8,), np.float64) for _ in range(5)]
-    del blocks
+    with spares.reused():
+        with spares.reused():
+            blocks = [spares.empty((8,), np.float64) for _ in range(5)]
+        late = blocks.pop()
+        del blocks
+        gc.collect()
+        assert len(spares._free) == 2
+    assert not spares._free
+    del late
     gc.collect()
-    assert len(spares._free) == 2
-    spares.release()
+    assert not spares._free
+    del (block := {"one": spares.empty((8,), np.float64)})["one"]
+    assert not block
     assert not spares._free

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from streamfit.plan import BLOCKS_AHEAD
 class Spares:
     """Hands out arrays, and takes their memory back once neither an array nor a view of it is left.
 
+    Memory is kept while somebody is within `reused`, and freed when the last has left.
+
     Parameters
     ----------
     limit : int
@@ -21,26 +26,43 @@ class Spares:
     """
 
     def __init__(self, limit: int) -> None:
-        self._free: deque[np.ndarray] = deque(maxlen=limit)
+        self._limit = limit
+        self._free: deque[np.ndarray] = deque(maxlen=0)
+        self._users = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reused(self) -> Iterator[None]:
+        """Keep memory that comes back, for arrays of the same size."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._free = deque(maxlen=self._limit)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._free = deque(maxlen=0)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array of undefined content."""
+        free = self._free
+        if not free.maxlen:
+            return np.empty(shape, dtype)
         count = int(np.prod(shape))
         n_bytes = count * np.dtype(dtype).itemsize
         try:
-            buffer = self._free.pop()  # atomic, as append is: readers of several groups share the spares
+            buffer = free.pop()  # atomic, as append is: readers of several groups share the spares
         except IndexError:
             buffer = None
         if buffer is None or buffer.nbytes != n_bytes:
             buffer = np.empty(n_bytes, np.uint8)
         # Views of views refer to this array, and not to the buffer, since there is a memoryview between the two.
         array = np.frombuffer(buffer.data, dtype, count)
-        weakref.finalize(array, self._free.append, buffer).atexit = False
+        weakref.finalize(array, free.append, buffer).atexit = False
         return array.reshape(shape)
-
-    def release(self) -> None:
-        """Free what is kept."""
-        self._free.clear()
 
 
 BLOCKS = Spares(BLOCKS_AHEAD)

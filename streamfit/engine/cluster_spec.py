@@ -26,6 +26,9 @@ _DASHBOARD = "127.0.0.1:0"
 _SILENT_SECONDS = 300
 """A worker that its host answers for, but that does not beat, is given up after this: its process has stopped."""
 
+_PURGE_DELAY = "10000"
+"""Milliseconds for which Arrow keeps memory that it has freed: longer than it takes to decode a row group."""
+
 
 def environment() -> dict[str, str]:
     """Variables of every worker process.
@@ -35,7 +38,8 @@ def environment() -> dict[str, str]:
     """
     environ = dict.fromkeys(_BLAS_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
     # Blocks of tens of megabytes come and go; giving each back to the system costs a page fault for every 4 kB.
-    return environ | dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**28))
+    environ |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**28))
+    return environ | {"MIMALLOC_PURGE_DELAY": _PURGE_DELAY}  # the same for what Arrow decodes
 
 
 def settings(machine: Machine) -> dict[str, Any]:

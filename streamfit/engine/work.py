@@ -332,16 +332,16 @@ def prefetched(
             put(error)
 
     reader = threading.Thread(target=read, name="streamfit-reader", daemon=True)
-    reader.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        reader.join()
-        BLOCKS.release()
+    with BLOCKS.reused():
+        reader.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            reader.join()
 
 
 def _fault(source: Source, shard: Shard) -> ShardError | None:
