@@ -1,4 +1,4 @@
-"""Commands that use a language model: generate, explain, doubt, distill. Floor 7."""
+"""Commands that use a language model: generate, explain, doubt, distill, related. Floor 7."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from streamfit.text import explain as explain_token
 from streamfit.text.distill import Candidate, with_prompts
 from streamfit.text.distill import distill as distil_model
 from streamfit.text.doubt import WINDOW
+from streamfit.text.related import Neighbour, Related
 from streamfit.text.tokenizer import DOCUMENT
 
 app = typer.Typer()
@@ -202,6 +203,38 @@ def distill(
     Console().print(table)
     if output is not None:
         typer.echo(f"model: {output}")
+
+
+@app.command(epilog="Example: streamfit related runs/demo/model open --among queries.txt")
+def related(
+    model: ModelArgument,
+    query: Annotated[str, typer.Argument(help="A word or a short text.")],
+    top: Annotated[int, typer.Option(help="So many.", min=1)] = 10,
+    among: Annotated[
+        Path | None, typer.Option(help="File with a text a line: the nearest of them as well.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show tokens that are used like a word, and of a list of queries those that are about the same."""
+    found = Related.of(LanguageModel.load(model))
+    listed: dict[str, list[Neighbour]] = {"tokens": found.tokens(query, top)}
+    if among is not None:
+        try:
+            lines = among.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"cannot read {among}: {error}"
+            raise ConfigError(msg, "a file of UTF-8 text, a query a line") from error
+        listed["texts"] = found.texts(query, lines, top)
+    if as_json:
+        dump({name: [vars(each) for each in neighbours] for name, neighbours in listed.items()})
+        return
+    for name, neighbours in listed.items():
+        table = Table(title=f"{name} like {query!r}")
+        for column in ("text", "similarity", "seen"):
+            table.add_column(column, justify="left" if column == "text" else "right")
+        for each in neighbours:
+            table.add_row(escape(repr(each.text)), f"{each.similarity:.3f}", f"{each.count:,}" if each.count else "")
+        Console().print(table)
 
 
 def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:

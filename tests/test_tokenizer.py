@@ -20,7 +20,7 @@ TEXT = Path(__file__).read_text(encoding="utf-8")
 ODD = ("", "def f", "naïve — 雪\n\t\x00", "<|document|>", "    \r\n  x")
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_any_text_survives_a_trained_tokenizer(kind):
     tokenizer = Tokenizer.train([TEXT], 300, kind)
     assert tokenizer.vocab_size <= 300
