@@ -43,7 +43,7 @@ def test_training_twice_gives_the_same_tokenizer(kind):
 def test_what_is_no_tokenizer_is_refused(serialized):
     with pytest.raises(ConfigError):
         Tokenizer(serialized)
-    with pytest.raises(ConfigError, match=r"bpe or unigram, or the path"):
+    with pytest.raises(ConfigError, match=r"bpe or unigram or words, or the path"):
         Tokenizer.train(["a"], 300, "words.txt")
     with pytest.raises(ConfigError, match="no tokenizer at nowhere"):
         Tokenizer.read("nowhere.json")
@@ -123,4 +123,4 @@ def test_a_model_is_fitted_with_a_tokenizer_from_a_file(tmp_path: Path, quiet, s
     with pytest.raises(MismatchError, match="tokenizer"):
         fit(problem(moved), serial, None, quiet)
     with pytest.raises(ValueError, match=r"one of bpe, unigram"):
-        LanguageProblem.model_validate({**problem(path).model_dump(), "features": {"tokenizer": "words"}})
+        LanguageProblem.model_validate({**problem(path).model_dump(), "features": {"tokenizer": "letters"}})
