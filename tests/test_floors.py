@@ -40,6 +40,7 @@ FLOORS = (
         "doctor",
         "doctor_gpu",
         "report",
+        "harness",
         "jobs",
         "model_runs",
         "solving",
