@@ -51,6 +51,7 @@ def _request(*arguments: object) -> SimpleNamespace:
     return SimpleNamespace(args=arguments)
 
 
+@pytest.mark.filterwarnings("default")  # the harness and its dependencies have some
 def test_the_harness_gets_what_it_asks_for():
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     from streamfit.harness import StreamfitLM
@@ -67,6 +68,7 @@ def test_the_harness_gets_what_it_asks_for():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_a_local_task_runs_in_the_harness(tmp_path: Path):
     """Three kinds of request through `simple_evaluate`, from files of this folder alone."""
     lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
