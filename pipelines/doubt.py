@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
@@ -29,6 +30,7 @@ from streamfit.corpus import Files
 from streamfit.engine import say
 from streamfit.errors import ConfigError
 from streamfit.model_runs import ModelRun, doubt_of
+from streamfit.report import save_figure
 from streamfit.text import Doubt, LanguageModel
 from streamfit.text.doubt import SIGNALS, Signals, windows
 
@@ -44,8 +46,9 @@ def main(
     run: Path | None = None,
     characters: Annotated[int, typer.Option(help="Of each kind of text.")] = 400_000,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Figure of the selective prediction curves.")] = None,
 ) -> dict[str, Any]:
-    """Measure, print, and write JSON where asked to."""
+    """Measure, print, and write JSON and a figure where asked to."""
     console = Console()
     language, judge = doubt_of(model, run)
     inside = _some(ModelRun.open(model, run).test(), characters)
@@ -60,6 +63,9 @@ def main(
     if output is not None:
         output.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         say(console, f"figures: {output}")
+    if plot is not None:
+        save_figure(_curves(judge, seen), plot)
+        say(console, f"figure: {plot}")
     return facts
 
 
@@ -120,15 +126,35 @@ def _aucs(judge: Doubt, inside: Signals, other: Signals) -> dict[str, dict[str, 
 
 def _selective(judge: Doubt, s: Signals) -> dict[str, dict[str, float]]:
     """Error rate among the share of tokens that are doubted least, by each way to doubt, and its mean over shares."""
-    wrong = ~s.right
-    ways = {"chance of error": judge.error(s), "doubt": judge.score(s), "entropy": s.entropy}
-    ways |= {"confidence": -s.confidence, "best possible": wrong.astype(float)}
     found = {}
-    for name, score in ways.items():
-        errors = np.cumsum(wrong[np.argsort(score, kind="stable")]) / np.arange(1, len(wrong) + 1)
+    for name, score in _ways(judge, s).items():
+        errors = _error_rates(s, score)
         found[name] = {f"{share:g}": float(errors[max(int(share * len(errors)) - 1, 0)]) for share in COVERAGES}
         found[name]["mean"] = float(errors.mean())
     return found
+
+
+def _ways(judge: Doubt, s: Signals) -> dict[str, np.ndarray]:
+    ways = {"chance of error": judge.error(s), "doubt": judge.score(s), "entropy": s.entropy}
+    return ways | {"confidence": -s.confidence, "best possible": (~s.right).astype(float)}
+
+
+def _error_rates(s: Signals, score: np.ndarray) -> np.ndarray:
+    """Error rate among the 1, 2, .. tokens of the lowest score."""
+    return np.asarray(np.cumsum(~s.right[np.argsort(score, kind="stable")]) / np.arange(1, len(score) + 1))
+
+
+def _curves(judge: Doubt, seen: dict[str, Signals]) -> Figure:
+    figure = Figure(figsize=(3.2 * len(seen), 3.4), layout="constrained")
+    for axes, (name, s) in zip(np.ravel(figure.subplots(1, len(seen), sharey=True)), seen.items(), strict=True):
+        for way, score in _ways(judge, s).items():
+            errors = _error_rates(s, score)
+            at = np.unique(np.linspace(len(errors) // 100, len(errors) - 1, 200).astype(int))
+            axes.plot((at + 1) / len(errors), errors[at], label=way, linestyle=":" if way == "best possible" else "-")
+        axes.set(title=name, xlabel="share of tokens answered")
+    figure.axes[0].set_ylabel("error rate")
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    return figure
 
 
 def _show(facts: dict[str, Any], console: Console) -> None:

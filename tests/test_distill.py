@@ -66,6 +66,8 @@ def test_what_stays_is_solved_from_the_sums_of_what_stays(run, tried):
 def test_a_small_model_is_a_model_like_any_other(run, tried, tmp_path: Path):
     small = min((each for each in tried if each.model.network is not None), key=lambda each: each.n_features).model
     small.save(tmp_path / "small")
+    size = (tmp_path / "small" / "model.safetensors").stat().st_size
+    assert 0 < size - model_bytes(small) < 5000, "its arrays, and their names"
     back = LanguageModel.load(tmp_path / "small")
     contexts, _ = context_rows(back.tokenizer.encode(["def f(self):\n    return 1\n"]), back.n_context)
     np.testing.assert_array_equal(back.distribution(contexts), small.distribution(contexts))

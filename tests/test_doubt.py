@@ -134,10 +134,17 @@ def test_the_command_names_doubtful_tokens(tmp_path: Path):
 
 def test_the_pipeline_measures(tmp_path: Path, capsys):
     (tmp_path / "de.txt").write_text(STRANGE * 5)
-    facts = pipeline.main(folder(), [f"german={tmp_path / 'de.txt'}"], characters=8_000, output=tmp_path / "d.json")
+    facts = pipeline.main(
+        folder(),
+        [f"german={tmp_path / 'de.txt'}"],
+        characters=8_000,
+        output=tmp_path / "d.json",
+        plot=tmp_path / "d.svg",
+    )
     assert json.loads((tmp_path / "d.json").read_text()) == facts
     assert facts["telling apart"]["german"]["doubt"]["16"] > 0.9
     inside = facts["selective"]["inside"]
     assert inside["best possible"]["mean"] <= inside["chance of error"]["mean"] <= inside["chance of error"]["1"]
     assert len({way["1"] for way in inside.values()}) == 1, "all of the text, in whatever order"
     assert "telling german" in capsys.readouterr().out
+    assert (tmp_path / "d.svg").read_text().count("<path") > 10

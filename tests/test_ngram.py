@@ -177,6 +177,16 @@ def test_rows_are_positive_and_normalised_for_every_context(docs, order):
     np.testing.assert_allclose(p.sum(axis=1, dtype=np.float64), 1, atol=1e-6)
 
 
+def test_packed_counts_are_small_and_the_same():
+    for vocab_size, repeats, size in ((200, 3, 1), (300, 300, 2), (70_000, 70_000, 4)):
+        contexts, tokens = np.zeros((repeats, 1), np.int32), np.full(repeats, vocab_size - 1)
+        counts = NgramCounts.from_rows(contexts, tokens, vocab_size)
+        packed = counts.packed()
+        assert {array.dtype.itemsize for array in packed.values()} == {size}
+        assert NgramCounts.unpacked(2, vocab_size, packed["grams"], packed["counts"]) == counts
+    assert NgramCounts.unpacked(3, 9, **NgramCounts.zeros(3, 9).packed()) == NgramCounts.zeros(3, 9)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     "docs",

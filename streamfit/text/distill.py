@@ -201,7 +201,7 @@ def _one_less(experts: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def model_bytes(model: LanguageModel) -> int:
     """Bytes of a model's arrays, as they are saved."""
-    total = model.counts.grams.nbytes + model.counts.counts.nbytes + model.mixture.nbytes
+    total = model.mixture.nbytes + sum(array.nbytes for array in model.counts.packed().values())
     total += sum(ids.nbytes for ids in model.clusters.values())
     for part in (model.network, model.topic):
         if part is not None:

@@ -268,8 +268,7 @@ class LanguageModel:
     def save(self, folder: str | Path) -> None:
         """Write model files and `tokenizer.json` into a folder."""
         named: dict[str, np.ndarray] = {
-            "grams": self.counts.grams,
-            "counts": self.counts.counts,
+            **self.counts.packed(),
             "mixture": self.mixture,
         }
         named |= {f"clusters.{size}": array for size, array in self.clusters.items()}
@@ -313,7 +312,7 @@ class LanguageModel:
             tokenizer=Tokenizer(serialized),
             n_context=spec["n_context"],
             network=None if network is None else LinearModel.from_parts(network, under("network.")),
-            counts=NgramCounts(spec["order"], spec["vocab_size"], arrays["grams"], arrays["counts"]),
+            counts=NgramCounts.unpacked(spec["order"], spec["vocab_size"], arrays["grams"], arrays["counts"]),
             projection=Projection(**spec["projection"]),
             mixture=arrays["mixture"],
             settings=ExpertSettings.from_json(spec["experts"]) if "experts" in spec else ExpertSettings(),

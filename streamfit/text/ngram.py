@@ -126,6 +126,19 @@ class NgramCounts:
     def __sub__(self, other: NgramCounts) -> NgramCounts:
         return self._combine(other, -other.counts)
 
+    def packed(self) -> dict[str, np.ndarray]:
+        """Grams and counts in the smallest integers that hold them, to be kept; `unpacked` is the inverse."""
+        most = int(self.counts.max()) if self.counts.size else 0
+        return {
+            "grams": self.grams.astype(np.min_scalar_type(self.vocab_size - 1)),
+            "counts": self.counts.astype(np.min_scalar_type(most)),
+        }
+
+    @classmethod
+    def unpacked(cls, order: int, vocab_size: int, grams: np.ndarray, counts: np.ndarray) -> Self:
+        """Counts from integers of any size."""
+        return cls(order, vocab_size, grams.astype(np.int32), counts.astype(np.int64))
+
     def lower(self, order: int) -> NgramCounts:
         """Return raw (not continuation) counts of order 1 .. self.order: leftmost tokens are summed out."""
         if not 1 <= order <= self.order:
