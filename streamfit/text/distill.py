@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.centered import Statistic, as_centered
+from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import ConfigError
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
@@ -23,6 +23,8 @@ from streamfit.text.origins import center_block
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02)
 """Shares of the network's features that are tried; then none."""
+_REFINEMENTS = 3
+"""Sizes between two of these that are tried as well."""
 _STEPS = 64
 """Times that costs of removals are compared, about."""
 _TURN = 256
@@ -99,10 +101,10 @@ def distill(
     """Make a model smaller, as far as its held-out perplexity allows.
 
     First the network: its features leave in the order in which that raises the loss of the solve least, the others
-    solved for again (see `streamfit.solve.prune`), and of the sizes in `SHARES` the smallest is taken that keeps
-    enough. Then experts leave one by one, the one first whose absence costs least. What is left is solved and
-    calibrated as it would have been from the start; its weights are kept in float32, in which a model computes in any
-    case.
+    solved for again (see `streamfit.solve.prune`), and the smallest size is taken that keeps enough: of those in
+    `SHARES`, then by halving the step to the next one below. Then experts leave one by one, the one first whose absence
+    costs least. What is left is solved and calibrated as it would have been from the start; its weights are kept in
+    float32, in which a model computes in any case.
 
     Parameters
     ----------
@@ -118,7 +120,7 @@ def distill(
     Returns
     -------
     Candidate
-        The smallest that keeps enough; the whole model in float32 where none does.
+        The smallest that keeps enough; the whole network in float32 where none does.
 
     Raises
     ------
@@ -139,44 +141,78 @@ def distill(
         report(found)
         return found
 
-    best: Candidate | None = None
-    for smaller in _networks(model, moments):
-        found = judged(smaller)
-        if best is None or (found.kept >= keep and found.n_bytes < best.n_bytes):
-            best = found
-    assert best is not None
+    path = _Path.of(model, moments)
+    sizes = sorted({max(1, round(share * path.n)) for share in SHARES}, reverse=True)
+    every = [judged(path.at(size)) for size in sizes]
+    best = _smallest(every, keep)
+    # Between the smallest size that keeps enough and the next one below, which does not.
+    low, high = max((size for size in sizes if size < best.n_features), default=0), best.n_features
+    for _ in range(_REFINEMENTS):
+        middle = (low + high) // 2
+        if middle in (low, high):
+            break
+        every.append(judged(path.at(middle)))
+        low, high = (low, middle) if every[-1].kept >= keep else (middle, high)
+    others = tuple(name for name in model.settings.experts if name != "network")
+    if others:
+        every.append(judged(_with_experts(model, others)))
+    best = _smallest(every, keep)
     while len(best.model.settings.experts) > 1:
         without = [judged(_with_experts(best.model, rest)) for rest in _one_less(best.model.settings.experts)]
-        least = max(without, key=lambda each: each.kept)
-        if least.kept < keep:
+        least = max(without, key=lambda each: each.kept, default=None)
+        if least is None or least.kept < keep:
             break
         best = least
     return best
 
 
-def _networks(model: LanguageModel, moments: Statistic) -> Iterator[LanguageModel]:
-    """The model with fewer and fewer features of the network, and at last with none if it has other experts."""
-    network = network_of(model)
-    sums, alpha = network_sums(moments, network), network.solution.alpha
-    n = network.features.n_features
-    sizes = sorted({max(1, round(share * n)) for share in SHARES}, reverse=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IllConditionedWarning)  # costs only decide an order; solves warn themselves
-        order = prune(sums, alpha, n_features=sizes[-1], at_once=max(1, n // _STEPS)).order if n > 1 else np.empty(0)
-    first, block = network.info.get(KEPT, list(range(n))), center_block(network.features)
-    for size in sizes:
-        kept = np.setdiff1d(np.arange(n), order[: n - size])
-        solution = solve(columns(sums, kept), alpha)
+def _smallest(every: Sequence[Candidate], keep: float) -> Candidate:
+    """Of those that keep enough; the first, which is the whole, where none does."""
+    return min((each for each in every if each.kept >= keep), key=lambda each: each.n_bytes, default=every[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """A model with fewer and fewer features of its network.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    sums : Centered
+        Of the network's features.
+    order : integer array
+        Features in the order in which they leave.
+    """
+
+    model: LanguageModel
+    sums: Centered
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, model: LanguageModel, moments: Statistic) -> _Path:
+        network = network_of(model)
+        sums, n = network_sums(moments, network), network.features.n_features
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IllConditionedWarning)  # of costs, which decide an order and no more
+            found = prune(sums, network.solution.alpha, n_features=1, at_once=max(1, n // _STEPS))
+        return cls(model, sums, found.order)
+
+    @property
+    def n(self) -> int:
+        return network_of(self.model).features.n_features
+
+    def at(self, size: int) -> LanguageModel:
+        network = network_of(self.model)
+        kept = np.setdiff1d(np.arange(self.n), self.order[: self.n - size])
+        solution = solve(columns(self.sums, kept), network.solution.alpha)
+        first, block = network.info.get(KEPT, list(range(self.n))), center_block(network.features)
         info = {**network.info, KEPT: [first[j] for j in kept]}
         if block is not None and "centers" in info:
             stay = set((kept - block[2].start).tolist())
             info["centers"] = [center for j, center in enumerate(info["centers"]) if j in stay]
-        features = network.features if size == n else network.features.keep(kept.tolist())
+        features = network.features if size == self.n else network.features.keep(kept.tolist())
         halved = replace(solution, weights=solution.weights.astype(np.float32))
-        yield replace(model, network=LinearModel(features, halved, info))
-    others = tuple(name for name in model.settings.experts if name != "network")
-    if others:
-        yield _with_experts(model, others)
+        return replace(self.model, network=LinearModel(features, halved, info))
 
 
 def _with_experts(model: LanguageModel, experts: Sequence[str]) -> LanguageModel:
