@@ -141,7 +141,7 @@ def distill(
         report(found)
         return found
 
-    path = _Path.of(model, moments)
+    path = NetworkPath.of(model, moments)
     sizes = sorted({max(1, round(share * path.n)) for share in SHARES}, reverse=True)
     every = [judged(path.at(size)) for size in sizes]
     best = _smallest(every, keep)
@@ -172,8 +172,8 @@ def _smallest(every: Sequence[Candidate], keep: float) -> Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class _Path:
-    """A model with fewer and fewer features of its network.
+class NetworkPath:
+    """A model with fewer and fewer features of its network, the cheapest left out first.
 
     Parameters
     ----------
@@ -189,7 +189,8 @@ class _Path:
     order: np.ndarray
 
     @classmethod
-    def of(cls, model: LanguageModel, moments: Statistic) -> _Path:
+    def of(cls, model: LanguageModel, moments: Statistic) -> NetworkPath:
+        """Find what each feature costs, when those before it have left."""
         network = network_of(model)
         sums, n = network_sums(moments, network), network.features.n_features
         with warnings.catch_warnings():
@@ -199,9 +200,11 @@ class _Path:
 
     @property
     def n(self) -> int:
+        """Features of the whole network."""
         return network_of(self.model).features.n_features
 
     def at(self, size: int) -> LanguageModel:
+        """The model with so many features, solved from their sums; not calibrated anew."""
         network = network_of(self.model)
         kept = np.setdiff1d(np.arange(self.n), self.order[: self.n - size])
         solution = solve(columns(self.sums, kept), network.solution.alpha)
