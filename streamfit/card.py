@@ -11,6 +11,8 @@ from typing import Any
 
 _MOST = 12
 """Names or sources that are listed; the rest is counted."""
+_BESIDE = {"doubt": "What is usual on held-out text of the language model in the folder above; for `streamfit doubt`."}
+"""What is kept beside a model, and is none by itself."""
 
 
 def card_of(spec: dict[str, Any]) -> str:
@@ -31,6 +33,8 @@ def card_of(spec: dict[str, Any]) -> str:
     >>> card_of({"kind": "linear", "info": {}}).splitlines()[:3]
     ['---', 'library_name: streamfit', 'tags: [streamfit, linear]']
     """
+    if spec["kind"] in _BESIDE:
+        return "\n".join([*_front(spec["kind"], {}), "", _BESIDE[spec["kind"]]]) + "\n"
     part = spec.get("network") or spec  # a language model may be without a network
     info = part.get("info", {})
     data = info.get("data", {})
@@ -127,7 +131,8 @@ def _fit(part: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
 def _use(kind: str, has_posterior: bool) -> Iterator[str]:
     yield "```"
     if kind == "language_model":
-        yield "streamfit generate FOLDER --prompt 'def '"
+        yield "streamfit generate FOLDER 'def '"
+        yield "streamfit explain FOLDER 'def '"
         yield "streamfit evaluate FOLDER texts/"
     else:
         yield f"streamfit predict FOLDER data.parquet -o predicted.parquet{' --std' if has_posterior else ''}"

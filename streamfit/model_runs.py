@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,5 +120,6 @@ def doubt_of(folder: Path, run: Path | None = None, at: str | None = None) -> tu
     if found is None:
         opened = ModelRun.open(folder, run, at)
         found = Doubt.fit(model, opened.moments(), opened.validation())
-        found.save(folder)
+        with suppress(StoreError):  # in a folder that cannot be written it is made each time
+            found.save(folder)
     return model, found

@@ -96,6 +96,7 @@ def test_doubt_is_kept_with_the_model_and_not_taken_for_another_solves(judge, tm
     model = language()
     back = Doubt.load(folder(), model)
     assert back is not None
+    assert "linear model" not in (folder() / "doubt" / "README.md").read_text()
     seen = judge.signals(model, [OWN])
     again = back.signals(model, [OWN])
     np.testing.assert_allclose(again.leverage, seen.leverage, rtol=1e-5)
