@@ -25,7 +25,7 @@ from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgu
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
 from streamfit.cli_text import app as text_app
-from streamfit.cli_text import documents_of
+from streamfit.cli_text import documents_of, texts_of
 from streamfit.config import Problem, load_machine, load_problem
 from streamfit.corpus import Files
 from streamfit.demo import run_demo
@@ -37,10 +37,11 @@ from streamfit.jobs import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.readers import held_out_table
-from streamfit.report import print_scores
+from streamfit.report import print_adaptive, print_scores
 from streamfit.stores import open_any
 from streamfit.tables import score_table
-from streamfit.text import LanguageModel
+from streamfit.text import Adaptive, LanguageModel, add_scores
+from streamfit.text.adapt import EVERY
 
 _NOT_CERTIFIED, _INTERRUPTED = 3, 130
 
@@ -205,13 +206,29 @@ def evaluate(
         str | None,
         typer.Option(help="Part by the model's split column: train, validation or test (which is the default)."),
     ] = None,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="What was scored becomes new data.")] = False,
+    every: Annotated[
+        int | None,
+        typer.Option(help=f"Tokens between solves of adaptive scores; {EVERY} without.", min=0, show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on files: text or .jsonl for a language model, tables with the same columns for a linear one."""
     console = Console()
     kind = read_model(model)[0]["kind"]
+    if (adaptive and kind != "language_model") or (every is not None and not adaptive):
+        msg = f"--adaptive {adaptive}, --every {every} for a model of kind {kind!r}"
+        raise ConfigError(msg, "--adaptive for a language model, and --every with it")
     if kind == "language_model":
         language = LanguageModel.load(model)
+        if adaptive:
+            reader = Adaptive(language, EVERY if every is None else every)
+            found = add_scores(reader.documents(texts_of(each, field)) for each in files)
+            if as_json:
+                dump({name: score.to_json() for name, score in found.items()})
+            else:
+                print_adaptive(found, console)
+            return
         where = load_machine(machine) if machine else Machine("serial")
         with connect(where) as client:
             parts = [evaluate_documents(language, documents_of(each, field), client) for each in files]

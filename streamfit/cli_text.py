@@ -255,6 +255,13 @@ def documents_of(path: str, field: str = "text") -> Documents:
     return JsonLines(Files(path), field=field) if plain.endswith(".jsonl") else TextFiles(Files(path))
 
 
+def texts_of(path: str, field: str) -> Iterator[str]:
+    """Documents of files, one after another."""
+    documents = documents_of(path, field)
+    for shard in documents.shards():
+        yield from documents.documents(shard)
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a text file.
 

@@ -117,6 +117,7 @@ class ModelSection(Section):
     classes: tuple[Count, ...] = (250, 1000, 3000)
     class_dims: Count = 100
     suffix_penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = ExpertSettings().suffix_penalties
+    cache: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _can_be_mixed(self) -> ModelSection:

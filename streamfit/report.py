@@ -242,6 +242,19 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
     say(console, verdict(scores))
 
 
+def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
+    """Print scores of a model that learnt from what it was scored on; they stand beside no static ones."""
+    any_score = next(iter(scores.values()))
+    table = Table(title=f"{any_score.n_tokens:,} tokens, each then new data for the next")
+    for name in ("model", "perplexity", "bits per byte", "top-1", "top-5"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name, score in scores.items():
+        row = score.to_json()
+        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
+        table.add_row(name, f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares)
+    console.print(table)
+
+
 def verdict(scores: Mapping[str, Score]) -> str:
     """Say in words where the closed form stands, also where it loses."""
     baseline = baseline_of(scores)

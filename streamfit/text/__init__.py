@@ -1,5 +1,6 @@
 """Closed-form language models: tokens, contexts, embeddings, n-grams, and the mixture of them."""
 
+from streamfit.text.adapt import Adaptive
 from streamfit.text.doubt import Doubt
 from streamfit.text.evaluate import Evaluator, Score, add_scores
 from streamfit.text.experts import ExpertSettings
@@ -12,6 +13,7 @@ from streamfit.text.tokenizer import TRAINED, Tokenizer, tokenizer_id
 
 __all__ = [
     "TRAINED",
+    "Adaptive",
     "Doubt",
     "Evaluator",
     "ExpertSettings",

@@ -45,6 +45,17 @@ def pair_embeddings(pairs: scipy.sparse.csr_matrix, rank: int, seed: int) -> np.
     return np.asarray(vectors, np.float32)
 
 
+def token_vectors(counts: NgramCounts, dims: int, seed: int) -> np.ndarray:
+    """Embedding of each token by what follows it: float32 unit vectors of shape (vocab_size, dims)."""
+    return pair_embeddings(_pairs(counts), max(1, min(dims, counts.vocab_size - 1)), seed)
+
+
+def _pairs(counts: NgramCounts) -> scipy.sparse.csr_matrix:
+    bigrams, shape = counts.lower(2), (counts.vocab_size, counts.vocab_size)
+    places = (bigrams.grams[:, 0], bigrams.grams[:, 1])
+    return scipy.sparse.coo_matrix((bigrams.counts.astype(np.float64), places), shape=shape).tocsr()
+
+
 def token_clusters(counts: NgramCounts, sizes: Sequence[int], dims: int, seed: int) -> dict[int, np.ndarray]:
     """Clusters of tokens by the distribution of the token that follows.
 
@@ -69,16 +80,12 @@ def token_clusters(counts: NgramCounts, sizes: Sequence[int], dims: int, seed: i
 
     if not sizes:
         return {}
-    vocab_size = counts.vocab_size
-    bigrams = counts.lower(2)
-    places = (bigrams.grams[:, 0], bigrams.grams[:, 1])
-    pairs = scipy.sparse.coo_matrix((bigrams.counts.astype(np.float64), places), shape=(vocab_size, vocab_size)).tocsr()
-    vectors = pair_embeddings(pairs, max(1, min(dims, vocab_size - 1)), seed)
+    vectors, pairs = token_vectors(counts, dims, seed), _pairs(counts)
     weights = np.sqrt(np.asarray(pairs.sum(axis=1)).ravel() + 1.0)
     found = {}
     with threadpool_limits(1):
         for size in sizes:
-            n = max(1, min(size, len(np.unique(vectors, axis=0)), vocab_size // 2))
+            n = max(1, min(size, len(np.unique(vectors, axis=0)), counts.vocab_size // 2))
             means = KMeans(n, init="random", n_init=1, max_iter=_ITERATIONS, random_state=seed, algorithm="lloyd")
             found[size] = means.fit(vectors, sample_weight=weights).labels_.astype(np.int32)
     return found

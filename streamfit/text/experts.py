@@ -57,6 +57,8 @@ class ExpertSettings:
         Dimensions of the embedding that is clustered.
     suffix_penalties : tuple of float
         Of a suffix ridge, for suffixes of 0, 1, .. tokens; the last one holds for all longer ones.
+    cache : int
+        Tokens that a cache for adaptive scores holds; 0 for none.
     seed : int
 
     Raises
@@ -69,6 +71,7 @@ class ExpertSettings:
     classes: tuple[int, ...] = (250, 1000, 3000)
     class_dims: int = 100
     suffix_penalties: tuple[float, ...] = _PENALTIES
+    cache: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:

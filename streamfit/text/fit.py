@@ -22,6 +22,7 @@ from streamfit.repeats import CountRows, choose_counting
 from streamfit.solve import Solution, solve
 from streamfit.store import Header, Store
 from streamfit.targets import OneHot
+from streamfit.text.adapt import with_cache
 from streamfit.text.contexts import TokenSource, Windows, context_rows, counts_of
 from streamfit.text.embeddings import context_embeddings, context_features, sample_rows
 from streamfit.text.experts import ExpertSettings
@@ -283,7 +284,8 @@ def assemble(
     texts = [text for shard in validation.shards() for text in validation.documents(shard)]
     windows = Windows(source.tokenizer.encode(texts), source.n_context)
     rows = sample_rows(len(windows), n_rows, seed=0)
-    return model.calibrated(windows[rows], windows.tokens[rows])
+    model = model.calibrated(windows[rows], windows.tokens[rows])
+    return with_cache(model, windows, window=experts.cache) if experts.cache else model
 
 
 def parted(store: Store, solution: Solution) -> tuple[LinearModel | None, Topic | None]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from streamfit.errors import ConfigError, StoreError
 from streamfit.models import LinearModel, read_model, write_model
+from streamfit.text.cache import Cache
 from streamfit.text.experts import CountExpert, ExpertSettings, blend
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
@@ -85,6 +86,8 @@ class LanguageModel:
         Clusters of tokens that some experts see.
     topic : Topic, optional
         What the mixture is multiplied by.
+    cache : Cache, optional
+        Of text that was read last, for adaptive scores; `distribution` does without.
     """
 
     tokenizer: Tokenizer
@@ -96,6 +99,7 @@ class LanguageModel:
     settings: ExpertSettings = field(default_factory=ExpertSettings)
     clusters: Mapping[int, np.ndarray] = field(default_factory=dict)
     topic: Topic | None = None
+    cache: Cache | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -230,14 +234,14 @@ class LanguageModel:
             else:
                 likelihoods[:, column] = self.count_experts[name].probability(contexts, tokens)
         mixture = fit_buckets(likelihoods, buckets(*self.support(contexts)), n_buckets(self.counts.order))
-        model = self._keeping(replace(model, mixture=mixture, topic=None))
+        model = self.keeping(replace(model, mixture=mixture, topic=None))
         if self.topic is None:
             return model
         some = np.linspace(0, len(tokens) - 1, min(len(tokens), max(1, _TOPIC_ENTRIES // self.vocab_size))).astype(int)
         topic = self.topic.calibrated(contexts[some], tokens[some], self.unigram, model._mixed, self._batches)
-        return self._keeping(replace(model, topic=topic))
+        return self.keeping(replace(model, topic=topic))
 
-    def _keeping(self, other: LanguageModel) -> LanguageModel:
+    def keeping(self, other: LanguageModel) -> LanguageModel:
         """Another model of the same counts, clusters and experts, whose tables need not be made again."""
         vars(other)["count_experts"] = self.count_experts
         return other
@@ -275,13 +279,14 @@ class LanguageModel:
         described: dict[str, Any] = {
             "network": None,
             "topic": None,
+            "cache": None,
             "n_context": self.n_context,
             "order": self.counts.order,
             "vocab_size": self.vocab_size,
             "projection": vars(self.projection),
             "experts": self.settings.to_json(),
         }
-        for name, part in (("network", self.network), ("topic", self.topic)):
+        for name, part in (("network", self.network), ("topic", self.topic), ("cache", self.cache)):
             if part is not None:
                 described[name], arrays = part.to_parts()
                 named |= {f"{name}.{key}": array for key, array in arrays.items()}
@@ -307,7 +312,8 @@ class LanguageModel:
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
-        network, topic = spec["network"], spec.get("topic")  # models of earlier releases have no topic and two experts
+        # Models of earlier releases have neither topic nor cache, and two experts.
+        network, topic, cache = (spec.get(name) for name in ("network", "topic", "cache"))
         return cls(
             tokenizer=Tokenizer(serialized),
             n_context=spec["n_context"],
@@ -318,4 +324,5 @@ class LanguageModel:
             settings=ExpertSettings.from_json(spec["experts"]) if "experts" in spec else ExpertSettings(),
             clusters={int(size): array for size, array in under("clusters.").items()},
             topic=None if topic is None else Topic.from_parts(topic, under("topic.")),
+            cache=None if cache is None else Cache.from_parts(cache, under("cache.")),
         )

@@ -29,6 +29,8 @@ _FLOOR = 0.1
 _SHARES = (1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried, for each row of the corpus: neighbouring rows have nearly the same topic."""
 _MOST_EXPONENT = 8.0
+_CACHED_ROWS = 4
+"""Distributions that are worked on while they lie in the processor's cache."""
 _SUMS = ("mean_x", "mean_y", "gram", "cross", "ss_y", "noise")
 
 
@@ -104,18 +106,18 @@ class Topic:
     def log_ratio(self, contexts: np.ndarray, unigram: np.ndarray) -> np.ndarray:
         """Log of the ratio, before it is raised to the power: float32 of shape (n_rows, vocab_size)."""
         weights, intercept = self._weights
-        ratio = self.features(contexts) @ weights
-        ratio += intercept
-        ratio /= unigram
-        np.maximum(ratio, _FLOOR, out=ratio)
-        return np.asarray(np.log(ratio, out=ratio))
+        return _log_ratio(self.features(contexts) @ weights, intercept, unigram)
 
     def apply(self, p: np.ndarray, contexts: np.ndarray, unigram: np.ndarray) -> np.ndarray:
         """Multiply distributions, in place, and divide by their sums."""
-        factor = self.log_ratio(contexts, unigram)
-        factor *= np.float32(self.power)
-        p *= np.exp(factor, out=factor)
-        p /= p.sum(axis=1, keepdims=True)
+        weights, intercept = self._weights
+        ratio, power = self.features(contexts) @ weights, np.float32(self.power)
+        for lo in range(0, len(p), _CACHED_ROWS):
+            some = slice(lo, lo + _CACHED_ROWS)
+            factor = _log_ratio(ratio[some], intercept, unigram)
+            factor *= power
+            p[some] *= np.exp(factor, out=factor)
+            p[some] /= p[some].sum(axis=1, keepdims=True)
         return p
 
     def calibrated(
@@ -155,6 +157,27 @@ class Topic:
         assert best is not None
         return best[1]
 
+    def extended(self, contexts: np.ndarray, tokens: np.ndarray) -> Topic:
+        """The same with the moments of new rows added."""
+        n, n_targets = len(tokens), len(self.sums.mean_y)
+        phi = np.asarray(self.features(contexts), np.float64)
+        one_hot = scipy.sparse.csr_array((np.ones(n), tokens, np.arange(n + 1)), shape=(n, n_targets))
+        mean_x, mean_y = phi.mean(axis=0), np.bincount(tokens, minlength=n_targets) / n
+        phi -= mean_x
+        new = Centered(
+            n, float(n), mean_x, mean_y, phi.T @ phi, (one_hot.T @ phi).T, n * mean_y * (1.0 - mean_y), self.sums.noise
+        )
+        weight = self.sums.weight + n
+        middle = (
+            (self.sums.weight * self.sums.mean_x + n * mean_x) / weight,
+            (self.sums.weight * self.sums.mean_y + n * mean_y) / weight,
+        )
+        old, new = self.sums.about(*middle), new.about(*middle)
+        sums = Centered(
+            old.n_rows + n, weight, *middle, old.gram + new.gram, old.cross + new.cross, old.ss_y + new.ss_y, old.noise
+        )
+        return replace(self, sums=sums)
+
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Description as JSON and named arrays."""
         spec, arrays = self.features.to_spec()
@@ -172,6 +195,14 @@ class Topic:
         features = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
         sums = Centered(spec["n_rows"], spec["weight"], *(arrays[name] for name in _SUMS))
         return cls(from_spec(spec["features"], features), sums, spec["alpha"], spec["power"], spec["gap"])
+
+
+def _log_ratio(output: np.ndarray, intercept: np.ndarray, unigram: np.ndarray) -> np.ndarray:
+    """Log of the bounded ratio of a ridge's output to the unigram, in place."""
+    output += intercept
+    output /= unigram
+    np.maximum(output, _FLOOR, out=output)
+    return np.asarray(np.log(output, out=output))
 
 
 def _best_power(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], n_rows: int) -> tuple[float, float, float]:

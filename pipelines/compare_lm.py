@@ -1,0 +1,259 @@
+"""The closed-form language model on WikiText-2, word level, official split, beside its parts and its peers.
+
+    python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10] [--fractions 0.1,0.3]
+
+DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one paragraph a line; lines end in `<eos>`,
+empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
+all tokens, `<unk>` and line ends included, normalised over the whole vocabulary of 33,278.
+
+Every choice is made on validation text; the test text is scored once, at the end. Static: parameters are those of the
+training text, and a prediction sees the tokens before it in its stream (five for the experts, 256 for the topic), as a
+recurrent net carries its state. Adaptive: what was scored becomes new data. Peers are trained in one thread for as many
+CPU-seconds as the closed form took, times the numbers of `--peers-times`; they need the extra `bench`. Writes
+compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from streamfit.corpus import Files, TextFiles
+from streamfit.engine import accumulate
+from streamfit.solve import solve
+from streamfit.store import Store
+from streamfit.text import Adaptive, ExpertSettings, LanguageModel, LanguageSettings, assemble, prepare, token_source
+from streamfit.text.contexts import Windows
+from streamfit.text.mixture import buckets, fit_buckets, n_buckets
+
+PARTS = ("train", "valid", "test")
+ALPHA = 1e5
+EXPERTS = ExpertSettings(("ngram", "suffix_ridge", "classes", "refined", "skip"), cache=4000)
+SETTINGS = LanguageSettings(
+    vocab_size=33_278, tokenizer="words", n_context=4, n_centers=0, linear=False, ngram_order=5,
+    topic_dims=100, topic_window=256, n_folds=1,
+)  # fmt: skip
+
+
+@dataclass
+class Clock:
+    """CPU-seconds of this process, stage by stage."""
+
+    started: float = field(default_factory=time.process_time)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str, console: Console) -> None:
+        """End a stage."""
+        now = time.process_time()
+        self.stages[name] = now - self.started
+        self.started = now
+        console.print(f"{name}: {self.stages[name]:.1f} CPU-s")
+
+
+def lay_out(data: Path, run: Path) -> dict[str, Path]:
+    """Folders with one text file each."""
+    folders = {}
+    for part in PARTS:
+        folders[part] = run / "text" / part
+        folders[part].mkdir(parents=True, exist_ok=True)
+        plain, packed = data / f"{part}.txt", data / f"{part}.txt.gz"
+        content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+        (folders[part] / f"{part}.txt").write_bytes(content)
+    return folders
+
+
+def documents(folder: Path) -> TextFiles:
+    """Files of a folder, a document each."""
+    return TextFiles(Files(str(folder)))
+
+
+def fit_model(run: Path, train: Path, valid: Path, n_rows: int, console: Console) -> tuple[LanguageModel, Clock]:
+    """From text to a model: one pass, one solve, and choices on validation text."""
+    clock = Clock()
+    header = prepare(documents(train), SETTINGS)
+    clock.lap("tokenizer and topic's embedding", console)
+    shutil.rmtree(run / "store", ignore_errors=True)
+    store = Store.create(run / "store", header)
+    accumulate(store, token_source(header, documents(train)))
+    clock.lap("counts and moments", console)
+    solution = solve(store.moments(), ALPHA)
+    model = assemble(store, solution, documents(valid), experts=EXPERTS, n_rows=n_rows)
+    clock.lap("solve, experts, choices", console)
+    return model, clock
+
+
+def likelihoods(model: LanguageModel, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of each token by each expert, and the bucket of its context."""
+    parts, found = [], []
+    for rows, contexts in windows.batches(65_536):
+        near = contexts[:, -(model.counts.order - 1) :]
+        own = [expert.probability(near, windows.tokens[rows]) for expert in model.count_experts.values()]
+        parts.append(np.column_stack(own))
+        found.append(buckets(*model.support(near)))
+    return np.concatenate(parts), np.concatenate(found)
+
+
+def perplexity(p: np.ndarray) -> float:
+    """Exp of the mean of -log p."""
+    return float(np.exp(-np.log(p).mean()))
+
+
+def halves(p: np.ndarray, bucket: np.ndarray, order: int) -> float:
+    """Perplexity of a mixture whose weights come of the other half of the same text, tenths in turn."""
+    half = np.arange(len(p)) * 10 // len(p) % 2
+    mixed = np.empty(len(p))
+    for side in (0, 1):
+        weights = fit_buckets(p[half == side], bucket[half == side], n_buckets(order))
+        mixed[half != side] = (p[half != side] * weights[bucket[half != side]]).sum(axis=1)
+    return perplexity(mixed)
+
+
+def ablation(model: LanguageModel, valid: Windows) -> dict[str, float]:
+    """Validation perplexity of the mixture with each expert off, before the topic."""
+    p, bucket = likelihoods(model, valid)
+    every, order = range(p.shape[1]), model.counts.order
+    found = {"all experts": halves(p, bucket, order)}
+    for off, name in enumerate(model.count_experts):
+        found[f"without {name}"] = halves(p[:, [i for i in every if i != off]], bucket, order)
+    return found
+
+
+def score_test(model: LanguageModel, windows: Windows, text: str, every: int) -> dict[str, dict[str, float]]:
+    """Every row of the table, in one reading of the test text and one more where counts adapt too."""
+    p, bucket = likelihoods(model, windows)
+    table: dict[str, dict[str, float]] = {"unigram": {"perplexity": perplexity(model.unigram[windows.tokens])}}
+    for column, name in enumerate(model.count_experts):
+        table[name] = {"perplexity": perplexity(p[:, column])}
+    table["mixture without topic"] = {"perplexity": perplexity((p * model.mixture[bucket]).sum(axis=1))}
+    for pace in (0, every) if every else (0,):
+        for name, found in Adaptive(model, pace).documents([text]).items():
+            table[name] = {key: found.to_json()[key] for key in ("perplexity", "top1", "top5")}
+    return table
+
+
+def quick(model: LanguageModel, windows: Windows, n_rows: int = 4000) -> float:
+    """Perplexity on some rows of a text, evenly spread."""
+    rows = np.linspace(0, len(windows) - 1, n_rows).astype(int)
+    p = [
+        model.distribution(windows[part])[np.arange(len(part)), windows.tokens[part]]
+        for part in np.array_split(rows, -(-n_rows // model.batch_rows))
+    ]
+    return perplexity(np.concatenate(p))
+
+
+def peers(run: Path, tokens: Path, seconds: float, times: list[float], console: Console) -> list[dict[str, Any]]:
+    """Train each peer in a process of one thread, whose threads sleep where they wait."""
+    quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    found = []
+    for factor in times:
+        for kind in ("lstm", "transformer"):
+            result = run / f"{kind}_{factor:g}.json"
+            asked = {"kind": kind, "times": factor, "cpu_seconds": seconds * factor, "tokens": str(tokens)}
+            asked |= {"width": 256, "vocab_size": SETTINGS.vocab_size, "result": str(result)}
+            here = Path(__file__).with_name("lm_peers.py")
+            subprocess.run([sys.executable, here, json.dumps(asked)], env={**os.environ, **quiet}, check=True)
+            found.append(json.loads(result.read_text()))
+            console.print(f"{kind}, {found[-1]['cpu_seconds']:.0f} CPU-s: test {found[-1]['test']:.1f}")
+    return found
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Validation perplexity against CPU-seconds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    curve = report["closed_form_curve"]
+    axes.plot([c["cpu_seconds"] for c in curve], [c["valid"] for c in curve], "o-", label="closed form, static")
+    for peer in report["peers"]:
+        marks = peer["curve"]
+        label = f"{peer['kind']}, {peer['cpu_seconds']:.0f} CPU-s"
+        axes.plot([c["cpu_seconds"] for c in marks], [c["valid"] for c in marks], "s--", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="CPU-seconds, one thread", ylabel="validation perplexity")
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables as a page."""
+    lines = ["| WikiText-2 test | perplexity | top-1 |", "|---|---|---|"]
+    for name, row in report["test"].items():
+        top1 = f"{row['top1']:.2%}" if "top1" in row else ""
+        lines.append(f"| {name} | {row['perplexity']:.1f} | {top1} |")
+    for peer in report["peers"]:
+        name = f"{peer['kind']}, {peer['times']:g} x the CPU-seconds"
+        lines.append(f"| {name} | {peer['test']:.1f} | {peer['top1']:.2%} |")
+    lines += ["", "| experts, validation, before the topic | perplexity |", "|---|---|"]
+    lines += [f"| {name} | {value:.1f} |" for name, value in report["ablation"].items()]
+    lines += ["", "| stage | CPU-s |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {value:.1f} |" for name, value in report["cpu_seconds"].items()), ""])
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fit, choose, score, compare."""
+    console, run = Console(), Path(arguments.run)
+    folders = lay_out(Path(arguments.data), run)
+    curve = []
+    texts = {part: (folders[part] / f"{part}.txt").read_text(encoding="utf-8") for part in PARTS}
+    for share in arguments.fractions:
+        lines = texts["train"].splitlines(keepends=True)
+        part = run / "text" / f"train_{share:g}"
+        part.mkdir(exist_ok=True)
+        (part / "train.txt").write_text("".join(lines[: int(share * len(lines))]), encoding="utf-8")
+        model, clock = fit_model(run, part, folders["valid"], arguments.rows, console)
+        windows = Windows(model.tokenizer.encode([texts["valid"]]), model.n_context)
+        curve.append({"cpu_seconds": sum(clock.stages.values()), "valid": quick(model, windows), "share": share})
+    model, clock = fit_model(run, folders["train"], folders["valid"], arguments.rows, console)
+    model.save(run / "model")
+    seconds = sum(clock.stages.values())
+    valid, test = (Windows(model.tokenizer.encode([texts[part]]), model.n_context) for part in ("valid", "test"))
+    curve.append({"cpu_seconds": seconds, "valid": quick(model, valid), "share": 1.0})
+    console.print(f"validation, some rows: {curve[-1]['valid']:.1f}")
+    report: dict[str, Any] = {"cpu_seconds": clock.stages, "closed_form_curve": curve, "peers": []}
+    report["ablation"] = ablation(model, valid)
+    report["test"] = score_test(model, test, texts["test"], arguments.every)
+    console.print(markdown(report))
+    tokens = run / "tokens.npz"
+    train, valid_ids, test_ids = model.tokenizer.encode([texts[part] for part in PARTS])
+    np.savez(tokens, train=train, valid=valid_ids, test=test_ids)
+    report["peers"] = peers(run, tokens, seconds, arguments.peers_times, console)
+    (run / "compare_lm.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (run / "compare_lm.md").write_text(markdown(report), encoding="utf-8")
+    draw(report, run / "compare_lm.svg")
+    console.print(markdown(report))
+    return report
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+
+    def numbers(text: str) -> list[float]:
+        return [float(each) for each in text.split(",") if each]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of train.txt, valid.txt, test.txt")
+    parser.add_argument("--run", default="runs/compare_lm")
+    parser.add_argument("--every", type=int, default=0, help="tokens between solves of adaptive scores; 0: cache alone")
+    parser.add_argument("--rows", type=int, default=220_000, help="validation rows that weights are chosen on")
+    parser.add_argument("--peers-times", type=numbers, default=[1.0, 10.0], help="'' for none")
+    parser.add_argument("--fractions", type=numbers, default=[0.1, 0.3], help="of the training text, for the curve")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(parsed())
