@@ -26,7 +26,7 @@ from streamfit.text.ngram import NgramCounts
 from streamfit.text.topic import _best_power
 from streamfit.text.views import Glance, View, plain, refined
 
-ALL = ("network", "ngram", "suffix_ridge", "classes", "class_ridge", "refined", "skip")
+ALL = ("network", "ngram", "suffix_ridge", "classes", "class_ridge", "refined", "skip", "exact")
 documents = st.lists(st.lists(st.integers(1, 6), max_size=12), min_size=1, max_size=4)
 
 
@@ -140,6 +140,21 @@ def test_every_expert_is_a_distribution_and_the_mixture_is_their_weighted_sum(fi
     for name, expert in fitted.count_experts.items():
         own = found[name][np.arange(len(windows)), windows.tokens]
         np.testing.assert_allclose(expert.probability(contexts, windows.tokens), own, rtol=1e-5)
+
+
+@given(documents, st.integers(2, 4))
+def test_exact_interpolation_answers_every_unambiguous_context(docs, order):
+    contexts, tokens = context_rows([np.array(d, np.int32) for d in docs], order - 1)
+    counts = NgramCounts.from_rows(contexts, tokens, 7)
+    p = ExpertSettings(("exact",)).build(counts, {})["exact"].distribution(contexts)
+    followers: dict[tuple[int, ...], Counter[int]] = {}
+    for row, token in zip(contexts.tolist(), tokens.tolist(), strict=True):
+        followers.setdefault(tuple(row), Counter())[token] += 1
+    for row, answer in zip(contexts.tolist(), p, strict=True):
+        seen = followers[tuple(row)]
+        expected = np.bincount(list(seen.elements()), minlength=7) / seen.total()
+        np.testing.assert_allclose(answer, expected, atol=1e-4)  # its own frequencies: right where there is one answer
+    assert p.min() > 0
 
 
 def test_a_blend_is_the_sum_of_its_parts(fitted):

@@ -22,9 +22,11 @@ from streamfit.text.suffix_ridge import SuffixRidge
 from streamfit.text.suffix_tables import Branch, SuffixTables, add_found, suffix_tree
 from streamfit.text.views import Glance, View, plain, refined
 
-KINDS = ("network", "ngram", "suffix_ridge", "classes", "class_ridge", "refined", "skip")
+KINDS = ("network", "ngram", "suffix_ridge", "classes", "class_ridge", "refined", "skip", "exact")
 """Experts that can be asked for."""
 _PENALTIES = (2.0, 1.4, 5.6, 11.2)
+_INTERPOLATING = 1e-6
+"""Penalty of a suffix ridge that is no more than a tie-break."""
 
 
 class Expert(Protocol):
@@ -51,6 +53,8 @@ class ExpertSettings:
         of all suffixes. 'classes' and 'class_ridge': both of these with the tokens of a context replaced by clusters,
         one expert for each of `classes`. 'refined': Kneser-Ney that sees each token first as one of the smallest
         number of clusters and then as itself. 'skip': Kneser-Ney without the nearest token, and without the second.
+        'exact': the suffix ridge whose penalties go to 0, which interpolates: a center for each distinct context, and
+        every context that was always followed by the same token is answered by it.
     classes : tuple of int
         Numbers of clusters.
     class_dims : int
@@ -88,7 +92,7 @@ class ExpertSettings:
         return tuple(name for kind in self.experts for name, _ in self._views(kind, order))
 
     def _views(self, kind: str, order: int) -> Iterator[tuple[str, tuple[Glance, ...]]]:
-        if kind in ("network", "ngram", "suffix_ridge"):
+        if kind in ("network", "ngram", "suffix_ridge", "exact"):
             yield kind, plain(order)
         elif kind in ("classes", "class_ridge"):
             yield from ((f"{kind}-{size}", plain(order, size)) for size in self.classes)
@@ -125,6 +129,8 @@ class ExpertSettings:
         return made
 
     def _tables(self, kind: str, counts: NgramCounts, tree: tuple[Branch, ...]) -> SuffixTables:
+        if kind == "exact":
+            return SuffixRidge.fit(counts, _INTERPOLATING, tree)
         if kind not in ("suffix_ridge", "class_ridge"):
             return KneserNey.fit(counts, tree)
         last = len(self.suffix_penalties) - 1
