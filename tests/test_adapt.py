@@ -94,6 +94,14 @@ def test_the_cache_is_what_a_loop_over_the_past_computes():
         np.testing.assert_allclose(np.concatenate(found), expected, atol=2e-6)
         np.testing.assert_allclose(np.concatenate(own), likelihoods, atol=2e-6)
     np.testing.assert_allclose(expected.sum(axis=1), 1.0, atol=1e-6)
+    # Another token in some place changes what comes after it, and nothing up to its own prediction.
+    other = tokens.copy()
+    other[10] = (other[10] + 1) % 7
+    whole, changed = (
+        cache.apply(p, windows[:], length, Recent.nothing(cache, 2).then(cache, windows[:], t)) for t in (tokens, other)
+    )
+    np.testing.assert_array_equal(changed[:11], whole[:11])
+    assert (np.abs(changed[11:16] - whole[11:16]).max(axis=1) > 1e-3).all()
 
 
 @pytest.mark.parametrize(
