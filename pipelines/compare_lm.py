@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,16 @@ from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
 from streamfit.solve import solve
 from streamfit.store import Store
-from streamfit.text import Adaptive, ExpertSettings, LanguageModel, LanguageSettings, assemble, prepare, token_source
+from streamfit.text import (
+    Adaptive,
+    ExpertSettings,
+    LanguageModel,
+    LanguageSettings,
+    Tokenizer,
+    assemble,
+    prepare,
+    token_source,
+)
 from streamfit.text.contexts import Windows
 from streamfit.text.mixture import buckets, fit_buckets, n_buckets
 
@@ -79,10 +88,15 @@ def documents(folder: Path) -> TextFiles:
     return TextFiles(Files(str(folder)))
 
 
-def fit_model(run: Path, train: Path, valid: Path, n_rows: int, console: Console) -> tuple[LanguageModel, Clock]:
-    """From text to a model: one pass, one solve, and choices on validation text."""
+def fit_model(
+    run: Path, train: Path, valid: Path, n_rows: int, console: Console, tokenizer: str = "words"
+) -> tuple[LanguageModel, Clock]:
+    """From text to a model: one pass, one solve, and choices on validation text.
+
+    A part of the training text takes the `tokenizer` of all of it: figures of other vocabularies do not compare.
+    """
     clock = Clock()
-    header = prepare(documents(train), SETTINGS)
+    header = prepare(documents(train), replace(SETTINGS, tokenizer=tokenizer))
     clock.lap("tokenizer and topic's embedding", console)
     shutil.rmtree(run / "store", ignore_errors=True)
     store = Store.create(run / "store", header)
@@ -210,12 +224,14 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     folders = lay_out(Path(arguments.data), run)
     curve = []
     texts = {part: (folders[part] / f"{part}.txt").read_text(encoding="utf-8") for part in PARTS}
+    vocabulary = run / "tokenizer.json"
+    vocabulary.write_text(Tokenizer.train([texts["train"]], SETTINGS.vocab_size, "words").serialized, encoding="utf-8")
     for share in arguments.fractions:
         lines = texts["train"].splitlines(keepends=True)
         part = run / "text" / f"train_{share:g}"
         part.mkdir(exist_ok=True)
         (part / "train.txt").write_text("".join(lines[: int(share * len(lines))]), encoding="utf-8")
-        model, clock = fit_model(run, part, folders["valid"], arguments.rows, console)
+        model, clock = fit_model(run, part, folders["valid"], arguments.rows, console, str(vocabulary))
         windows = Windows(model.tokenizer.encode([texts["valid"]]), model.n_context)
         curve.append({"cpu_seconds": sum(clock.stages.values()), "valid": quick(model, windows), "share": share})
     model, clock = fit_model(run, folders["train"], folders["valid"], arguments.rows, console)
