@@ -12,6 +12,7 @@ from typing import Any, Literal, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streamfit.corpus.recipe import date_part
 from streamfit.errors import ConfigError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
@@ -157,7 +158,7 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
     try:
         columns = [pa.array([row.get(name) for row in rows]) for name in names]
         if text:
-            numbers = set(predictor.inputs)
+            numbers = _numbers(predictor)
             columns = [
                 pc.cast(column, pa.float64()) if name in numbers else column
                 for name, column in zip(names, columns, strict=True)
@@ -167,6 +168,14 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
         msg = f"standard input, rows {first} to {first + len(rows) - 1}: {str(error).splitlines()[0]}"
         raise ShardError(msg, "a number for every feature") from error
     return pa.RecordBatch.from_arrays(columns, names)
+
+
+def _numbers(predictor: Predictor) -> set[str]:
+    """Columns that hold numbers: neither categories, nor dates that a part is taken of."""
+    if predictor.recipe is None:
+        return set(predictor.inputs)
+    named = {name for name, _ in predictor.recipe.categories}
+    return {name for name in predictor.inputs if name not in named and date_part(name)[1] is None}
 
 
 def _fixed(column: pa.Array) -> pa.Array:

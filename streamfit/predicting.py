@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ import pyarrow.parquet as pq
 from distributed import Client
 
 from streamfit.corpus import Files
+from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.parquet_rows import Batch, matrix
+from streamfit.corpus.recipe import Recipe, date_part
 from streamfit.corpus.values import column_of
 from streamfit.engine import n_workers
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError, StoreError
@@ -70,10 +73,21 @@ class Predictor:
         """Feature columns, as the model names them."""
         return tuple(self.model.info["reader"]["features"])
 
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """How columns become rows, where that is more than numbers side by side."""
+        given = self.model.info["reader"].get("recipe")
+        return None if given is None else Recipe.from_json(given)
+
     @property
     def columns(self) -> list[str]:
         """Columns that must be read."""
-        return list(dict.fromkeys([*(column_of(name)[0] for name in self.inputs), *self.keep]))
+        whole = date_part if self.recipe is not None and self._hashed is None else column_of
+        return list(dict.fromkeys([*(whole(name)[0] for name in self.inputs), *self.keep]))
+
+    @property
+    def _hashed(self) -> Hashed | None:
+        return self.model.features if isinstance(self.model.features, Hashed) else None
 
     def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
         """Predictions of some rows.
@@ -96,22 +110,24 @@ class Predictor:
     def _inputs_of(self, batch: pa.RecordBatch, where: str, first: int) -> Any:
         shard = Shard(where, where, 0, 1, 0, batch.num_rows, "", "")
         rows = Batch(batch, np.arange(first, first + batch.num_rows))
-        hashed = self.model.features
-        if isinstance(hashed, Hashed):
+        if self._hashed is not None:
             for name in self.inputs:
-                check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, hashed)
-            return hashed_rows(shard, rows, hashed)
-        for name in self.inputs:
-            kind = batch.schema.field(name).type
-            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
-                msg = f"{where}: column {name!r} has type {kind}"
-                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
-        x = matrix(shard, rows, self.inputs)
+                check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, self._hashed)
+            return hashed_rows(shard, rows, self._hashed)
+        x = features_of(where, rows, self.recipe) if self.recipe is not None else self._plain(shard, rows)
         if x.shape[1] != self.model.features.n_inputs:
             msg = f"{where}: {x.shape[1]} feature columns once lists are spread out"
             raise ShardError(msg, f"{self.model.features.n_inputs}, as the model was fitted with")
         return x
+
+    def _plain(self, shard: Shard, rows: Batch) -> np.ndarray:
+        for name in self.inputs:
+            kind = rows.table.schema.field(name).type
+            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
+                msg = f"{shard.key}: column {name!r} has type {kind}"
+                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
+        return matrix(shard, rows, self.inputs)
 
 
 def _named(predictor: Predictor, batch: pa.RecordBatch, x: Any) -> pa.Table:

@@ -19,16 +19,21 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 from cli_runs import X, begin, ok, read, told
 from distributed import Client, LocalCluster
 
-from streamfit import LinearModel, Ridge, RidgeClassifier, posterior
+from streamfit import RBF, Linear, LinearModel, Nystroem, RandomFourier, Ridge, RidgeClassifier, Standardize, posterior
 from streamfit.errors import CorpusError, ShardError, StoreError
+from streamfit.features import Chain, Concat
+from streamfit.frame import Frame
 from streamfit.models import read_model
+from streamfit.moments import Moments
 from streamfit.piping import predict_lines
 from streamfit.predicting import Predictor, predict_files
 from streamfit.provenance import ledger_digest
 from streamfit.store import Store
+from streamfit.targets import Dense
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,52 @@ def test_what_cannot_be_predicted_is_told_and_leaves_nothing(begun: Path, rows, 
     assert "files without --output" in told("predict", model, corpus)
     assert "scores of a model that has no classes" in told("predict", model, corpus, "--scores", "-o", where)
     assert "standard input with" in told("predict", model, "-", "-o", where)
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit on categories, parts of dates, and numbers some of which are missing."""
+    folder = tmp_path_factory.mktemp("flights")
+    rng = np.random.default_rng(8)
+    day = pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 300, 400), unit="D")
+    frame = pd.DataFrame({"carrier": rng.choice(["AA", "BB", "CC"], 400), "day": day, "miles": rng.uniform(1, 9, 400)})
+    frame.loc[::17, "miles"] = np.nan
+    frame["late"] = (frame["carrier"] == "BB") * 2.0 + frame["day"].dt.day_of_week + frame["miles"].fillna(0)
+    frame.to_parquet(folder / "rows.parquet", row_group_size=100)
+    (folder / "serial.toml").write_text('kind = "serial"\n')
+    (folder / "fit.toml").write_text(
+        f'kind = "ridge"\nrun = "{folder / "run"}"\n[corpus]\nroot = "{folder / "rows.parquet"}"\ntarget = ["late"]\n'
+        'features = ["carrier", "weekday(day)", "miles"]\nmissing = "mean"\n[corpus.categories]\ncarrier = []\n'
+        "[solve]\nalphas = [0.001]\nfolds = 2\n"
+    )
+    ok("fit", folder / "fit.toml", "--machine", folder / "serial.toml")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_rows_are_read_by_the_recipe_of_the_fit(flights: Path, tmp_path, form):
+    frame = pd.read_parquet(flights / "rows.parquet")
+    predictor = Predictor(LinearModel.load(flights / "run" / "model"), ("carrier",))
+    if form == "parquet":
+        predict_files(predictor, [str(flights / "rows.parquet")], tmp_path / "out.parquet")
+        found = pd.read_parquet(tmp_path / "out.parquet")
+    else:
+        ask, answer = os.pipe()
+        asked = frame.assign(day=frame["day"].dt.strftime("%Y-%m-%d")).drop(columns="late").dropna()
+        text = asked.to_csv(index=False) if form == "csv" else asked.to_json(orient="records", lines=True)
+        os.write(answer, text.encode())
+        os.close(answer)
+        with (tmp_path / "out").open("w") as out:
+            predict_lines(predictor, ask, out)
+        os.close(ask)
+        found = pd.read_csv(tmp_path / "out") if form == "csv" else pd.read_json(tmp_path / "out", lines=True)
+        frame = frame.dropna()
+    filled = frame["miles"].fillna(pd.read_parquet(flights / "rows.parquet")["miles"].mean())
+    oracle = np.column_stack([frame["carrier"] == c for c in ("AA", "BB", "CC")] + [frame["day"].dt.day_of_week, filled])
+    solution = predictor.model.solution
+    expected = oracle.astype(float) @ solution.weights[:, 0] + solution.intercept[0]
+    np.testing.assert_allclose(found["late_predicted"], expected, rtol=1e-5, atol=1e-5)
+    assert found["carrier"].tolist() == frame["carrier"].tolist()
 
 
 def piped(model: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
@@ -309,6 +360,57 @@ def test_models_of_the_first_schema_are_read(begun: Path, tmp_path):
     del old["schema_version"], old["written_by"], old["posterior"]
     path.write_text(json.dumps(old | {"format": "streamfit-model-1"}))
     assert LinearModel.load(tmp_path / "model").posterior is None
+
+
+def read_by_the_page(folder: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and deviations from the files alone, by docs/models.md."""
+    spec = json.loads((folder / "model.json").read_text())
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+
+    def features(part: dict, x: np.ndarray) -> np.ndarray:
+        of = {
+            n: arrays[f"features.{v['array']}"] if isinstance(v, dict) and "array" in v else v for n, v in part.items()
+        }
+        kind = part["kind"]
+        if kind == "Standardize":
+            return (x - of["mean"]) / of["scale"]
+        if kind in ("RBF", "Nystroem"):
+            bumps = np.exp(-of["gamma"] * ((x[:, None, :] - of["centers"]) ** 2).sum(axis=2))
+            return bumps if kind == "RBF" else bumps @ of["whitening"]
+        if kind == "RandomFourier":
+            return np.sqrt(2 / of["n"]) * np.cos(x @ of["frequencies"] + of["phases"])
+        if kind == "Chain":
+            return features(part["outer"], features(part["inner"], x))
+        if kind == "Concat":
+            return np.concatenate([features(each, x) for each in part["parts"]], axis=1)
+        if kind == "Pick":
+            return features(part["inner"], x)[:, of["indices"]]
+        assert kind == "Linear"
+        return x
+
+    phi, known = features(spec["features"], x), spec["posterior"]
+    away = (phi - arrays["posterior.mean_x"]) @ arrays["posterior.factor"].T
+    level = 1 + (1 / known["weight"] if known["fit_intercept"] else 0) + (away**2).sum(axis=1)
+    std = np.sqrt(arrays["posterior.noise_variance"] * level[:, None])
+    return phi @ arrays["weights"] + arrays["intercept"], std
+
+
+def test_the_page_on_models_is_enough_to_read_one(tmp_path):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(300, 3)) * [1.0, 20.0, 0.1]
+    y = np.column_stack([np.sin(x[:, 0]), x[:, 1] / 20]) + 0.1 * rng.normal(size=(300, 2))
+    scale = Standardize.fit(x)
+    z = scale(x)
+    maps = (Linear(3), Chain(scale, RBF(z[:20], 0.3)), Chain(scale, RandomFourier(25, 0.3, 2, 3)))
+    maps += (Chain(scale, Nystroem(z[:15], 0.3)),)
+    features = Concat(maps).keep([0, 2, 3, 8, 22, 30, 47, 50, 61])
+    moments = Moments.from_rows(features(x), y, Frame.identity(9, 2), Dense(2))
+    found = posterior(moments, 0.1)
+    model = LinearModel(features, found.solution, {"reader": {"kind": "table"}}, found)
+    model.save(tmp_path)
+    predicted, std = read_by_the_page(tmp_path, x)
+    np.testing.assert_allclose(predicted, model.predict(x), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(std, model.predict_std(x), rtol=1e-9)
 
 
 def test_a_model_becomes_onnx_by_a_command(begun: Path, tmp_path):
