@@ -316,8 +316,9 @@ def test_a_fit_leaves_as_a_model(rows, estimator, tmp_path):
     x, y, _ = (part[:400] for part in rows)
     frame = pd.DataFrame(x, columns=list("abc"))
     fitted = clone(estimator).fit(frame, labels(estimator, y))
-    fitted.to_model().save(tmp_path)
+    fitted.to_model(std=True).save(tmp_path)
     back = LinearModel.load(tmp_path)
+    assert back.posterior is not None
     assert back.info["reader"]["features"] == ["a", "b", "c"]
     scores = back.predict(x)
     if isinstance(estimator, RidgeClassifier):

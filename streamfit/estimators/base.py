@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
-import dask.array as da
 import numpy as np
 import scipy.sparse
 from dask.base import is_dask_collection
@@ -93,8 +92,7 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
                 x, targets, weights = x[weights > 0], targets[weights > 0], weights[weights > 0]
             if stream is None:
                 stream = RowStream(self._kind(targets), self.precision, whole_blocks(self._lead()))
-            for block in _blocks(x):
-                of = slice(block.start, block.stop)
+            for of in _blocks(x) if scipy.sparse.issparse(x) else [slice(None)]:
                 stream.add(_dense(x[of]), targets[of], None if weights is None else weights[of], self._choose)
         if stream is None or not stream.n_rows:
             msg = "only sample weights of zero" if seen else "no rows"
@@ -106,13 +104,15 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         self._publish()
         return self
 
-    def to_model(self, target: str | tuple[str, ...] = "y") -> LinearModel:
-        """The fit as a model that can be saved, and that `streamfit predict` and `export` read.
+    def to_model(self, target: str | tuple[str, ...] = "y", *, std: bool = False) -> LinearModel:
+        """The fit as a model that can be saved, and that `streamfit predict` and `export-model` read.
 
         Parameters
         ----------
         target : str or tuple of str
             Names of the targets' columns.
+        std : bool
+            Whether it carries its posterior, n_features² numbers, for standard deviations of predictions.
         """
         check_is_fitted(self, "solution_")
         named = getattr(self, "feature_names_in_", None)
@@ -122,7 +122,8 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         reader |= {"weight": None, "n_classes": len(self.classes_) if hasattr(self, "classes_") else 0}
         if hasattr(self, "classes_"):
             reader["classes"] = np.asarray(self.classes_).tolist()
-        return LinearModel(self.features_, self.solution_, {"reader": reader, "n_rows": self.moments_.n_rows})
+        found = self._uncertainty() if std else None
+        return LinearModel(self.features_, self.solution_, {"reader": reader, "n_rows": self.moments_.n_rows}, found)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the features that weights belong to, in the order of `coef_`.
@@ -155,6 +156,14 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         """Predictions of the indicators or targets, shape (n_rows, n_targets), of checked inputs."""
         model = LinearModel(self.features_, self.solution_)
         return np.concatenate([model.predict(_dense(x[of])) for of in _blocks(x)])
+
+    def _uncertainty(self) -> Posterior:
+        if self._posterior is None:
+            weight = self.moments_.total_weight
+            self._posterior = posterior(
+                self.moments_, self.alpha, fit_intercept=self.fit_intercept, n_observations=weight
+            )
+        return self._posterior
 
     def _inputs(self, X: Any) -> Any:
         accepted = "csr" if self._sparse else False
@@ -259,6 +268,8 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, MomentsEstimator):  # t
         return np.concatenate([predictions, np.sqrt(np.concatenate(variances))], axis=1)
 
     def _lazily(self, X: Any, return_std: bool) -> Any:
+        import dask.array as da  # takes long, and few tables are dask's
+
         n = self.moments_.frame.n_targets * (2 if return_std else 1)
         known = list(X.chunks[0]) if hasattr(X, "chunks") else [np.nan] * X.npartitions
         me = delayed(self, traverse=False)
@@ -268,14 +279,6 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, MomentsEstimator):  # t
             for block, rows in zip(dask_blocks(X), known, strict=True)
         ]
         return da.concatenate(parts, axis=0, allow_unknown_chunksizes=True)
-
-    def _uncertainty(self) -> Posterior:
-        if self._posterior is None:
-            weight = self.moments_.total_weight
-            self._posterior = posterior(
-                self.moments_, self.alpha, fit_intercept=self.fit_intercept, n_observations=weight
-            )
-        return self._posterior
 
 
 def _row_pieces(X: Any) -> Iterator[Any]:

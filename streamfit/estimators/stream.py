@@ -15,7 +15,7 @@ import numpy as np
 from streamfit.arrays import Precision
 from streamfit.features import FeatureMap
 from streamfit.frame import BLOCK_ROWS, Frame
-from streamfit.moments import Moments
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.targets import Targets
 
 Choice = Callable[[np.ndarray, np.ndarray | None], FeatureMap]
@@ -77,15 +77,24 @@ class RowStream:
         choose : callable
             Called at most once, when there are enough rows.
         """
-        lo = 0
+        lo, sums = 0, None
         while lo < len(y):
             missing = (self.lead if self.features is None else BLOCK_ROWS) - self._n_waiting
             rows = slice(lo, min(lo + missing, len(y)))
             self.waiting.append((x[rows], y[rows], None if weights is None else weights[rows]))
-            if rows.stop - lo == missing:
-                self.features, self.done = self._with_waiting(choose)
-                self.waiting = []
             lo = rows.stop
+            if rows.stop - rows.start < missing:
+                continue
+            if self.features is None or self.done is None:
+                self.features, self.done = self._with_waiting(choose)
+            else:
+                if sums is None:
+                    sums = MomentsAccumulator(self.done.frame, self.targets, self.precision)
+                block, targets, heavy = _together(self.waiting)
+                sums.add(self.features(block), targets, weights=heavy)
+            self.waiting = []
+        if sums is not None and self.done is not None:
+            self.done = self.done + sums.moments()
         # The caller's arrays are the caller's, who may write into them.
         self.waiting = [(x.copy(), y.copy(), None if w is None else w.copy()) for x, y, w in self.waiting]
 
@@ -96,9 +105,7 @@ class RowStream:
         return self._with_waiting(choose)
 
     def _with_waiting(self, choose: Choice) -> tuple[FeatureMap, Moments]:
-        x = np.concatenate([piece[0] for piece in self.waiting]) if len(self.waiting) > 1 else self.waiting[0][0]
-        y = np.concatenate([piece[1] for piece in self.waiting]) if len(self.waiting) > 1 else self.waiting[0][1]
-        weights = _weights(self.waiting)
+        x, y, weights = _together(self.waiting)
         features = choose(x, weights) if self.features is None else self.features
         phi = features(x)
         if self.done is None:
@@ -111,10 +118,11 @@ class RowStream:
         return features, more if self.done is None else self.done + more
 
 
-def _weights(pieces: list[Piece]) -> np.ndarray | None:
-    """Weights of pieces together; None where all are 1, so that it does not matter who gave them."""
-    given = [np.ones(len(y)) if w is None else w for _, y, w in pieces if w is not None or len(pieces) > 1]
-    if not given:
-        return None
-    together = np.concatenate(given)
-    return None if (together == 1.0).all() else together
+def _together(pieces: list[Piece]) -> Piece:
+    """Pieces as one; without weights where all are 1, so that it does not matter who gave them."""
+    if len(pieces) == 1:
+        x, y, weights = pieces[0]
+    else:
+        x, y = np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
+        weights = np.concatenate([np.ones(len(y)) if w is None else w for _, y, w in pieces])
+    return x, y, None if weights is None or (weights == 1.0).all() else weights
