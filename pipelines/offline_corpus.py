@@ -14,7 +14,7 @@ from streamfit.config import LanguageProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
 from streamfit.jobs import evaluate_documents, fit, held_out
-from streamfit.report import Report, plot_alphas, plot_models, print_scores, verdict
+from streamfit.report import Report, print_scores, sections
 from streamfit.text import LanguageModel, Sampling, generate_text
 
 
@@ -33,14 +33,14 @@ def main(config: Path, machine: Path | None = None) -> Path:
     print_scores(scores, console, "held-out")
 
     report = Report(f"streamfit: a language model of {problem.corpus.root}")
-    rows = [{"model": name, **score.to_json()} for name, score in scores.items()]
-    report.table("models", rows, {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"})
-    report.text(verdict(scores))
-    report.figure("models", plot_models(rows), "Bits per byte on held-out files.")
-    if fitted.solved.path is not None:
-        report.figure("alpha", plot_alphas(fitted.solved.path), "Held-out R² along the grid of alphas.")
-    report.verbatim("\n".join(fitted.solved.solution.certificate.lines()))
-    report.verbatim("".join(generate_text(model, "", Sampling(100, temperature=0.8, top_p=0.9))))
+    sections.add_data(report, fitted.store)
+    sections.add_scores(report, scores)
+    sample = "".join(generate_text(model, "", Sampling(100, temperature=0.8, top_p=0.9)))
+    sections.add_samples(report, {"": sample})
+    sections.add_alpha(report, fitted.solved)
+    sections.add_certificate(report, fitted.solved)
+    sections.add_learning_curve(report, fitted.store, fitted.solved)
+    sections.add_segments(report, fitted.store)
     target = report.write(Path(problem.run))
     say(console, f"report: {target}")
     return target

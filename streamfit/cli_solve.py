@@ -20,7 +20,7 @@ from streamfit.jobs import build_model, linear_model
 from streamfit.models import LinearModel
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.provenance import provenance_of
-from streamfit.report import plot_alphas, plot_pruning, plot_scores, save_figure
+from streamfit.report import plot_alphas, plot_pruning, plot_scores
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
@@ -169,9 +169,9 @@ def _blocks(given: list[str] | None) -> str | dict[str, tuple[str, ...]]:
 
 def _plot_choice(solved: Solved, path: Path) -> None:
     if solved.path is not None:
-        save_figure(plot_alphas(solved.path), path)
+        plot_alphas(solved.path).save(path)
     elif solved.scores is not None:
-        save_figure(plot_scores(solved.scores), path)
+        plot_scores(solved.scores).save(path)
     else:
         msg = "a figure of a single alpha, or of blocks"
         raise ConfigError(msg, "several --alpha without --blocks")
@@ -355,7 +355,7 @@ def prune_command(
         say(console, "  " + line, "dim")
     found.solution.certificate.require(tolerance)
     if plot is not None:
-        save_figure(plot_pruning(found), plot)
+        plot_pruning(found).save(plot)
         say(console, f"figure: {plot}")
     if output is not None:
         _pruned_model(opened, found).save(output)

@@ -19,6 +19,7 @@ from streamfit import report as rp
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.engine import Machine, WorkOptions, connect, rewrite, say
 from streamfit.errors import ConfigError
+from streamfit.history import PassNote
 from streamfit.jobs import (
     Fitted,
     accumulate_into,
@@ -29,7 +30,7 @@ from streamfit.jobs import (
     logged,
     training_source,
 )
-from streamfit.solve import held_out_r2, solve
+from streamfit.report import sections
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Store
 from streamfit.text import LanguageModel, Sampling, Score, generate_text
@@ -184,37 +185,6 @@ def _same_weights(a: Solved, b: Solved) -> bool:
     )
 
 
-def learning_curve(store: Store, alpha: float, points: int = 5) -> tuple[list[int], list[float]]:
-    """Held-out R² of one fold against rows of the others, from the stored segments.
-
-    Parameters
-    ----------
-    store : Store
-    alpha : float
-    points : int
-
-    Returns
-    -------
-    rows : list of int
-    r2 : list of float
-    """
-    held = min(segment.fold for segment in store.head().segments)
-    test = store.moments(lambda s: s.fold == held).centered()
-    others = [s for s in store.head().segments if s.fold != held]
-    steps = np.unique(np.linspace(0, len(others), points + 1).astype(int))[1:]
-    rows, r2 = [], []
-    total = store.moments(lambda _: False)
-    done = 0
-    for step in steps:
-        for segment in others[done:step]:
-            total = total + store.read(segment)
-        done = step
-        train = total.centered()
-        rows.append(total.n_rows)
-        r2.append(held_out_r2(solve(train, alpha).weights, train, test))
-    return rows, r2
-
-
 def _report(
     fitted: Fitted,
     scores: dict[str, Score],
@@ -225,33 +195,19 @@ def _report(
     started: float,
 ) -> Path:
     out = rp.Report("streamfit: a language model of Python's standard library")
-    plan, summary, solution = fitted.summary.plan, fitted.summary, fitted.solved.solution
+    plan, summary = fitted.summary.plan, fitted.summary
     out.text(
         f"{summary.n_rows:,} training tokens of {summary.n_shards:,} files were read once by {plan.n_workers} workers."
         f" {plan.n_features:,} features and {plan.n_targets:,} next-token targets; one solve gives the weights."
         " Files belong to train, validation or test by a hash of their path; the tables of models are on test files."
     )
-    rows = [{"model": name, **score.to_json()} for name, score in scores.items()]
-    out.heading("How well it predicts")
-    better = {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"}
-    out.table("models", rows, better)
-    out.text(rp.verdict(scores))
-    out.figure("models", rp.plot_models(rows), "Bits per byte on the test files.")
-    out.heading("What it writes")
-    for prompt, sample in samples.items():
-        out.verbatim(prompt + sample)
-    out.heading("How alpha was chosen")
-    if fitted.solved.path is not None:
-        out.data |= fitted.solved.path.to_json()
-        caption = "Variance of the next token's indicator explained on held-out folds, from the stored sums."
-        out.figure("alpha", rp.plot_alphas(fitted.solved.path), caption)
-    curve = learning_curve(fitted.store, solution.alpha)
-    out.data["learning_curve"] = {"rows": curve[0], "r2": curve[1]}
-    caption = "The same for one fold, against rows of the others: read from the segments, not from the corpus."
-    out.figure("learning", rp.plot_curve(*curve), caption)
-    out.heading("Certificate")
-    out.data["certificate"] = solution.certificate.to_json()
-    out.verbatim("\n".join([f"alpha {solution.alpha:g}, {solution.method}", *solution.certificate.lines()]))
+    sections.add_data(out, fitted.store)
+    sections.add_scores(out, scores)
+    sections.add_samples(out, samples)
+    sections.add_alpha(out, fitted.solved)
+    sections.add_certificate(out, fitted.solved)
+    sections.add_learning_curve(out, fitted.store, fitted.solved)
+    sections.add_features(out, fitted.store, fitted.solved)
     out.heading(f"Refit with {HELD_BACK}")
     equal = "equal to the last bit" if refit.equal else "NOT equal"
     out.text(
@@ -268,21 +224,20 @@ def _report(
     equals = {"equal": refit.equal, "forgotten_equal": refit.forgotten_equal}
     out.data["refit"] = {"added_rows": refit.added_rows, **equals, **times}
     out.figure("refit", rp.plot_times(times), "Seconds to the same weights.")
+    better = {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"}
     held_back = []
     for when, part in (("before", refit.before), ("after", refit.after)):
         name = list(part)[-1]
         held_back.append({"model": f"{name}, {when}", **part[name].to_json()})
     out.table("held_back", held_back, better)
     out.text(f"The mixture on {HELD_BACK}'s own test files, before and after the refit.")
-    out.heading("Plan and actual")
-    out.verbatim("\n".join(plan.lines(fitted.store.header.n_folds)))
+    sections.add_segments(out, fitted.store)
     actual = {
         "counting": summary.seconds,
         "solve": fitted.solved.seconds,
         **seconds,
         "all": time.perf_counter() - started,
     }
-    out.data["seconds"] = actual
     out.data["gflop_per_second"] = summary.gflops
-    out.text("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in actual.items()) + ".")
+    sections.add_passes(out, [PassNote.of(summary, fitted.store.header.n_folds)], actual)
     return out.write(run)

@@ -24,6 +24,7 @@ from streamfit.config_corpus import TextSection
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
 from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
+from streamfit.history import note_pass
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
 from streamfit.plan import Shard
@@ -93,6 +94,7 @@ def fit(
             refuse_choice(problem.solve)  # now, and not after the pass
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip
+        note_pass(Path(problem.run), summary, store.header.n_folds)
         if summary.plan.n_bands > 1:
             memory = int(_SOLVE_SHARE * psutil.virtual_memory().available)
             solved = solve_out_of_core(store, problem.solve, memory, None, console)

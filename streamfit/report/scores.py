@@ -1,0 +1,71 @@
+"""The evaluation table of language models on a console, and in words. Floor 7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from streamfit.engine import say
+from streamfit.text import Score
+from streamfit.text.evaluate import NETWORK
+
+
+def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") -> None:
+    """Print the evaluation table; `kind` says what sort of tokens these are."""
+    any_score = next(iter(scores.values()))
+    table = Table(title=f"{any_score.n_tokens:,} {kind} tokens, {any_score.n_bytes:,} bytes".replace("  ", " "))
+    table.add_column("model")
+    baseline = baseline_of(scores)
+    closed = list(scores)[list(scores).index(baseline) + 1 :]
+    for name in ("perplexity", "bits per byte", "top-1", "top-5", f"against {baseline}"):
+        table.add_column(name, justify="right")
+    best = min(score.nats for score in scores.values())
+    for name, score in scores.items():
+        row = score.to_json()
+        change = score.perplexity / scores[baseline].perplexity - 1.0
+        # What stands below the baseline is the closed form: say plainly whether it wins.
+        outcome = (" loses" if change > 0 else " wins") if name in closed else ""
+        result = "" if name == baseline else f"{change:+.1%}{outcome}"
+        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
+        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
+        table.add_row(name, *cells, style="bold" if score.nats == best else "")
+    console.print(table)
+    say(console, verdict(scores))
+
+
+def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
+    """Print scores of a model that learnt from what it was scored on; they stand beside no static ones."""
+    any_score = next(iter(scores.values()))
+    table = Table(title=f"{any_score.n_tokens:,} tokens, each then new data for the next")
+    for name in ("model", "perplexity", "bits per byte", "top-1", "top-5"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name, score in scores.items():
+        row = score.to_json()
+        shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
+        table.add_row(name, f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares)
+    console.print(table)
+
+
+def verdict(scores: Mapping[str, Score]) -> str:
+    """Say in words where the closed form stands, also where it loses."""
+    baseline = baseline_of(scores)
+
+    def against(score: Score) -> str:
+        change = score.perplexity / scores[baseline].perplexity - 1.0
+        return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
+
+    *_, mixture = scores
+    whole = f"Mixed with the {baseline}" if mixture == f"{NETWORK} + {baseline}" else f"The {mixture}"
+    if NETWORK not in scores:
+        return f"Against the {baseline}, the {mixture} has a perplexity {against(scores[mixture])}."
+    return (
+        f"Against the {baseline}, the {NETWORK} alone has a perplexity {against(scores[NETWORK])}."
+        f" {whole}, {against(scores[mixture])}."
+    )
+
+
+def baseline_of(scores: Mapping[str, Score]) -> str:
+    """The longest n-gram model of a table, which comes last of them."""
+    return [name for name in scores if name.endswith("gram") and "+" not in name][-1]
