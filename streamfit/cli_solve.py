@@ -24,7 +24,7 @@ from streamfit.report import plot_alphas, plot_pruning, plot_scores
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
-from streamfit.stores import open_any
+from streamfit.stores import licence_of, open_any
 from streamfit.verbs import GRID, solve_section
 
 app = typer.Typer()
@@ -122,7 +122,8 @@ def solve_command(
         _plot_choice(solved, plot)
         say(console, f"figure: {plot}")
     if output is not None:
-        linear_model(opened, solved, not no_intercept if std else None).save(output)
+        spread = not no_intercept if std else None
+        linear_model(opened, solved, spread, licence=licence_of(store)).save(output)
         say(console, f"model: {output}")
 
 
@@ -220,7 +221,7 @@ def refine(
         if isinstance(problem, LanguageProblem):
             build_model(problem, opened, better).save(output)
         else:
-            linear_model(opened, better).save(output)
+            linear_model(opened, better, licence=licence_of(store)).save(output)
         say(console, f"model: {output}")
 
 
@@ -358,7 +359,7 @@ def prune_command(
         plot_pruning(found).save(plot)
         say(console, f"figure: {plot}")
     if output is not None:
-        _pruned_model(opened, found).save(output)
+        _pruned_model(opened, found, licence_of(store)).save(output)
         say(console, f"model: {output}")
 
 
@@ -371,11 +372,11 @@ def _groups(store: Store, given: list[str]) -> list[list[int]]:
     return [every[part].tolist() for part in found.values()]
 
 
-def _pruned_model(store: Store, found: Pruned) -> LinearModel:
+def _pruned_model(store: Store, found: Pruned, licence: str) -> LinearModel:
     if store.header.reader.get("kind") == "tokens":
         msg = "a language model of pruned features"
         raise ConfigError(msg, "a linear model's store", "leave out --output")
     head = store.head()
     info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "kept": found.kept.tolist()}
-    info["data"] = provenance_of(store)
+    info["data"] = provenance_of(store, licence)
     return LinearModel(store.header.features.keep(found.kept.tolist()), found.solution, info)

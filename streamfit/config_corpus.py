@@ -48,7 +48,8 @@ class LabelsSection(Section):
 class FilesSection(Section):
     """Which files: a directory, a glob or a file.
 
-    `python:stdlib` stands for the directory of Python's own standard library.
+    `python:stdlib` stands for the directory of Python's own standard library. `licence` is that of the data, as an SPDX
+    expression or in words; models that are fitted to it say so.
     """
 
     root: str
@@ -56,6 +57,7 @@ class FilesSection(Section):
     exclude: tuple[str, ...] = ()
     label: str = "corpus"
     labels: LabelsSection = LabelsSection()
+    licence: str = ""
 
     def files(self, split: Split | None, fractions: tuple[float, float, float]) -> Files:
         """Files of one part of the corpus."""

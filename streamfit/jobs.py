@@ -271,12 +271,12 @@ def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel |
         model = assemble(store, solved.solution, validation, experts=problem.experts())
         if model.network is None:  # counts alone
             return model
-        info = model.network.info | {"data": provenance_of(store)}
+        info = model.network.info | {"data": provenance_of(store, problem.corpus.licence)}
         return replace(model, network=replace(model.network, info=info))
-    return linear_model(store, solved)
+    return linear_model(store, solved, licence=problem.corpus.licence)
 
 
-def linear_model(store: Store, solved: Solved, fit_intercept: bool | None = None) -> LinearModel:
+def linear_model(store: Store, solved: Solved, fit_intercept: bool | None = None, *, licence: str = "") -> LinearModel:
     """Features and weights of a solve, with what is needed to read rows for them.
 
     Parameters
@@ -285,6 +285,8 @@ def linear_model(store: Store, solved: Solved, fit_intercept: bool | None = None
     solved : Solved
     fit_intercept : bool, optional
         If given, the model carries its posterior, for standard deviations of predictions; and this is how it was fit.
+    licence : str
+        Of the rows.
 
     Raises
     ------
@@ -295,7 +297,8 @@ def linear_model(store: Store, solved: Solved, fit_intercept: bool | None = None
         msg = f"a linear model of {store.place}, which counts tokens"
         raise ConfigError(msg, "a store of a table", "`streamfit fit` or `resume` make language models")
     head = store.head()
-    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "data": provenance_of(store)}
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
+    info["data"] = provenance_of(store, licence)
     if solved.path is not None:
         info |= solved.path.to_json()
     model = LinearModel(store.header.features, solved.solution, info)

@@ -20,7 +20,7 @@ from streamfit.report import Report, sections
 from streamfit.report.held_out import read_held_out
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Store
-from streamfit.stores import open_any, reader_of
+from streamfit.stores import licence_of, open_any, reader_of
 from streamfit.text import LanguageModel, Sampling, explain, generate_text, origins_of
 from streamfit.text.contexts import Windows
 
@@ -89,12 +89,12 @@ def report_of(
 
 
 def _licence(run: Path) -> str:
-    """What the run's model says of its data, if there is one."""
+    """What the run's model says of its data, or else its config."""
     if not (run / "model" / "model.json").is_file():
-        return ""
+        return licence_of(run)
     spec = read_model(run / "model")[0]
-    data: dict[str, Any] = spec.get("network", spec).get("info", {}).get("data", {})
-    return str(data.get("licence", ""))
+    data: dict[str, Any] = (spec.get("network") or spec).get("info", {}).get("data", {})
+    return str(data.get("licence") or licence_of(run))
 
 
 def _add_residuals(

@@ -170,6 +170,7 @@ def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "serial.toml").write_text('kind = "serial"\n')
     (folder / "fit.toml").write_text(
         f'kind = "ridge"\nrun = "{folder / "run"}"\n[corpus]\nroot = "{folder / "rows.parquet"}"\ntarget = ["late"]\n'
+        'licence = "CC0-1.0"\n'
         'features = ["carrier", "weekday(day)", "miles"]\nmissing = "mean"\n[corpus.categories]\ncarrier = []\n'
         "[solve]\nalphas = [0.001]\nfolds = 2\n"
     )
@@ -196,11 +197,19 @@ def test_rows_are_read_by_the_recipe_of_the_fit(flights: Path, tmp_path, form):
         found = pd.read_csv(tmp_path / "out") if form == "csv" else pd.read_json(tmp_path / "out", lines=True)
         frame = frame.dropna()
     filled = frame["miles"].fillna(pd.read_parquet(flights / "rows.parquet")["miles"].mean())
-    oracle = np.column_stack([frame["carrier"] == c for c in ("AA", "BB", "CC")] + [frame["day"].dt.day_of_week, filled])
+    oracle = np.column_stack(
+        [frame["carrier"] == c for c in ("AA", "BB", "CC")] + [frame["day"].dt.day_of_week, filled]
+    )
     solution = predictor.model.solution
     expected = oracle.astype(float) @ solution.weights[:, 0] + solution.intercept[0]
     np.testing.assert_allclose(found["late_predicted"], expected, rtol=1e-5, atol=1e-5)
     assert found["carrier"].tolist() == frame["carrier"].tolist()
+
+
+def test_the_licence_of_a_config_goes_with_every_model(flights: Path, tmp_path):
+    ok("solve", flights / "run", "--alpha", 1, "-o", tmp_path / "model")
+    for folder in (flights / "run" / "model", tmp_path / "model"):
+        assert "Licence: CC0-1.0" in ok("card", folder)
 
 
 def piped(model: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
