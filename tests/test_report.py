@@ -291,6 +291,7 @@ def test_a_language_models_report_has_scores_samples_and_calibration(tmp_path):
     for name, score in evaluated.items():
         assert scores[name]["perplexity"] == pytest.approx(score["perplexity"], rel=1e-9)
     assert facts["samples"].keys() == {"sum ", "the "}
+    assert {row["block"] for row in facts["feature_shares"]} == {"linear", "rbf"}, "of maps behind an embedding"
     for found in facts["explanations"]:
         assert sum(share["share"] for share in found["shares"]) == pytest.approx(found["probability"], rel=1e-6)
     assert sum(each["rows"] for each in facts["reliability"]) == scores["uniform"]["tokens"]

@@ -57,7 +57,7 @@ def plot_growth(rows: Sequence[Mapping[str, Any]]) -> Drawing:
         counts[hues[row["source"]]][commits.index(row["commit"])] += row["rows"]
     bottom = np.zeros(len(commits))
     for hue, each in counts.items():
-        pair.bar(commits, each, bottom=bottom, width=1.0, color=hue)
+        pair.bar(commits, each, bottom=bottom, width=1.0, color=hue, edgecolor=hue, linewidth=0.5)
         bottom += each
     _name_hues(pair, hues)
     pair.set_xlabel("commit")

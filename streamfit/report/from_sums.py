@@ -11,7 +11,7 @@ import numpy as np
 
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.density import DENSE_FEATURES
-from streamfit.features import Concat
+from streamfit.features import Chain, Concat, FeatureMap
 from streamfit.solve import held_out_r2
 from streamfit.solve.ridge import weights_for, without_constants
 from streamfit.sparse_moments import SparseMoments
@@ -115,8 +115,7 @@ def feature_shares(
     if not c.ss_y.sum() > 0:
         return []
     each = np.sum(b * (2.0 * c.cross - c.gram @ b), axis=1) / float(c.ss_y.sum())
-    features = store.header.features
-    if isinstance(features, Concat):
+    if isinstance(features := _last(store.header.features), Concat):
         blocks = features.blocks().items()
         return [{"block": n, "features": s.stop - s.start, "r2": float(each[s].sum())} for n, s in blocks]
     order = np.argsort(-np.abs(each), kind="stable")
@@ -124,6 +123,11 @@ def feature_shares(
     if len(rest := order[_MOST:]):
         found.append({"block": f"{len(rest):,} others", "features": len(rest), "r2": float(each[rest].sum())})
     return found
+
+
+def _last(features: FeatureMap) -> FeatureMap:
+    """The map that gives the features, whatever stands before it."""
+    return _last(features.outer) if isinstance(features, Chain) else features
 
 
 def segment_spans(store: Store) -> list[dict[str, Any]]:
