@@ -27,8 +27,8 @@ from streamfit.text.contexts import Windows
 PROMPTS = ("",)
 _CALIBRATED = 4096
 """Held-out tokens that calibration is measured on."""
-_LETTERS = 40
-"""Of text that are sure to hold a token."""
+_LETTERS = 4_000_000
+"""Of held-out text that these tokens are drawn from."""
 _SHOWN = 200
 """Letters of a held-out text whose next token is explained, where no prompt is given."""
 
@@ -133,7 +133,7 @@ def _add_language(
     model = build_model(problem, store, solved)
     assert isinstance(model, LanguageModel)
     documents = held_out(store, problem.corpus.documents("test"))
-    texts = _first_texts(documents, rows)
+    texts = _some_texts(documents)
     sections.add_scores(report, evaluate_documents(model, documents, client))
     how = Sampling(tokens, temperature=0.8, top_p=0.9)
     sections.add_samples(report, {prompt: "".join(generate_text(model, prompt, how)) for prompt in prompts})
@@ -143,25 +143,25 @@ def _add_language(
     sections.add_explanations(report, [explain(model, prompt, origins=origins) for prompt in asked])
 
 
-def _first_texts(documents: Documents, rows: int) -> list[str]:
-    """Held-out documents that will do for so many tokens."""
+def _some_texts(documents: Documents) -> list[str]:
+    """Held-out documents in random order, as many as are looked through for tokens."""
+    shards = documents.shards()
     texts: list[str] = []
-    for shard in documents.shards():
-        texts += documents.documents(shard)
-        if sum(map(len, texts)) > _LETTERS * rows:
+    for index in np.random.default_rng(0).permutation(len(shards)):
+        texts += documents.documents(shards[index])
+        if sum(map(len, texts)) > _LETTERS:
             break
     return texts
 
 
 def _confidence(model: LanguageModel, texts: list[str], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the most probable token, and whether it came, at the first rows of held-out documents."""
+    """Probability of the most probable token, and whether it came, at random rows of held-out documents."""
     windows = Windows(model.tokenizer.encode(texts), model.n_context)
+    some = np.sort(np.random.default_rng(0).permutation(len(windows))[:rows])
     confidence, hits = [], []
-    for part, contexts in windows.batches(model.batch_rows):
-        if part.start >= rows:
-            break
-        p = model.distribution(contexts)
+    for part in np.array_split(some, -(-len(some) // model.batch_rows)):
+        p = model.distribution(windows[part])
         best = p.argmax(axis=1)
         confidence.append(p[np.arange(len(best)), best])
         hits.append(best == windows.tokens[part])
-    return np.concatenate(confidence)[:rows], np.concatenate(hits)[:rows]
+    return np.concatenate(confidence), np.concatenate(hits)
