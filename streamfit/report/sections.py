@@ -119,9 +119,8 @@ def add_learning_curve(report: Report, store: Store, solved: Solved, *, fit_inte
     report.data["learning_curve"] = points
     n_folds = len({point["fold"] for point in points})
     folds = f"each of {n_folds} folds in turn and in the mean" if n_folds > 1 else "one fold"
-    caption = (
-        f"Variance explained on {folds}, against rows of the others: from stored segments, nothing was read again."
-    )
+    how = f"with alpha {solved.solution.alpha:g}, from segments: nothing was read again"
+    caption = f"Variance explained on {folds}, against rows of the others, {how}."
     report.figure("learning", plot_curve(points), caption)
 
 
@@ -139,9 +138,8 @@ def add_features(report: Report, store: Store, solved: Solved, *, fit_intercept:
         report.data["contributions"] = solved.parts.to_json()
     report.data["feature_shares"] = rows
     total = sum(row["r2"] for row in rows)
-    caption = (
-        f"Parts of R² on the training rows, {total:.4f} in all (product measure); a negative part corrects another."
-    )
+    measure = "product measure; negative ones correct others"
+    caption = f"Parts of R² on the training rows, {total:.4f} in all ({measure})."
     report.figure("features", plot_shares(rows), caption)
 
 
