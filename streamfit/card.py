@@ -155,6 +155,8 @@ def _described(spec: dict[str, Any]) -> str:
         "RandomFourier": f"{spec.get('n', 0):,} random Fourier features, gamma {spec.get('gamma', 0):.4g}",
         "Hashed": f"columns hashed into {spec.get('n', 0):,}",
         "Lookup": "embeddings of tokens",
+        "Nearest": "the nearest tokens",
+        "Decayed": "a decaying mean of embeddings",
     }
     return f"some of {_described(spec['inner'])}" if kind == "Pick" else words.get(kind, kind)
 
