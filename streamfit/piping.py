@@ -12,7 +12,6 @@ from typing import Any, Literal, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamfit.corpus.recipe import date_part
 from streamfit.errors import ConfigError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
@@ -157,12 +156,8 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
         raise ShardError(msg, "every feature of the model, and every column to keep")
     try:
         columns = [pa.array([row.get(name) for row in rows]) for name in names]
-        if text:
-            numbers = _numbers(predictor)
-            columns = [
-                pc.cast(column, pa.float64()) if name in numbers else column
-                for name, column in zip(names, columns, strict=True)
-            ]
+        kinds = predictor.types | ({name: pa.float64() for name in predictor.numbers} if text else {})
+        columns = [_cast(column, kinds.get(name)) for name, column in zip(names, columns, strict=True)]
         columns = [_fixed(column) for column in columns]
     except (pa.ArrowException, ValueError, TypeError) as error:
         msg = f"standard input, rows {first} to {first + len(rows) - 1}: {str(error).splitlines()[0]}"
@@ -170,12 +165,11 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
     return pa.RecordBatch.from_arrays(columns, names)
 
 
-def _numbers(predictor: Predictor) -> set[str]:
-    """Columns that hold numbers: neither categories, nor dates that a part is taken of."""
-    if predictor.recipe is None:
-        return set(predictor.inputs)
-    named = {name for name, _ in predictor.recipe.categories}
-    return {name for name in predictor.inputs if name not in named and date_part(name)[1] is None}
+def _cast(column: pa.Array, kind: pa.DataType | None) -> pa.Array:
+    """Text as the type that its column has; no text at all is no value."""
+    if kind is None or not pa.types.is_string(column.type):
+        return column
+    return pc.cast(pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, pa.string())), kind)
 
 
 def _fixed(column: pa.Array) -> pa.Array:

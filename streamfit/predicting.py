@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.parquet_rows import Batch, matrix
 from streamfit.corpus.recipe import Recipe, date_part
+from streamfit.corpus.text_formats import type_of
 from streamfit.corpus.values import column_of
 from streamfit.engine import n_workers
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError, StoreError
@@ -73,21 +73,33 @@ class Predictor:
         """Feature columns, as the model names them."""
         return tuple(self.model.info["reader"]["features"])
 
-    @cached_property
-    def recipe(self) -> Recipe | None:
-        """How columns become rows, where that is more than numbers side by side."""
-        given = self.model.info["reader"].get("recipe")
-        return None if given is None else Recipe.from_json(given)
-
     @property
     def columns(self) -> list[str]:
         """Columns that must be read."""
-        whole = date_part if self.recipe is not None and self._hashed is None else column_of
-        return list(dict.fromkeys([*(whole(name)[0] for name in self.inputs), *self.keep]))
+        plain = date_part if self.recipe is not None else column_of
+        return list(dict.fromkeys([*(plain(name)[0] for name in self.inputs), *self.keep]))
 
     @property
-    def _hashed(self) -> Hashed | None:
-        return self.model.features if isinstance(self.model.features, Hashed) else None
+    def recipe(self) -> Recipe | None:
+        """How columns become features, where that is more than their numbers."""
+        reader = self.model.info["reader"]
+        if "recipe" not in reader or isinstance(self.model.features, Hashed):
+            return None
+        return Recipe.from_json(reader["recipe"])
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """Columns that are features as the numbers that they hold."""
+        made = self.recipe
+        if made is None:
+            return frozenset(self.inputs)
+        return frozenset(name for name in self.inputs if made.levels(name) is None and date_part(name)[1] is None)
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Types of columns of text, where the model was fitted on text."""
+        options = self.model.info["reader"].get("origin", {}).get("options", {})
+        return {name: type_of(text) for name, text in options.get("types", ())}
 
     def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
         """Predictions of some rows.
@@ -110,24 +122,26 @@ class Predictor:
     def _inputs_of(self, batch: pa.RecordBatch, where: str, first: int) -> Any:
         shard = Shard(where, where, 0, 1, 0, batch.num_rows, "", "")
         rows = Batch(batch, np.arange(first, first + batch.num_rows))
-        if self._hashed is not None:
+        hashed = self.model.features
+        if isinstance(hashed, Hashed):
             for name in self.inputs:
-                check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, self._hashed)
-            return hashed_rows(shard, rows, self._hashed)
-        x = features_of(where, rows, self.recipe) if self.recipe is not None else self._plain(shard, rows)
+                check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, hashed)
+            return hashed_rows(shard, rows, hashed)
+        if self.recipe is not None:
+            return self._checked(where, features_of(where, rows, self.recipe))
+        for name in self.inputs:
+            kind = batch.schema.field(name).type
+            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
+                msg = f"{where}: column {name!r} has type {kind}"
+                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
+        return self._checked(where, matrix(shard, rows, self.inputs))
+
+    def _checked(self, where: str, x: np.ndarray) -> np.ndarray:
         if x.shape[1] != self.model.features.n_inputs:
             msg = f"{where}: {x.shape[1]} feature columns once lists are spread out"
             raise ShardError(msg, f"{self.model.features.n_inputs}, as the model was fitted with")
         return x
-
-    def _plain(self, shard: Shard, rows: Batch) -> np.ndarray:
-        for name in self.inputs:
-            kind = rows.table.schema.field(name).type
-            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
-                msg = f"{shard.key}: column {name!r} has type {kind}"
-                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
-        return matrix(shard, rows, self.inputs)
 
 
 def _named(predictor: Predictor, batch: pa.RecordBatch, x: Any) -> pa.Table:
@@ -157,8 +171,10 @@ def _targets(names: Sequence[str], n_targets: int) -> list[str]:
     return list(names) if len(names) == n_targets else [f"{'_'.join(names)}_{k}" for k in range(n_targets)]
 
 
-def pieces_of(paths: Sequence[str], columns: Sequence[str]) -> list[ds.Fragment]:
-    """Files, and of Parquet files row groups, in the order in which they lie.
+def pieces_of(
+    paths: Sequence[str], columns: Sequence[str], types: Mapping[str, pa.DataType] | None = None
+) -> list[ds.Fragment]:
+    """Files, and of Parquet files row groups, in the order in which they lie; columns of CSV with some types.
 
     Raises
     ------
@@ -172,7 +188,8 @@ def pieces_of(paths: Sequence[str], columns: Sequence[str]) -> list[ds.Fragment]
             msg = f"{path}: of an unknown format"
             raise CorpusError(msg, f"a name with one of {', '.join(FORMATS)}")
         options = pyarrow.csv.ParseOptions(delimiter="\t") if ".tsv" in path.suffixes else None
-        form = ds.CsvFileFormat(parse_options=options) if kind == "csv" else kind
+        convert = pyarrow.csv.ConvertOptions(column_types=dict(types or {}), strings_can_be_null=True)
+        form = ds.CsvFileFormat(parse_options=options, convert_options=convert) if kind == "csv" else kind
         with _told(str(path)):
             table = ds.dataset(str(path), format=form)
             missing = [name for name in columns if name not in table.schema.names]
@@ -212,7 +229,7 @@ def predict_files(
     ConfigError
         If the output is a folder that holds something.
     """
-    pieces = pieces_of(paths, predictor.columns)
+    pieces = pieces_of(paths, predictor.columns, predictor.types)
     if output.suffix in FORMATS:
         with _writing(output) as write:
             n_rows = sum(write(table) for table in _in_order(_predicted, predictor, pieces, client))
