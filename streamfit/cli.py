@@ -22,7 +22,6 @@ from rich.console import Console
 from streamfit.cli_machine import app as machine_app
 from streamfit.cli_model import app as model_app
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
-from streamfit.cli_report import app as report_app
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
 from streamfit.cli_text import app as text_app
@@ -57,7 +56,6 @@ app.add_typer(store_app)
 app.add_typer(machine_app)
 app.add_typer(text_app)
 app.add_typer(model_app)
-app.add_typer(report_app)
 
 
 def main() -> None:

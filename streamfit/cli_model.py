@@ -1,4 +1,4 @@
-"""Commands for models that are there: predict, export-model, card. Floor 7."""
+"""Commands for models that are there: predict, export-model, card; `cli_report` has that for reports. Floor 7."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from streamfit import cli_report
 from streamfit.cli_options import JsonOption, MachineOption, dump, working
 from streamfit.engine import say
 from streamfit.errors import ConfigError
@@ -18,6 +19,7 @@ from streamfit.models import LinearModel, describe_model
 from streamfit.onnx_model import export_onnx
 
 app = typer.Typer()
+app.add_typer(cli_report.app)
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a model.")]
 
 

@@ -16,7 +16,7 @@ from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgu
 from streamfit.config import LanguageProblem, SolveSection, load_problem
 from streamfit.engine import say
 from streamfit.errors import ConfigError
-from streamfit.jobs import build_model, linear_model
+from streamfit.jobs import build_model, licence_of, linear_model
 from streamfit.models import LinearModel
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.provenance import provenance_of
@@ -24,7 +24,7 @@ from streamfit.report import plot_alphas, plot_pruning, plot_scores
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
-from streamfit.stores import licence_of, open_any
+from streamfit.stores import open_any
 from streamfit.verbs import GRID, solve_section
 
 app = typer.Typer()

@@ -19,7 +19,7 @@ import psutil
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import LanguageProblem, Problem, RidgeProblem
+from streamfit.config import LanguageProblem, Problem, RidgeProblem, load_problem
 from streamfit.config_corpus import TextSection
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
@@ -314,6 +314,12 @@ def _posterior_of(solved: Solved, fit_intercept: bool) -> Posterior:
         )
         raise ConfigError(msg, "one alpha, and a dense Gram matrix", "leave out --std")
     return replace(posterior(solved.moments, solution.alpha, fit_intercept=fit_intercept), solution=solution)
+
+
+def licence_of(where: str | Path) -> str:
+    """Licence that a run's config states for its data; empty of a bare store."""
+    path = Path(where) / "problem.json"
+    return "" if "://" in str(where) or not path.is_file() else load_problem(path).corpus.licence
 
 
 def held_out(store: Store, documents: Documents) -> Documents:

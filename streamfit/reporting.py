@@ -14,13 +14,13 @@ from streamfit.corpus import Documents
 from streamfit.engine import say
 from streamfit.errors import CorpusError
 from streamfit.history import passes_of
-from streamfit.jobs import build_model, evaluate_documents, held_out
+from streamfit.jobs import build_model, evaluate_documents, held_out, licence_of
 from streamfit.models import read_model
 from streamfit.report import Report, sections
 from streamfit.report.held_out import read_held_out
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Store
-from streamfit.stores import licence_of, open_any, reader_of
+from streamfit.stores import open_any, reader_of
 from streamfit.text import LanguageModel, Sampling, explain, generate_text, origins_of
 from streamfit.text.contexts import Windows
 

@@ -47,12 +47,6 @@ def open_any(where: str | Path, at: str | int | None = None) -> Store:
     return Store(run / "store" if Store.exists(run / "store") else run, at)
 
 
-def licence_of(where: str | Path) -> str:
-    """Licence that a run's config states for its data; empty of a bare store."""
-    path = Path(where) / "problem.json"
-    return "" if "://" in str(where) or not path.is_file() else load_problem(path).corpus.licence
-
-
 def source_of(
     header: Header,
     root: str,
