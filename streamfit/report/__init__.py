@@ -1,6 +1,6 @@
 """Showing results: pages that stand by themselves, figures with their numbers, tables on the console."""
 
-from streamfit.report.drawing import Drawing
+from streamfit.report.drawing import Drawing, save_figure
 from streamfit.report.page import Report
 from streamfit.report.plots import (
     plot_alphas,
@@ -26,5 +26,6 @@ __all__ = [
     "plot_times",
     "print_adaptive",
     "print_scores",
+    "save_figure",
     "verdict",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,11 @@ class Drawing:
         ConfigError
             If the format is unknown or the file cannot be written.
         """
-        try:
-            if path.suffix == ".csv":
-                path.write_text(self.csv(), encoding="utf-8")
-            else:
-                self.figure.savefig(path, dpi=150, facecolor="white")
-        except (ValueError, OSError) as error:
-            msg = f"cannot write the figure {path}: {error}"
-            raise ConfigError(msg, "a file in a folder that is there, ending in .png, .svg, .pdf or .csv") from error
+        if path.suffix != ".csv":
+            save_figure(self.figure, path)
+            return
+        with _told(path):
+            path.write_text(self.csv(), encoding="utf-8")
 
     def csv(self) -> str:
         """The numbers as CSV."""
@@ -79,6 +77,27 @@ class Drawing:
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         return _inlined(buffer.getvalue(), name, title)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of its suffix, on white.
+
+    Raises
+    ------
+    ConfigError
+        If the format is unknown or the file cannot be written.
+    """
+    with _told(path):
+        figure.savefig(path, dpi=150, facecolor="white")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        msg = f"cannot write the figure {path}: {error}"
+        raise ConfigError(msg, "a file in a folder that is there, ending in .png, .svg, .pdf or .csv") from error
 
 
 def _inlined(svg: str, name: str, title: str) -> str:
