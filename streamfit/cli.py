@@ -19,9 +19,20 @@ import psutil
 import typer
 from rich.console import Console
 
+from streamfit.cli_config import app as config_app
 from streamfit.cli_machine import app as machine_app
 from streamfit.cli_model import app as model_app
-from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, show
+from streamfit.cli_options import (
+    INTERRUPTED,
+    AtOption,
+    Interrupted,
+    JsonOption,
+    MachineOption,
+    StoreArgument,
+    dump,
+    show,
+    summary_json,
+)
 from streamfit.cli_solve import app as solve_app
 from streamfit.cli_store import app as store_app
 from streamfit.cli_text import app as text_app
@@ -33,6 +44,7 @@ from streamfit.doctor import examine
 from streamfit.doctor_gpu import examine_backend
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import CertificateError, ConfigError, SolveError, StreamfitError
+from streamfit.forecast import forecast
 from streamfit.jobs import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
@@ -43,19 +55,23 @@ from streamfit.tables import score_table
 from streamfit.text import Adaptive, LanguageModel, add_scores
 from streamfit.text.adapt import EVERY
 
-_NOT_CERTIFIED, _INTERRUPTED = 3, 130
+_NOT_CERTIFIED = 3
 
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Exact one-pass fits of models that are linear in their parameters.",
+    epilog="Exit codes: 0 done; 1 a fault of streamfit itself; 2 a mistake in input, data or environment; 3 an optimum"
+    " that is not proved to the tolerance; 130 interrupted. `streamfit --install-completion` completes commands in your"
+    " shell.",
 )
 app.add_typer(solve_app)
 app.add_typer(store_app)
 app.add_typer(machine_app)
 app.add_typer(text_app)
 app.add_typer(model_app)
+app.add_typer(config_app)
 
 
 def main() -> None:
@@ -76,9 +92,10 @@ def _guarded(command: Callable[[], object]) -> None:
         sys.exit(_NOT_CERTIFIED if isinstance(error, CertificateError) else 2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # typer makes an exit of an interrupt before it comes here.
-        code = _INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
-        if code == _INTERRUPTED:
-            say(Console(stderr=True), "interrupted: what was committed is kept; run the same command again to go on")
+        code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code == INTERRUPTED:
+            onward = stop.onward if isinstance(stop, Interrupted) else "the same command again"
+            say(Console(stderr=True), f"interrupted: what was committed is kept; to go on, run: {onward}")
         sys.exit(code)
 
 
@@ -106,26 +123,56 @@ def demo(
     run_demo(run, load_machine(machine), Console())
 
 
-@app.command()
+@app.command(epilog="Example: streamfit fit configs/ridge_parquet.toml --dry-run")
 def fit(
     config: Annotated[Path, typer.Argument(help="TOML file of a problem, such as configs/lm_stdlib.toml.")],
     machine: MachineOption = None,
     skip_bad_shards: Annotated[
         bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the plan and the time it would take at a rate measured now; write nothing."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fit a problem: count its corpus into a store, solve, and save the model.
 
     Run the same command again after an interruption, and it goes on where it stopped.
     """
-    _fit(load_problem(config), load_machine(machine), skip_bad_shards)
+    problem, where = load_problem(config), load_machine(machine)
+    if not dry_run:
+        _fit(problem, where, skip_bad_shards, as_json)
+        return
+    found = forecast(problem, where, Console(quiet=as_json), skip_bad_shards=skip_bad_shards)
+    if as_json:
+        dump(found.to_json())
+        return
+    for line in found.lines():
+        say(Console(), line)
 
 
-def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool) -> None:
-    console = Console()
-    with connect(machine) as client:
-        fit_problem(problem, machine, client, console, skip_bad_shards=skip_bad_shards)
-    say(console, f"model: {Path(problem.run) / 'model'}")
+def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool, as_json: bool = False) -> None:
+    console = Console(quiet=as_json)
+    try:
+        with connect(machine) as client:
+            done = fit_problem(problem, machine, client, console, skip_bad_shards=skip_bad_shards)
+    except KeyboardInterrupt as stop:
+        onward = f"streamfit resume {problem.run}"
+        raise Interrupted(onward) from stop
+    model = Path(problem.run) / "model"
+    if as_json:
+        dump(
+            {
+                "model": str(model),
+                "commit": done.store.head().sequence,
+                **summary_json(done.summary),
+                **done.solved.to_json(),
+            }
+        )
+    say(console, f"model: {model}")
 
 
 @app.command()
@@ -134,6 +181,7 @@ def resume(
     skip_bad_shards: Annotated[
         bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Go on with a run that was stopped, with the configuration that it was begun with."""
     if not (run / "problem.json").is_file():
@@ -141,7 +189,7 @@ def resume(
         raise ConfigError(msg, "a folder that `streamfit fit` began", "run `streamfit fit CONFIG` again")
     # This folder, wherever it was when it was begun: a copy has sums of its own.
     problem = load_problem(run / "problem.json").model_copy(update={"run": str(run.absolute())})
-    _fit(problem, load_machine(run / "machine.json"), skip_bad_shards)
+    _fit(problem, load_machine(run / "machine.json"), skip_bad_shards, as_json)
 
 
 @app.command()

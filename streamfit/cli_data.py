@@ -10,7 +10,16 @@ import typer
 from rich.console import Console
 
 from streamfit import store as st
-from streamfit.cli_options import AtOption, JsonOption, LabelOption, MachineOption, StoreArgument, dump, working
+from streamfit.cli_options import (
+    AtOption,
+    JsonOption,
+    LabelOption,
+    MachineOption,
+    StoreArgument,
+    dump,
+    summary_json,
+    working,
+)
 from streamfit.config import load_problem
 from streamfit.corpus import Labels
 from streamfit.corpus.values import Period
@@ -24,7 +33,7 @@ from streamfit.stores import add as add_data
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: streamfit add runs/flights new/2026-11.parquet --label source=web")
 def add(
     store: StoreArgument,
     data: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
@@ -48,6 +57,7 @@ def add(
         int | None, typer.Option(help="Rows of one task and one commit.", min=1, show_default=False)
     ] = None,
     machine: MachineOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Count more data; only what is not counted yet is read. Then `streamfit solve`.
 
@@ -62,31 +72,38 @@ def add(
         corpus = dataclasses.replace(corpus, labels=labels)
     corpus = corpus.labelled(labels_of(label or []))
     with working(machine) as (where, client):
-        add_data(
+        summary = add_data(
             opened,
             data,
             where,
             client,
-            Console(),
+            Console(quiet=as_json),
             corpus=corpus,
             replace_changed=replace,
             recount_forgotten=again,
             group_rows=group_rows,
             skip_bad_shards=skip_bad_shards,
         )
+    if as_json:
+        head = opened.head()
+        dump({"commit": head.sequence, "rows": head.n_rows, **summary_json(summary)})
 
 
-@app.command()
+@app.command(epilog="Example: streamfit merge site-a site-b -o all")
 def merge(
     stores: Annotated[list[str], typer.Argument(help="Stores with the same header.")],
     output: Annotated[str, typer.Option("-o", "--output", help="Where to make the new store.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Make one store of several; refuses other features, and content that two of them counted."""
     merged = st.merge([open_any(each) for each in stores], output)
+    if as_json:
+        dump({"store": str(merged.place), "rows": merged.head().n_rows, "stores": len(stores)})
+        return
     say(Console(), f"{merged.place} holds {merged.head().n_rows:,} rows of {len(stores)} stores")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit forget runs/flights --where user=17 --why 'asked for'")
 def forget(
     store: StoreArgument,
     shard: Annotated[
@@ -107,9 +124,10 @@ def forget(
         str | None, typer.Option(help="Where the corpus lies now, if it was moved.", show_default=False)
     ] = None,
     machine: MachineOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take shards or rows out, as if they had never been read. Then `streamfit solve`."""
-    console, opened = Console(), open_any(store)
+    console, opened = Console(quiet=as_json), open_any(store)
     with working(machine) as (which, client):
         done = forget_rows(
             opened, which, client, shards=shard or [], where=where or [], why=why, fast=fast, corpus=corpus
@@ -123,6 +141,9 @@ def forget(
     if purge_now:
         collected = st.purge(opened)
         say(console, f"{collected.segments} old segments deleted ({collected.n_bytes:,} bytes)")
+    if as_json:
+        facts = {"commit": done.record.sequence, "rows_forgotten": rows, "shards": len(done.departures)}
+        dump({**facts, "rows_read": done.read_rows, "rows": done.record.n_rows, "purged": purge_now})
     say(console, f"certificate: streamfit certificate-of-removal {store} --commit {done.record.sequence}", "dim")
 
 

@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from streamfit.config import load_machine
-from streamfit.engine import Machine, connect
+from streamfit.engine import Machine, RunSummary, connect
 
+INTERRUPTED = 130
 StoreArgument = Annotated[str, typer.Argument(help="Folder of a store or of its run, or s3://, gs://, az://.")]
 MachineOption = Annotated[
     Path | None, typer.Option("--machine", help="TOML file of a machine; this one without it.", show_default=False)
@@ -30,6 +31,19 @@ LabelOption = Annotated[
 AtOption = Annotated[
     str | None, typer.Option("--at", help="The store as of this commit, or of this pin.", show_default=False)
 ]
+
+
+class Interrupted(SystemExit):
+    """An interruption, with the command that goes on from there.
+
+    Parameters
+    ----------
+    onward : str
+    """
+
+    def __init__(self, onward: str) -> None:
+        super().__init__(INTERRUPTED)
+        self.onward = onward
 
 
 @contextmanager
@@ -51,6 +65,20 @@ def show(facts: dict[str, Any]) -> None:
 def dump(facts: Any) -> None:
     """Print facts as JSON, which has no infinite numbers: null stands for them."""
     typer.echo(json.dumps(_finite(facts), indent=1, allow_nan=False))
+
+
+def summary_json(summary: RunSummary) -> dict[str, Any]:
+    """What counting did, as JSON."""
+    return {
+        "rows_counted": summary.n_rows,
+        "shards_counted": summary.n_shards,
+        "shards_already_counted": len(summary.already),
+        "repeats": [{"key": again.key, "first": first.key} for again, first in summary.repeats],
+        "skipped": [{"key": refusal.key, "reason": refusal.reason} for refusal in summary.refused],
+        "replaced": [d.key for d in summary.replaced.departures] if summary.replaced else [],
+        "count_seconds": summary.seconds,
+        "gflops": summary.gflops,
+    }
 
 
 def _finite(value: Any) -> Any:

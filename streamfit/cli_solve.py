@@ -48,7 +48,7 @@ CorpusOption = Annotated[
 ]
 
 
-@app.command("solve")
+@app.command("solve", epilog="Example: streamfit solve runs/flights --alpha 1 --alpha 10 --half-life 30d -o model")
 def solve_command(
     store: StoreArgument,
     alpha: AlphasOption = None,

@@ -141,11 +141,15 @@ def compact(
     max_live: Annotated[
         int | None, typer.Option(help="New bound on live segments, from now on.", min=2, show_default=False)
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge segments of equal fold, source and labels; runs do so by themselves when there are many."""
     opened = open_any(store)
     fewer = st.compact(opened, max_live)
     head = opened.head()
+    if as_json:
+        dump({"segments": len(head.segments), "fewer": fewer, "at_most": head.bound})
+        return
     say(Console(), f"{len(head.segments)} live segments, {fewer} fewer than before, of at most {head.bound}")
 
 
@@ -162,6 +166,7 @@ def collect(
     grace: Annotated[
         float, typer.Option(help="Seconds that uncommitted segments are left: a run may be writing them.", min=0)
     ] = st.GRACE,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete what neither a pin nor a kept commit needs, and what killed runs left."""
     opened = open_any(store)
@@ -169,6 +174,9 @@ def collect(
         done = st.purge(opened, keep=keep, grace=grace, action="expire")
     else:
         done = st.collect(opened, keep=keep, grace=grace)
+    if as_json:
+        dump({"segments": done.segments, "orphans": done.orphans, "bytes": done.n_bytes})
+        return
     say(Console(), f"deleted {done.segments} expired segments and {done.orphans} orphans, {done.n_bytes:,} bytes")
 
 

@@ -132,12 +132,12 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
     path = store_of(problem)
     if Store.exists(path):
         store = Store(path)
-        _same_settings(problem, store)
+        refuse_other_settings(problem, store)
         return store
     say(console, "choosing features from a sample", "dim")
     started = time.perf_counter()
     kept = problem.store
-    header = _header(problem, skip_bad_shards, lambda line: say(console, line, "dim"))
+    header = new_header(problem, skip_bad_shards, lambda line: say(console, line, "dim"))
     store = Store.create(path, header, max_live=kept.max_live, keep=kept.keep)
     log.info("event=features seconds=%.1f", time.perf_counter() - started)
     return store
@@ -148,7 +148,8 @@ def store_of(problem: Problem) -> str:
     return problem.store.at or str(Path(problem.run) / "store")
 
 
-def _header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Header:
+def new_header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Header:
+    """Features chosen from a sample of a problem's rows, and how these are read: what a store is made with."""
     if isinstance(problem, LanguageProblem):
         documents = problem.corpus.documents("train")
         return prepare(documents, problem.settings(), reading=problem.reading(), skip_bad_shards=skip,
@@ -175,7 +176,7 @@ _WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}
 """What holds of stores that were made before there were topics."""
 
 
-def _same_settings(problem: Problem, store: Store) -> None:
+def refuse_other_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):
         chosen = asdict(problem.settings())

@@ -307,7 +307,7 @@ class KubernetesMachine(_Remote):
     pods: PodsSection
 
 
-_KINDS: dict[str, type[Section]] = {
+MACHINES: dict[str, type[Section]] = {
     "local": LocalMachine,
     "serial": SerialMachine,
     "address": AddressMachine,
@@ -332,12 +332,12 @@ def load_machine(path: str | Path | None) -> Machine:
     if Path(path).suffix == ".json":  # what earlier versions kept of a run names every key, those without a value too
         data = {key: value for key, value in data.items() if value not in (0, "", None)}
     kind = data.get("kind", "local")
-    if kind not in _KINDS:
-        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
+    if kind not in MACHINES:
+        near = difflib.get_close_matches(str(kind), MACHINES, n=1)
         msg = f"{path}: kind = {kind!r}"
-        raise ConfigError(msg, f"one of {', '.join(_KINDS)}", f"did you mean {near[0]!r}?" if near else "")
+        raise ConfigError(msg, f"one of {', '.join(MACHINES)}", f"did you mean {near[0]!r}?" if near else "")
     _refuse_of_other_kinds(path, kind, data)
-    given = checked(path, _KINDS[kind], data).model_dump()
+    given = checked(path, MACHINES[kind], data).model_dump()
     made: dict[str, Any] = {"tls": Tls, "adapt": Adapt, "gpu": Gpus, "job": Job, "pods": _made_pods}
     for name, make in made.items():
         if given.get(name) is not None:
@@ -354,14 +354,14 @@ def _refuse_of_other_kinds(path: str | Path, kind: str, data: dict[str, Any]) ->
     for place, given, part in (("", data, None), ("job.", data.get("job"), "job")):
         own = _keys(kind, part)
         for key in given if isinstance(given, dict) and own else ():
-            others = [other for other in _KINDS if key in _keys(other, part)]
+            others = [other for other in MACHINES if key in _keys(other, part)]
             if key not in own and others:
                 msg = f"{path}: {place}{key} has no effect for kind {kind!r}, only for {', '.join(others)}"
                 raise ConfigError(msg, f"one of {', '.join(sorted(own))}")
 
 
 def _keys(kind: str, part: str | None) -> set[str]:
-    section = _KINDS[kind].model_fields
+    section = MACHINES[kind].model_fields
     if part is None:
         return set(section)
     return set(section[part].annotation.model_fields) if part in section else set()  # type: ignore[union-attr]

@@ -138,7 +138,7 @@ def test_interrupted_command_says_how_to_go_on_and_does(config, undisturbed):
     assert command.process.wait(timeout=30) == 130
     output = command.output()
     assert "Traceback" not in output
-    assert "run the same command again" in output
+    assert "to go on, run: streamfit resume" in output
     assert 3 <= n_commits(config) < N_SHARDS
     again = Command(config.parent, "fit", config, "--machine", config.parent / "machine.toml")
     again.finish()

@@ -48,7 +48,7 @@ class ArrayFiles(RowRanges):
     def sets(self) -> list[tuple[str, str, int]]:
         found = []
         for name, uri in self._folders():
-            lengths = {column: int(_open(self.kind, uri, column).shape[0]) for column in self._needed}
+            lengths = {column: length_of(self.kind, uri, column) for column in self._needed}
             if len(set(lengths.values())) > 1:
                 told = ", ".join(f"{column} has {n:,}" for column, n in lengths.items())
                 msg = f"{uri}: arrays of several lengths: {told}"
@@ -78,7 +78,7 @@ class ArrayFiles(RowRanges):
 
     def names_of(self, uri: str) -> list[str]:
         n_rows = _open(self.kind, uri, self._needed[0]).shape[0]
-        others = [c for c in _columns(self.kind, uri) if _open(self.kind, uri, c).shape == (n_rows,)]
+        others = [c for c in columns_of(self.kind, uri) if _open(self.kind, uri, c).shape == (n_rows,)]
         return sorted({*self._needed, *others})
 
     def rows_of(self, uri: str, start: int, stop: int, columns: Sequence[str]) -> pa.RecordBatch:
@@ -97,10 +97,22 @@ def _absolute(root: str) -> str:
     return root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
 
 
-def _columns(kind: str, uri: str) -> list[str]:
+def columns_of(kind: str, uri: str) -> list[str]:
+    """Names of the arrays in a folder or group."""
     if kind == "npy":
-        return sorted(path.stem for path in Path(uri).glob("*.npy"))
-    return sorted(_group(uri).array_keys())
+        return sorted({path.stem for path in Path(_absolute(uri)).rglob("*.npy")})
+    return sorted(_group(_absolute(uri)).array_keys())
+
+
+def length_of(kind: str, uri: str, column: str) -> int:
+    """Rows of an array.
+
+    Raises
+    ------
+    CorpusError
+        If there is none.
+    """
+    return int(_open(kind, uri, column).shape[0])
 
 
 def _open(kind: str, uri: str, column: str) -> Any:

@@ -73,7 +73,7 @@ class DatasetFiles(Table):
     def settled(self) -> Self:
         if not isinstance(self.format, TextFormat) or self.format.types:
             return self
-        first = self._found()[0]
+        first = self.found()[0]
         whole = frozenset(self.target if self.n_classes is not None else ())
         names = [date_part(name)[0] for name, _ in self.recipe.categories]
         labels = [column_of(key)[0] for key in self.labels.keys]
@@ -89,11 +89,12 @@ class DatasetFiles(Table):
         parts = self.partitions if isinstance(self.partitions, str) else [*self.partitions]
         return {"kind": self.kind, "options": options, "partitions": parts}
 
-    def _found(self) -> list[Found]:
+    def found(self) -> list[Found]:
+        """Files with their names, sorted."""
         return found(self.files, self.format.endings)
 
     def parts(self) -> list[tuple[str, Shard]]:
-        listed = self._found()
+        listed = self.found()
         stamps = {each.uri: stamp(each.uri) for each in listed}  # before the bytes are hashed
         cuts = {each.uri: self.format.cut(each.uri) for each in listed}
         cut = [(each, part) for each in listed for part in cuts[each.uri]]

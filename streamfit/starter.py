@@ -1,0 +1,211 @@
+"""A commented first config from a look at data. Floor 7."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from streamfit.corpus.base import SPLITS
+from streamfit.errors import ConfigError
+from streamfit.look import Column, Look, look
+
+_CLASSES = 20
+_TARGETS = ("target", "label", "y", "class", "outcome", "response", "price", "rating", "delay", "score", "value")
+_WEIGHTS = ("weight", "weights", "sample_weight", "w")
+_SPLITS = ("split", "part", "fold")
+_TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".h", ".tex", ".html", ".log")
+_TEXT_FIELDS = ("text", "content", "body", "document")
+
+
+def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
+    """A commented config for data.
+
+    Parameters
+    ----------
+    root : str
+        A file, a folder or a pattern.
+    target : sequence of str
+        Target columns, where they are known.
+    run : str
+        Folder of the run.
+
+    Returns
+    -------
+    str
+        TOML that `streamfit fit` takes.
+
+    Raises
+    ------
+    CorpusError
+        If there is nothing to look at.
+    ConfigError
+        If a target is not there, or nothing could be a feature.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(root.rstrip("/*")).stem).strip("-") or "fit"
+    run = run or f"runs/{name}"
+    path = Path(root).expanduser()
+    try:
+        found = look(root)
+    except ConfigError:
+        files = [p for p in islice(path.rglob("*"), 10_000) if p.is_file()] if path.is_dir() else [path]
+        endings = sorted({p.suffix for p in files if p.suffix in _TEXTS})
+        if not endings:
+            raise
+        return _text_starter(root, run, "text", endings, len(files))
+    texts = [c.name for c in found.columns if c.role == "text" and c.name in _TEXT_FIELDS]
+    if found.kind in ("jsonl", "dataset") and texts and not target:
+        return _text_starter(root, run, found.kind, [], found.n_rows, texts[0])
+    return _table_starter(found, tuple(target), run)
+
+
+def _text_starter(root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text") -> str:
+    include = f"include = {json.dumps([f'*{e}' for e in endings])}\n" if endings else ""
+    told = f"field = {json.dumps(field)}\n" if field != "text" else ""
+    what = f"{n:,} files" if kind == "text" else f"about {n:,} documents"
+    return f"""# A language model of {what} under {root}.
+#   streamfit fit THIS_FILE --dry-run    what it would do, and for how long
+#   streamfit fit THIS_FILE
+kind = "language_model"
+run = {json.dumps(run)}          # store/, model/ and streamfit.log go here
+
+[corpus]
+kind = {json.dumps(kind)}
+root = {json.dumps(root)}
+{include}{told}split = [0.8, 0.1, 0.1]         # train, validation, test: by a hash, so that it never changes
+
+[features]
+vocab_size = 4096
+n_context = 6                   # tokens that a prediction sees
+embedding_dims = 128
+n_centers = 256                 # real contexts of the corpus; more fit better, the work grows with their square
+ngram_order = 3
+
+[solve]
+alphas = [0.1, 1, 10, 100, 1000, 10000]
+folds = 5                       # one alpha is picked from held-out folds, without reading again
+"""
+
+
+def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
+    columns = {c.name: c for c in found.columns}
+    if unknown := [name for name in target if name not in columns]:
+        msg = f"target {', '.join(unknown)}"
+        raise ConfigError(msg, f"some of {', '.join(columns)}")
+    target = target or _guess(found)
+    split = next(
+        (c for c in found.columns if c.role == "category" and c.name.lower() in ("split", "part", "fold")), None
+    )
+    weight = next((c for c in found.columns if c.name.lower() in _WEIGHTS and c.name not in target), None)
+    taken = {*target, *([split.name] if split else []), *([weight.name] if weight else [])}
+    used = [c for c in found.columns if c.name not in taken and c.role in ("number", "list", "category", "date")]
+    if not used:
+        msg = f"{found.root}: no column that could be a feature of {', '.join(target)}"
+        raise ConfigError(msg, "numbers, lists, dates or names beside the target")
+    goal = columns[target[0]]
+    classes = len(target) == 1 and goal.whole and 2 <= goal.n_values <= _CLASSES and goal.top == goal.n_values - 1
+    lines = [
+        f"# {found.n_files:,} file(s) of kind {found.kind!r}, {'' if found.exact else 'about '}{found.n_rows:,} rows;"
+        f" {len(found.columns)} columns, of which the first {found.n_looked:,} rows were looked at.",
+        "#   streamfit fit THIS_FILE --dry-run    what it would do, and for how long",
+        "#   streamfit fit THIS_FILE",
+        'kind = "ridge"',
+        f"run = {json.dumps(run)}          # store/, model/ and streamfit.log go here",
+        'precision = "float32"         # of products, "float64" for columns that are nearly dependent; sums are exact',
+        "",
+        "[corpus]",
+        f"kind = {json.dumps(found.kind)}",
+        f"root = {json.dumps(found.root)}",
+        *(f"{name} = {json.dumps(value)}" for name, value in found.options.items()),
+        *(['partitions = "hive"            # columns in the path, such as year=2026'] if found.hive else []),
+        "features = [",
+        *(f"    {json.dumps(c.name)},{_remark(c)}" for c in used),
+        "]",
+        *_left_out(found, taken, used),
+        f"target = {json.dumps(list(target))}" + ("" if goal.role != "number" else f"  # {goal.kind}"),
+    ]
+    if classes:
+        lines.append(
+            f"n_classes = {goal.n_values}                 # its whole numbers are classes; leave out to regress on"
+        )
+    if weight:
+        lines.append(f"weight = {json.dumps(weight.name)}")
+    if names := [c.name for c in used if c.role == "category"]:
+        lines += [
+            f"categories = {json.dumps(names)}",
+            'unseen = "error"              # or "zero": of values that come later',
+        ]
+    if any(c.missing for c in used):
+        lines.append('missing = "mean"               # or "drop", "error": rows that lack a feature')
+    if any(columns[name].missing for name in target):
+        lines.append('missing_target = "drop"')
+    if split:
+        lines += [f"split_column = {json.dumps(split.name)}", *_split_values(split)]
+    lines += _time_labels(found)
+    lines += [
+        "",
+        "[[features]]                   # blocks are put side by side",
+        'kind = "linear"',
+        "",
+        "# [[features]]                 # smooth functions of all columns: 'fourier', 'rbf' or 'nystroem'",
+        '# kind = "fourier"',
+        "# n = 256",
+        "",
+        "[solve]",
+        "alphas = [0.01, 0.1, 1, 10, 100, 1000]",
+        "folds = 5                       # of shards; one alpha is picked from held-out folds, without reading again",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _guess(found: Look) -> tuple[str, ...]:
+    candidates = [c for c in found.columns if c.role == "number" and c.name.lower() not in _WEIGHTS]
+    if not candidates:
+        msg = f"{found.root}: no column of numbers that could be the target"
+        raise ConfigError(msg, "one", "name it with --target")
+    for wanted in _TARGETS:
+        for c in candidates:
+            if wanted in re.split(r"[^a-z0-9]+", c.name.lower()):
+                return (c.name,)
+    return (candidates[-1].name,)
+
+
+def _remark(column: Column) -> str:
+    told = {"category": f"{column.n_values} names", "list": column.kind, "date": "as days since 1970"}.get(
+        column.role, ""
+    )
+    missing = f"{column.missing:,} missing" if column.missing else ""
+    both = ", ".join(part for part in (told, missing) if part)
+    return f"  # {both}" if both else ""
+
+
+def _left_out(found: Look, taken: set[str], used: list[Column]) -> list[str]:
+    why = {
+        "id": "a number or name of each row",
+        "text": "too many names for a column each: hash them, [[features]] kind = 'hashed'",
+        "constant": "the same in all rows",
+    }
+    out = [c for c in found.columns if c.name not in taken and c not in used]
+    lines = [f"# left out: {json.dumps(c.name)}, {why.get(c.role, c.kind)}" for c in out[:20]]
+    dates = [
+        f'# parts of dates are features as well: "weekday({c.name})", month, hour' for c in used if c.role == "date"
+    ]
+    return lines + dates[:1]
+
+
+def _split_values(split: Column) -> list[str]:
+    return [f"# split_values = {json.dumps(list(SPLITS))}   # its values for the three, if they are others"]
+
+
+def _time_labels(found: Look) -> list[str]:
+    dates = [c for c in found.columns if c.role == "date"]
+    if not dates:
+        return []
+    return [
+        "",
+        "# [corpus.labels]              # kept with the sums, for --half-life and --mix; few in each part of a file",
+        f"# time = {json.dumps(dates[0].name)}",
+        '# period = "month"',
+    ]
