@@ -5,6 +5,12 @@
     # crontab: at 02:30, and mail if it fails (exit codes other than 0)
     30 2 * * *  cd /srv/flights && .venv/bin/python pipelines/keep_store.py runs/flights data --corpus data
 
+    # SLURM, as a script for sbatch: the next night's job is queued by this one
+    #!/bin/bash
+    #SBATCH --job-name=keep-store --time=01:00:00 --cpus-per-task=8 --mem=16G --mail-type=FAIL
+    sbatch --begin="$(date -d 'tomorrow 02:30' +%Y-%m-%dT%H:%M)" "$0"
+    .venv/bin/python pipelines/keep_store.py runs/flights data --corpus data
+
 Files that were counted before are not read, so the folder of new data may be the whole corpus as it grows. With
 --corpus, the place where all of it lies, a random sample of what was ever counted is read again and compared; each
 night draws another. The pin named after this month, such as 2026-11, is moved to the newest commit, and so ends on the
@@ -13,6 +19,7 @@ month's last: `streamfit solve runs/flights --at 2026-11`. Nothing is pinned whi
 
 from __future__ import annotations
 
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +30,11 @@ from rich.console import Console
 
 from streamfit.cli import script
 from streamfit.config import SolveSection, load_machine
+from streamfit.drift import drift
 from streamfit.engine import connect, say
 from streamfit.errors import MismatchError
 from streamfit.jobs import linear_model
+from streamfit.solve import IllConditionedWarning
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Pin, Store, collect, compact
 from streamfit.stores import Corpus, add, labels_of, open_any, verify_store
@@ -80,9 +89,25 @@ def main(
         "pin": f"{month} on commit {pinned}",
         "digest of the sums": found.digest,
     }
+    if told := drifted(opened, alpha):
+        changed["drift"] = told
     for name, text in changed.items():
         say(console, f"{name}: {text}")
     return changed
+
+
+def drifted(store: Store, alpha: float) -> str:
+    """How the newest period differs from all before it, where rows are labelled by time; see `streamfit drift`."""
+    times = {value for segment in store.head().segments if segment.n_rows and (value := segment.label("time"))}
+    if len(times) < 2 or store.header.statistic == "sparse":
+        return ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)
+        newest = drift(store, alpha=alpha, last=1)[0]
+    return (
+        f"{newest.period}: R² {newest.r2:.4f} of the fit before it (there {newest.r2_before:.4f}, refitted"
+        f" {newest.r2_refit:.4f}); {newest.feature} moved by {newest.shift:.2f} standard deviations"
+    )
 
 
 def solved(store: Store, alpha: float, console: Console) -> Solved | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from streamfit import cli_data
 from streamfit import store as st
 from streamfit.cli_options import JsonOption, MachineOption, StoreArgument, dump, show, working
+from streamfit.drift import drift as periods_of
 from streamfit.engine import Machine, say
 from streamfit.errors import MismatchError
 from streamfit.solve import IllConditionedWarning
@@ -74,6 +75,38 @@ def influence(
     say(console, f"on fold {found.check_fold}, which had no say: {found.check_plain:.6g} and {found.check_mixed:.6g}")
     rules = ",".join(f"{by}:{name}={factor:.6g}" for name, factor in mixture.factors.items())
     say(console, f"streamfit solve {store} --mix '{rules}'", "dim")
+
+
+@app.command(epilog="Example: streamfit drift runs/flights --last 3")
+def drift(
+    store: StoreArgument,
+    by: Annotated[str, typer.Option(help="Label whose values are periods, in the order of their text.")] = "time",
+    alpha: Annotated[float, typer.Option(help="Penalty.", min=0)] = 1.0,
+    last: Annotated[int | None, typer.Option(help="The newest periods alone.", min=1, show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How rows change with time: each period against the fit of all before it. The corpus is not read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)  # an early period need not tell all features apart
+        found = periods_of(open_any(store), by=by, alpha=alpha, last=last)
+    if as_json:
+        dump([period.to_json() for period in found])
+        return
+    console, table = Console(), Table(title=f"each {by} against all before it, alpha {alpha:g}")
+    for column in (by, "rows", "R² before", "R² then", "refitted", "bias", "largest shift", "weights moved"):
+        table.add_column(column, justify="left" if column == by else "right")
+    for each in found:
+        table.add_row(
+            escape(each.period),
+            f"{each.n_rows:,}",
+            f"{each.r2_before:.5f}",
+            f"{each.r2:.5f}",
+            f"{each.r2_refit:.5f}",
+            " ".join(f"{value:.3g}" for value in each.bias[:3]) + (" ..." if len(each.bias) > 3 else ""),
+            escape(f"{each.shift:.3g} sd of {each.feature}"),
+            f"{each.weights_moved:.2%}",
+        )
+    console.print(table)
 
 
 @app.command()

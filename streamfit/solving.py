@@ -381,7 +381,7 @@ def blocks_of(store: Store, given: str | Mapping[str, tuple[str, ...]]) -> dict[
 
 def names_of(header: Header) -> list[str]:
     """Names of features for people: of a linear block, the columns of the table, where each is one number."""
-    columns = header.reader.get("features", [])
+    columns = _columns(header.reader)
     if len(columns) != header.features.n_inputs:
         return header.features.names()
     return [
@@ -389,6 +389,13 @@ def names_of(header: Header) -> list[str]:
         for name in header.features.names()
         for part, kind, index in [_parsed(name)]
     ]
+
+
+def _columns(reader: dict[str, Any]) -> list[str]:
+    """Columns of a table as features have them: a category is one for each of its values."""
+    levels: dict[str, list[str]] = dict(reader.get("recipe", {}).get("categories", ()))
+    names = reader.get("features", [])
+    return [f"{name}={level}" if level else name for name in names for level in levels.get(name) or [""]]
 
 
 def _parsed(name: str) -> tuple[str, str, str]:

@@ -52,6 +52,7 @@ FLOORS = (
         "rows",
         "starter",
         "look",
+        "drift",
         "schemas",
         "forecast",
         "cli_config",
