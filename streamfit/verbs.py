@@ -50,6 +50,7 @@ from streamfit.engine import accumulate as count
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features import Hashed
 from streamfit.models import LinearModel
+from streamfit.provenance import provenance_of
 from streamfit.readers import asked_of, frozen_by, reader_of
 from streamfit.repeats import CountRows
 from streamfit.rows import Corpus, Several
@@ -489,5 +490,5 @@ def model_of(store: Store, solution: Solution) -> Model:
     True
     """
     head = store.head()
-    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit}
+    info = {"reader": store.header.reader, "n_rows": head.n_rows, "commit": head.commit, "data": provenance_of(store)}
     return LinearModel(store.header.features, solution, info)
