@@ -9,6 +9,7 @@ from streamfit.features import RBF, Hashed, Linear, Lookup, Nystroem, RandomFour
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.moments import Moments, MomentsAccumulator
+from streamfit.optimum import Model, model_of, solve
 from streamfit.rows import Corpus
 from streamfit.solve import (
     Certificate,
@@ -26,7 +27,7 @@ from streamfit.tables import Block
 from streamfit.targets import Dense, OneHot, Targets
 from streamfit.text import LanguageModel, LanguageSettings
 from streamfit.triangle import Triangle
-from streamfit.verbs import Model, accumulate, add, forget, merge, model_of, solve
+from streamfit.verbs import accumulate, add, forget, merge
 
 if TYPE_CHECKING:
     from streamfit.estimators import FourierRidge, RBFNetwork, Ridge, RidgeClassifier

@@ -18,6 +18,7 @@ from streamfit.engine import say
 from streamfit.errors import ConfigError
 from streamfit.jobs import build_model, licence_of, linear_model
 from streamfit.models import LinearModel
+from streamfit.optimum import GRID, solve_section
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.provenance import provenance_of
 from streamfit.report import plot_alphas, plot_pruning, plot_scores
@@ -25,7 +26,6 @@ from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
-from streamfit.verbs import GRID, solve_section
 
 app = typer.Typer()
 AlphasOption = Annotated[

@@ -254,7 +254,7 @@ def test_every_command_of_a_keeper_explains_itself():
     names = {command.name or command.callback.__name__ for group in groups for command in group.registered_commands}
     assert names == {
         "add", "merge", "forget", "certificate-of-removal", "influence", "log", "pin", "unpin", "compact", "collect",
-        "verify", "export", "import",
+        "verify", "export", "import", "drift",
     }  # fmt: skip
     for name in names:
         assert "Usage" in ok(name, "--help")

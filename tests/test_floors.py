@@ -57,6 +57,7 @@ FLOORS = (
         "forecast",
         "cli_config",
         "verbs",
+        "optimum",
         "demo",
         "history",
         "reporting",

@@ -1,6 +1,7 @@
 """What rows become by a recipe: categories, dates, missing values, filters, parts; and that it never changes later."""
 
 import datetime
+import io
 import json
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ from streamfit.corpus.recipe import Filter, Recipe
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import Hashed
 from streamfit.models import LinearModel
+from streamfit.piping import predict_lines
+from streamfit.predicting import Predictor
 from streamfit.readers import table_source
 from streamfit.store import Store
 from streamfit.tables import Block, prepare_table
@@ -269,6 +272,44 @@ def test_from_config_to_model_and_on(problem):
     assert refused.returncode == 2
     assert "recipe" in refused.stderr
     assert LinearModel.load(run / "model").features.n_inputs == 4
+
+
+def test_files_and_pipes_are_predicted_by_the_same_recipe(problem):
+    """Categories, parts of dates and means, of CSV, of Parquet and of lines; rows of another kind are named."""
+    text = (problem / "p.toml").read_text().replace('filters = [["distance", "<", 800]]\n', "")
+    (problem / "p.toml").write_text(text)
+    here = ("--machine", problem / "serial.toml")
+    assert streamfit("fit", problem / "p.toml", *here).returncode == 0
+    model, data = problem / "run" / "model", problem / "data" / "0.csv"
+    done = streamfit("predict", model, data, "-o", problem / "out.csv", *here)
+    assert done.returncode == 0, done.stderr
+    found = pa.csv.read_csv(problem / "out.csv")["delay_predicted"].to_pylist()
+    assert len(found) == 5
+    table = pa.csv.read_csv(data)
+    pq.write_table(table, problem / "t.parquet")
+    assert streamfit("predict", model, problem / "t.parquet", "-o", problem / "p.csv", *here).returncode == 0
+    assert pa.csv.read_csv(problem / "p.csv")["delay_predicted"].to_pylist() == found
+    linear = LinearModel.load(model)
+    recipe = Recipe.from_json(linear.info["reader"]["recipe"])
+    _, x, _ = rows(replace(recipe, target=("distance",), split_column="", missing_target="drop"), table.slice(0, 1))
+    assert linear.predict(x)[0, 0] == pytest.approx(found[0])
+    for name, form in (("0.csv", "csv"), ("0.jsonl", "jsonl")):
+        piped = problem / "data" / "0.csv" if form == "csv" else problem / name
+        if form == "jsonl":
+            piped.write_text("".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()))
+        out = io.StringIO()
+        with piped.open() as file:
+            assert predict_lines(Predictor(linear), file.fileno(), out, form) == 5
+        told = (
+            [line.split(",")[-1] for line in out.getvalue().splitlines()[1:]]
+            if form == "csv"
+            else [json.loads(line)["delay_predicted"] for line in out.getvalue().splitlines()]
+        )
+        assert [float(value) for value in told] == pytest.approx(found)
+    strange = problem / "strange.csv"
+    strange.write_text(CSV.replace("UA", "ZZ"))
+    refused = streamfit("predict", model, strange, "-o", problem / "q.csv", *here)
+    assert (refused.returncode, "'ZZ' in column 'carrier'" in refused.stderr) == (2, True)
 
 
 def test_later_rows_are_refused_where_the_recipe_does_not_know_them(problem):

@@ -1,4 +1,4 @@
-"""Arrow columns encoded by a recipe: which rows count, and their numbers. Floor 4."""
+"""Arrow columns as the numbers that a recipe makes of them. Floor 4."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamfit.corpus.base import Split
-from streamfit.corpus.parquet_rows import Batch
-from streamfit.corpus.recipe import DatePart, Filter, Recipe, date_part
-from streamfit.corpus.values import matching, strings_of
+from streamfit.corpus.parquet_rows import Batch, same_floats
+from streamfit.corpus.recipe import DatePart, Recipe, date_part
+from streamfit.corpus.values import strings_of
 from streamfit.errors import ShardError
 
-_DAY_NS = 86_400 * 10**9
-_COMPARE = {
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 _PARTS: dict[DatePart, Any] = {
     "year": pc.year,
     "month": pc.month,
@@ -31,40 +21,6 @@ _PARTS: dict[DatePart, Any] = {
     "hour": pc.hour,
     "minute": pc.minute,
 }
-
-
-def counting(where: str, table: pa.RecordBatch, recipe: Recipe, split: Split | None) -> np.ndarray:
-    """Which rows count: those of the split that meet the filters and lack nothing that drops them.
-
-    Parameters
-    ----------
-    where : str
-        Key of the shard, for messages.
-    table : RecordBatch
-    recipe : Recipe
-    split : {'train', 'validation', 'test'}, optional
-
-    Returns
-    -------
-    mask : boolean array of shape (n_rows,)
-
-    Raises
-    ------
-    ShardError
-        If a column cannot be compared with a filter's value, or is of no usable type.
-    """
-    mask = np.ones(table.num_rows, bool)
-    for each in recipe.filters:
-        mask &= _meets(where, _of(table, each.column), each)
-    if recipe.split_column and split is not None:
-        mask &= matching(_of(table, recipe.split_column), frozenset([recipe.split_value(split)]))
-    if recipe.missing == "drop":
-        for name in recipe.features:
-            mask &= ~lacking(where, table, name, recipe)
-    if recipe.missing_target == "drop":
-        for name in (*recipe.target, *([recipe.weight] if recipe.weight else [])):
-            mask &= ~lacking(where, table, name, recipe)
-    return mask
 
 
 def features_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
@@ -85,6 +41,10 @@ def features_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
     ShardError
         Naming shard, row and column, if a value is missing or cannot be used.
     """
+    if not recipe.categories and all(date_part(name)[1] is None for name in recipe.features):
+        x = same_floats(batch, recipe.features)
+        if x is not None and np.isfinite(x).all():
+            return x
     fills = dict(recipe.fills)
     blocks = [encoded(where, batch, name, recipe, fills.get(name)) for name in recipe.features]
     return _together(where, batch, blocks, recipe.features)
@@ -102,7 +62,7 @@ def targets_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
         blocks = [encoded(where, batch, name, recipe, None) for name in recipe.target]
         return _together(where, batch, blocks, recipe.target)
     name = recipe.target[0]
-    column = _of(batch.table, name)
+    column = plain_column(batch.table, name)
     if not pa.types.is_integer(column.type):
         msg = f"{where}: column {name!r} has type {column.type}"
         raise ShardError(msg, "integer class ids")
@@ -189,16 +149,6 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
     return block
 
 
-def lacking(where: str, table: pa.RecordBatch, name: str, recipe: Recipe) -> np.ndarray:
-    """Which rows have no value for a feature, or NaN; of lists, in any element. A boolean array of shape (n_rows,)."""
-    if recipe.levels(name) is not None:
-        return np.asarray(strings_of(values_of(where, table, name)).is_null().to_numpy(zero_copy_only=False))
-    column = values_of(where, table, name)
-    if not column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        return np.zeros(len(column), bool)
-    return np.asarray(np.isnan(numbers(where, table, name)).any(axis=1))
-
-
 def values_of(where: str, table: pa.RecordBatch, name: str) -> pa.Array:
     """A column, or a part of its dates.
 
@@ -208,7 +158,7 @@ def values_of(where: str, table: pa.RecordBatch, name: str) -> pa.Array:
         If there is no such column, or it holds no dates.
     """
     column, part = date_part(name)
-    values = _of(table, column)
+    values = plain_column(table, column)
     if part is None:
         return values
     times = _times(where, column, values)
@@ -217,7 +167,8 @@ def values_of(where: str, table: pa.RecordBatch, name: str) -> pa.Array:
     return _PARTS[part](times)
 
 
-def _of(table: pa.RecordBatch, name: str) -> pa.Array:
+def plain_column(table: pa.RecordBatch, name: str) -> pa.Array:
+    """A column without a dictionary."""
     column = table.column(table.schema.get_field_index(name))
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
@@ -315,32 +266,6 @@ def _one_hot(
     rows = np.flatnonzero(there)
     block[rows, np.asarray(found.drop_null().to_numpy(zero_copy_only=False))] = 1.0
     return block
-
-
-def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
-    """Which rows meet a condition."""
-    values = each.value if isinstance(each.value, tuple) else (each.value,)
-    try:
-        wanted = pa.array([_as(column.type, value) for value in values]).cast(column.type)
-        if each.operator in ("in", "not in"):
-            found = pc.is_in(column, value_set=wanted, skip_nulls=True)
-            found = pc.and_(pc.invert(found), column.is_valid()) if each.operator == "not in" else found
-        else:
-            found = _COMPARE[each.operator](column, wanted[0])
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        msg = f"{where}: the filter {each.column} {each.operator} {each.value!r} on a column of type {column.type}"
-        raise ShardError(msg, "a value of the column's type", "correct `filters` in the config") from error
-    if pa.types.is_floating(column.type):
-        found = pc.and_(found, pc.is_finite(column))
-    return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False)).astype(bool)
-
-
-def _as(kind: pa.DataType, value: Any) -> Any:
-    """A filter's value as something that casts to a column's type, or an error."""
-    if isinstance(value, str) == (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        msg = f"{value!r} for {kind}"
-        raise TypeError(msg)
-    return value
 
 
 def _refuse(where: str, batch: Batch, name: str, gone: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from streamfit.corpus import encode
 from streamfit.corpus.base import Source
+from streamfit.corpus.choosing import counting
 from streamfit.corpus.recipe import MAX_LEVELS, Recipe, date_part
 from streamfit.corpus.table import Table
 from streamfit.corpus.values import strings_of
@@ -63,7 +64,7 @@ def _found(table: Table, skip: bool) -> Recipe:
     for shard in (part for _, part in table.parts()):
         try:
             for whole in table.batches(shard, list(dict.fromkeys(read))):
-                batch = whole.filter(pa.array(encode.counting(shard.key, whole, rows, table.split)))
+                batch = whole.filter(pa.array(counting(shard.key, whole, rows, table.split)))
                 for name in {*levels, *shares}:
                     texts = strings_of(encode.values_of(shard.key, batch, name))
                     _count(texts, levels.get(name), shares.get(name))

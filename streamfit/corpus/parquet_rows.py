@@ -121,7 +121,7 @@ def matrix(shard: Shard, batch: Batch, names: tuple[str, ...]) -> np.ndarray:
     ShardError
         If a value is null, NaN or infinite.
     """
-    x, widths = _same_floats(batch, names), [1] * len(names)
+    x, widths = same_floats(batch, names), [1] * len(names)
     if x is None:
         blocks = [column(shard, batch, name) for name in names]
         widths = [block.shape[1] for block in blocks]
@@ -137,7 +137,7 @@ def matrix(shard: Shard, batch: Batch, names: tuple[str, ...]) -> np.ndarray:
     return x
 
 
-def _same_floats(batch: Batch, names: tuple[str, ...]) -> np.ndarray | None:
+def same_floats(batch: Batch, names: tuple[str, ...]) -> np.ndarray | None:
     """Columns side by side, if they are plain floats of one type and without nulls: the way of wide tables.
 
     Arrow lays the columns one after another faster than a loop over them could; what is left is to turn them.

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from streamfit.corpus import encode
 from streamfit.corpus.base import Rows, Source, Split
+from streamfit.corpus.choosing import counting
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import Batch
@@ -157,7 +158,7 @@ class Table(Source):
             # What does not count is gone first: its values may be missing, or of no category.
             if not mask.all():
                 table, positions = table.filter(pa.array(mask)), positions[mask]
-            mask = encode.counting(shard.key, table, self.recipe, self.split)
+            mask = counting(shard.key, table, self.recipe, self.split)
             if not mask.all():
                 table, positions = table.filter(pa.array(mask)), positions[mask]
             yield Batch(table.select(wanted), positions)
