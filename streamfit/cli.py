@@ -114,7 +114,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(epilog="Example: streamfit demo --run runs/demo")
 def demo(
     run: Annotated[Path, typer.Option(help="Folder of the run; begun anew if it is there.")] = Path("runs/demo"),
     machine: MachineOption = None,
@@ -175,7 +175,7 @@ def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool, as_json: boo
     say(console, f"model: {model}")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit resume runs/flights")
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of a run that `fit` began.")],
     skip_bad_shards: Annotated[
@@ -192,7 +192,7 @@ def resume(
     _fit(problem, load_machine(run / "machine.json"), skip_bad_shards, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit status runs/flights --shards")
 def status(
     store: StoreArgument,
     at: AtOption = None,
@@ -242,7 +242,7 @@ def status(
         say(console, f"{shard.content_id[:16]}  {shard.planned_rows:>10,} rows  {shard.key}  {tags}{gone}")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit evaluate runs/flights/model data/june.parquet")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     files: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns.")],
@@ -298,7 +298,7 @@ def evaluate(
             say(console, f"{each}: {score.n_rows:,} rows, R² {score.r2:.6f}, RMSE {score.rmse:.6g}{accuracy}")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit doctor --json")
 def doctor(
     as_json: JsonOption = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Check the GPU against NumPy, and measure its speed.")] = False,

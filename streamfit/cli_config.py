@@ -46,7 +46,7 @@ def init(
     say(Console(), f"{output}: look through it, then streamfit fit {output} --dry-run")
 
 
-@app.command("schema", epilog="In a TOML file: #:schema ./streamfit-problem.json")
+@app.command("schema", epilog="Example: streamfit schema problem -o streamfit-problem.json")
 def schema_command(
     which: Annotated[str, typer.Argument(help=f"One of {', '.join(SCHEMAS)}.")] = "problem",
     output: Annotated[
@@ -54,7 +54,10 @@ def schema_command(
         typer.Option("-o", "--output", help="File to write; standard output without it.", show_default=False),
     ] = None,
 ) -> None:
-    """Print the JSON schema of configs, by which editors complete and check them."""
+    """Print the JSON schema of configs, by which editors complete and check them.
+
+    A TOML file that begins with the line `#:schema ./streamfit-problem.json` is checked by editors that know Taplo.
+    """
     text = json.dumps(schema(which), indent=1)
     if output is None:
         typer.echo(text)

@@ -147,7 +147,7 @@ def forget(
     say(console, f"certificate: streamfit certificate-of-removal {store} --commit {done.record.sequence}", "dim")
 
 
-@app.command("certificate-of-removal")
+@app.command("certificate-of-removal", epilog="Example: streamfit certificate-of-removal runs/flights")
 def certificate_of_removal(
     store: StoreArgument,
     commit: Annotated[
@@ -165,7 +165,7 @@ def certificate_of_removal(
             say(Console(), line)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit export runs/flights sums.npz")
 def export(
     store: StoreArgument,
     output: Annotated[Path, typer.Argument(help="New file: .npz or .zarr for dense sums, .zip for whole segments.")],
@@ -192,7 +192,7 @@ def export(
     say(Console(), f"{output}: dense sums of {opened.head().n_rows:,} rows")
 
 
-@app.command("import")
+@app.command("import", epilog="Example: streamfit import site-b.zip runs/all")
 def import_(
     file: Annotated[Path, typer.Argument(help="A .zip of segments, or .npz or .zarr with sums.")],
     store: StoreArgument,

@@ -14,7 +14,7 @@ from streamfit.machines import load_machine
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: streamfit machine configs/machine_slurm.toml")
 def machine(
     config: Annotated[Path, typer.Argument(help="TOML file of a machine, such as configs/machine_slurm.toml.")],
     as_json: JsonOption = False,

@@ -23,7 +23,7 @@ app.add_typer(cli_report.app)
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a model.")]
 
 
-@app.command()
+@app.command(epilog="Example: streamfit predict runs/flights/model data/june.parquet -o june.parquet")
 def predict(
     model: ModelArgument,
     data: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns; '-' reads standard input.")],
@@ -79,7 +79,7 @@ def predict(
     say(Console(), f"predicted {n_rows:,} rows in {seconds:.1f} s: {output}")
 
 
-@app.command("export-model")
+@app.command("export-model", epilog="Example: streamfit export-model runs/flights/model --onnx flights.onnx")
 def export_model(
     model: ModelArgument,
     onnx: Annotated[Path, typer.Option("--onnx", help="File to write.")],
@@ -91,7 +91,7 @@ def export_model(
     say(Console(), f"model: {onnx}, {onnx.stat().st_size:,} bytes")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit card runs/flights/model --title 'Flight delays'")
 def card(
     model: ModelArgument,
     title: Annotated[str | None, typer.Option(help="Title that the card takes.", show_default=False)] = None,

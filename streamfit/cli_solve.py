@@ -178,7 +178,7 @@ def _plot_choice(solved: Solved, path: Path) -> None:
         raise ConfigError(msg, "several --alpha without --blocks")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit refine runs/flights --alpha 1 -o model")
 def refine(
     store: StoreArgument,
     alpha: AlphasOption = None,
@@ -225,7 +225,7 @@ def refine(
         say(console, f"model: {output}")
 
 
-@app.command("leave-one-out")
+@app.command("leave-one-out", epilog="Example: streamfit leave-one-out runs/flights --alpha 1")
 def leave_one_out(
     store: StoreArgument,
     alpha: AlphasOption = None,
@@ -256,7 +256,7 @@ def leave_one_out(
     console.print(table)
 
 
-@app.command("posterior")
+@app.command("posterior", epilog="Example: streamfit posterior runs/flights --alpha 1")
 def posterior_command(
     store: StoreArgument,
     alpha: AlphaOption,
@@ -296,7 +296,7 @@ def posterior_command(
     console.print(table)
 
 
-@app.command("prune")
+@app.command("prune", epilog="Example: streamfit prune runs/flights --alpha 1")
 def prune_command(
     store: StoreArgument,
     alpha: AlphaOption,

@@ -24,7 +24,7 @@ app = typer.Typer()
 app.add_typer(cli_data.app)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit influence runs/flights --by time")
 def influence(
     store: StoreArgument,
     by: Annotated[str, typer.Option(help="Label whose values are weighed.")] = "source",
@@ -109,7 +109,7 @@ def drift(
     console.print(table)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit log runs/flights")
 def log(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List commits: who, when, and what they added and took out."""
     opened = open_any(store)
@@ -149,7 +149,7 @@ def log(store: StoreArgument, as_json: JsonOption = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit pin runs/flights 2026-11")
 def pin(
     store: StoreArgument,
     name: Annotated[str, typer.Argument(help="Name of the pin.")],
@@ -162,13 +162,13 @@ def pin(
     say(Console(), f"commit {found.sequence} is kept as {name}")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit unpin runs/flights 2026-11")
 def unpin(store: StoreArgument, name: Annotated[str, typer.Argument(help="Name of the pin.")]) -> None:
     """Let collection take a commit's segments again."""
     open_any(store).unpin(name)
 
 
-@app.command()
+@app.command(epilog="Example: streamfit compact runs/flights")
 def compact(
     store: StoreArgument,
     max_live: Annotated[
@@ -186,7 +186,7 @@ def compact(
     say(Console(), f"{len(head.segments)} live segments, {fewer} fewer than before, of at most {head.bound}")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit collect runs/flights --keep 4")
 def collect(
     store: StoreArgument,
     expire: Annotated[
@@ -213,7 +213,7 @@ def collect(
     say(Console(), f"deleted {done.segments} expired segments and {done.orphans} orphans, {done.n_bytes:,} bytes")
 
 
-@app.command()
+@app.command(epilog="Example: streamfit verify runs/flights --against data --sample 0.02")
 def verify(
     store: StoreArgument,
     against: Annotated[

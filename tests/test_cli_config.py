@@ -1,6 +1,8 @@
 """From data to a config and a plan: init, schema, --dry-run; and what every command prints as JSON."""
 
 import json
+import re
+import shlex
 import tomllib
 
 import jsonschema
@@ -9,8 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import typer.main
 from test_cli import streamfit
 
+from streamfit.cli import app
 from streamfit.config import LanguageProblem, RidgeProblem, load_problem
 from streamfit.demo import config_path
 from streamfit.engine import Machine
@@ -195,13 +199,25 @@ def test_commands_that_report_do_so_as_json(tmp_path, table):
     assert facts("log", run)[-1]["rows"] == 5000
 
 
-def test_help_says_exit_codes_examples_and_completion():
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_help_says_exit_codes_and_completion():
     """What a user looks for there."""
     text = " ".join(streamfit("--help").stdout.replace("│", " ").split())
     assert "Exit codes: 0 done" in text
     assert "--install-completion" in text
-    for command in ("fit", "init", "add", "forget", "merge", "solve"):
-        assert "Example: streamfit" in streamfit(command, "--help").stdout
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_an_example_that_it_takes(name):
+    """The example is shown, and its options are those of the command."""
+    command = COMMANDS[name]
+    example = next(re.finditer(r"streamfit (.+)", command.epilog or "")).group(1)
+    first, *arguments = shlex.split(example.partition(" < ")[0])
+    assert first == name
+    command.make_context(name, arguments)  # parses, and refuses what it does not know
+    assert "Example: streamfit" in streamfit(name, "--help").stdout
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, table, monkeypatch):

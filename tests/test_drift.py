@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from test_cli import streamfit
 
-from pipelines import embeddings_probe, flights_decay, movies_ease
+from pipelines import embeddings_probe, flights_decay, movies_ease, source_influence
 from streamfit import Corpus, accumulate, add, solve
 from streamfit.corpus import Labels
 from streamfit.drift import drift, r2_of
@@ -88,6 +88,11 @@ def test_flights_lose_weight_with_age(tmp_path):
     found = flights_decay.main(tmp_path / "c.toml", half_life=["10d"], machine=tmp_path / "serial.toml")
     assert found["10d"][0] > found["none"][0] + 0.1
     assert (tmp_path / "runs" / "flights_delay" / "model" / "model.json").is_file()
+    # The sums are there: what each month is worth is asked without counting again.
+    worth = source_influence.main(tmp_path / "c.toml", machine=tmp_path / "serial.toml")
+    assert [each.source for each in worth.influence] == [f"2001-0{month}" for month in range(1, 6)]
+    whole = sum(each.n_rows for each in worth.influence)
+    assert 0 < whole < (when < np.datetime64("2001-06-01")).sum()
 
 
 def test_films_are_recommended_by_what_goes_with_them(tmp_path, capsys):
