@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from obstore.store import from_url
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder
@@ -310,6 +311,49 @@ def test_files_and_pipes_are_predicted_by_the_same_recipe(problem):
     strange.write_text(CSV.replace("UA", "ZZ"))
     refused = streamfit("predict", model, strange, "-o", problem / "q.csv", *here)
     assert (refused.returncode, "'ZZ' in column 'carrier'" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+def test_arrays_are_kept_as_tables_are(kind, tmp_path):
+    """Fit, add, forget by an array of ids, verify; a folder that is added is the only one that is read."""
+
+    def write(name, seed):
+        rng = np.random.default_rng(seed)
+        arrays = {"x": rng.normal(size=(500, 3)).astype(np.float16), "user": np.arange(500) % 10}
+        arrays["y"] = arrays["x"].astype(np.float64) @ [1.0, 2.0, 3.0]
+        where = tmp_path / "data" / (name if kind == "npy" else f"{name}.zarr")
+        where.mkdir(parents=True)
+        group = zarr.open_group(where, mode="w") if kind == "zarr" else None
+        for column, values in arrays.items():
+            if group is None:
+                np.save(where / f"{column}.npy", values)
+            else:
+                group.create_array(column, data=values)
+        return where
+
+    first = write("one", 1)
+    root = tmp_path / "data" if kind == "npy" else first
+    config, here = tmp_path / "p.toml", ("--machine", tmp_path / "serial.toml")
+    (tmp_path / "serial.toml").write_text('kind = "serial"')
+    config.write_text(
+        f'kind = "ridge"\nrun = "{tmp_path}/run"\n[corpus]\nkind = "{kind}"\nroot = "{root}"\nfeatures = ["x"]\n'
+        'target = ["y"]\n'
+    )
+    run = tmp_path / "run"
+    fitted = streamfit("fit", config, *here)
+    assert fitted.returncode == 0, fitted.stderr
+    second, _ = write("two", 2), write("three", 3)
+    added = streamfit("add", run, second, *here)
+    assert added.returncode == 0, added.stderr
+    assert Store(run / "store").head().n_rows == 1000
+    forgotten = streamfit("forget", run, "--where", "user=7", *here)
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert Store(run / "store").head().n_rows == 900
+    checked = streamfit("verify", run, "--against", root, "--sample", 1, *here)
+    if kind == "npy":
+        assert checked.returncode == 0, checked.stderr
+    else:  # a group is one set of arrays: the other one does not lie there
+        assert (checked.returncode, "two.zarr" in checked.stdout + checked.stderr) == (2, True)
 
 
 def test_later_rows_are_refused_where_the_recipe_does_not_know_them(problem):

@@ -59,15 +59,13 @@ class ArrayFiles(RowRanges):
     def _folders(self) -> list[tuple[str, str]]:
         if self.kind == "zarr":
             return [(self.files.root.rstrip("/").rpartition("/")[2], _absolute(self.files.root))]
-        root = Path(_absolute(self.files.root))
         first = f"{self._needed[0]}.npy"
-        if (root / first).is_file():
-            return [(root.name, str(root))]
-        below = sorted(path.parent for path in root.rglob(first))
-        if not below:
-            msg = f"no {first} in {root} or below it"
+        found = [(name, path.parent) for name, path in self.files.find() if path.name == first]
+        if not found:
+            msg = f"no {first} in {self.files.root} or below it"
             raise CorpusError(msg, "a .npy file for each column", "check `root` and the columns in [corpus]")
-        return [(path.relative_to(root).as_posix(), str(path)) for path in below]
+        own = Path(_absolute(self.files.root)).name
+        return [(name.rpartition("/")[0] or own, str(folder)) for name, folder in found]
 
     @property
     def _needed(self) -> list[str]:
