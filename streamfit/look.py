@@ -112,10 +112,11 @@ def look(root: str) -> Look:
         msg = f"{first.uri} has no rows, or is no whole file of kind {kind!r}"
         raise CorpusError(msg, "rows to look at")
     names = table.settled().format.names_of(first.uri)
-    first_file = DatasetFiles.of(kind, Files(first.uri), options=options, recipe=dummy)
-    shard = first_file.parts()[0][1]
+    # As features of a fit, so that columns of text are read as what they hold.
+    every = Recipe(tuple(names), (names[-1],))
+    table = DatasetFiles.of(kind, Files(first.uri), options=options, recipe=every).settled()
     batches, n_rows = [], 0
-    for batch in table.settled().batches(shard, names):
+    for batch in table.batches(table.parts()[0][1], names):
         batches.append(batch)
         n_rows += len(batch)
         if n_rows >= _ROWS:

@@ -310,6 +310,22 @@ def test_types_of_text_are_found_once_and_kept(tmp_path):
         list(source.read(source.shards()[2]))
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_numbers_that_are_names_are_found_as_they_are_written(kind, tmp_path):
+    """Large ones, which a float would round, and in CSV those with zeros before them."""
+    ids = [9007199254740993, 123456789012, 7]
+    rows = [{"user": user, "code": f"{i:03}", "x": 1.0, "y": 1.0} for i, user in enumerate(ids)]
+    if kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    (tmp_path / f"t.{kind}").write_text("\n".join(lines) + "\n")
+    source = DatasetFiles.of(kind, Files(str(tmp_path)), recipe=Recipe(("x",), ("y",))).settled()
+    shard = source.shards()[0]
+    assert [source.positions(shard, "user", frozenset([str(user)])) for user in ids] == [(0,), (1,), (2,)]
+    assert source.positions(shard, "code", frozenset(["001"])) == (1,)
+
+
 def test_quoted_line_ends_take_files_whole(tmp_path):
     """Where values may hold line ends, no cut can fall into one."""
     text = 'name,y\n"a\nb",1\n"c,d",2\n'

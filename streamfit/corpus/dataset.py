@@ -20,7 +20,6 @@ from streamfit.corpus.openings import Found, found, hashes, is_stamped, stamp
 from streamfit.corpus.recipe import date_part
 from streamfit.corpus.table import Table, require
 from streamfit.corpus.text_formats import Csv, JsonRows, TextFormat
-from streamfit.corpus.values import column_of
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError, ShardError
 from streamfit.plan import Shard
 
@@ -75,14 +74,15 @@ class DatasetFiles(Table):
             return self
         first = self.found()[0]
         whole = frozenset(self.target if self.n_classes is not None else ())
-        names = [date_part(name)[0] for name, _ in self.recipe.categories]
-        labels = [column_of(key)[0] for key in self.labels.keys]
-        hashed = self.hashed.categories if self.hashed is not None else ()
-        split = [self.recipe.split_column] if self.recipe.split_column else []
-        text = frozenset([*names, *labels, *hashed, *split]) - {
-            date_part(n)[0] for n in self.features if date_part(n)[1]
-        }
-        return replace(self, format=self.format.typed(first.uri, whole, text))
+        return replace(self, format=self.format.typed(first.uri, whole, self._typed_columns()))
+
+    def _typed_columns(self) -> frozenset[str]:
+        """Columns whose type matters: numbers, dates, and what filters compare. All others are names of something."""
+        named = self.hashed.categories if self.hashed is not None else ()
+        typed = [name for name in (*self.features, *self.target) if name not in named]
+        typed = [name for name in typed if self.recipe.levels(name) is None or date_part(name)[1] is not None]
+        weight = [self.recipe.weight] if self.recipe.weight else []
+        return frozenset([date_part(name)[0] for name in typed] + weight + [f.column for f in self.recipe.filters])
 
     def origin(self) -> dict[str, Any]:
         options = json.loads(json.dumps(asdict(self.format)))

@@ -60,7 +60,7 @@ class TextFormat(Format):
     types: tuple[tuple[str, str], ...] = ()
     shard_bytes: int = SHARD_BYTES
 
-    def typed(self, uri: str, whole: frozenset[str] = frozenset(), text: frozenset[str] = frozenset()) -> Self:
+    def typed(self, uri: str, whole: frozenset[str], typed: frozenset[str]) -> Self:
         """The same with the types of the columns of a file.
 
         Parameters
@@ -68,8 +68,8 @@ class TextFormat(Format):
         uri : str
         whole : frozenset of str
             Columns whose whole numbers stay whole, as class ids do.
-        text : frozenset of str
-            Columns that are read as text where the format lets them, as names of categories are.
+        typed : frozenset of str
+            Columns whose type matters. All others are read as they are written: names, and numbers that are names.
 
         Raises
         ------
@@ -81,10 +81,11 @@ class TextFormat(Format):
         except (pa.ArrowException, OSError) as error:
             msg = f"{uri}: {str(error).splitlines()[0]}"
             raise CorpusError(msg, "a readable file to find the types of columns in") from error
-        return replace(self, types=tuple((f.name, str(self._kept(f, whole, text))) for f in schema))
+        return replace(self, types=tuple((f.name, str(self._kept(f, whole, typed))) for f in schema))
 
-    def _kept(self, found: pa.Field, whole: frozenset[str], text: frozenset[str]) -> pa.DataType:
-        return pa.int64() if found.name in whole and pa.types.is_integer(found.type) else _wider(found.type)
+    def _kept(self, found: pa.Field, whole: frozenset[str], typed: frozenset[str]) -> pa.DataType:
+        stays = found.name in whole or found.name not in typed
+        return pa.int64() if stays and pa.types.is_integer(found.type) else _wider(found.type)
 
     def _guess(self, uri: str) -> pa.Schema:
         raise NotImplementedError
@@ -213,8 +214,8 @@ class Csv(TextFormat):
         with self._stream(whole) as stream:
             return self._reader(stream, self.names_of(uri), 1, convert).schema
 
-    def _kept(self, found: pa.Field, whole: frozenset[str], text: frozenset[str]) -> pa.DataType:
-        return pa.string() if found.name in text else super()._kept(found, whole, text)
+    def _kept(self, found: pa.Field, whole: frozenset[str], typed: frozenset[str]) -> pa.DataType:
+        return super()._kept(found, whole, typed) if found.name in typed else pa.string()
 
 
 @dataclass(frozen=True)
