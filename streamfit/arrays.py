@@ -31,6 +31,9 @@ DEVICE_LIBRARY = "cupy"
 
 _CACHE_ENTRIES = 2**17
 _FEW_ROWS = 16
+_SMALL_PRODUCT = 2**20
+"""Multiplications of a product that is taken in float64: kernels for small matrices may add thousands of rows one after
+another in the rows' own type, those for larger ones some hundred at a time."""
 _ALIGNED = 512
 """Bytes to whose multiples arrays begin in a piece of memory."""
 
@@ -142,7 +145,7 @@ def transposed_product(a: Array, parts: Sequence[Array], precision: Precision) -
     Returns
     -------
     array of shape (p, q)
-        In float32, or float64 where the precision is that. It may be overwritten.
+        In float32, or float64 where the precision is that or the product small. It may be overwritten.
     """
     products = [_one_product(a, b, precision) for b in parts]
     return sum(products[1:], start=products[0])
@@ -151,7 +154,23 @@ def transposed_product(a: Array, parts: Sequence[Array], precision: Precision) -
 def _one_product(a: Array, b: Array, precision: Precision) -> Array:
     if array_api_compat.is_cupy_array(a):
         return _cublas_product(a, b, precision)
-    return namespace(a).matrix_transpose(a) @ b  # NumPy itself calls syrk where both are one
+    xp = namespace(a)
+    if _is_small(a.shape[1], a.shape[0], b.shape[1]):
+        wide = xp.astype(a, xp.float64)
+        return xp.matrix_transpose(wide) @ (wide if a is b else xp.astype(b, xp.float64))
+    return xp.matrix_transpose(a) @ b  # NumPy itself calls syrk where both are one
+
+
+def plain_product(a: Array, b: Array) -> Array:
+    """Product of two matrices of one type, in that type; a small one is taken in float64 and rounded once."""
+    xp = namespace(a)
+    if not _is_small(a.shape[0], a.shape[1], b.shape[1]):
+        return a @ b
+    return xp.astype(xp.astype(a, xp.float64) @ xp.astype(b, xp.float64), a.dtype)
+
+
+def _is_small(p: int, n: int, q: int) -> bool:
+    return p * n * q <= _SMALL_PRODUCT
 
 
 def _cublas_product(a: Array, b: Array, precision: Precision) -> Array:

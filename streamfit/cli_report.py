@@ -13,7 +13,7 @@ from streamfit.cli_options import MachineOption, StoreArgument, dump, working
 from streamfit.cli_solve import AlphasOption, NoInterceptOption
 from streamfit.config import load_problem
 from streamfit.engine import say
-from streamfit.verbs import GRID, solve_section
+from streamfit.optimum import GRID, solve_section
 
 app = typer.Typer()
 

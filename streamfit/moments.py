@@ -23,6 +23,7 @@ from streamfit.arrays import (
     may_overwrite,
     namespace,
     operand,
+    plain_product,
     row_major,
     to_device_of,
     to_host,
@@ -472,7 +473,7 @@ class MomentsAccumulator:
         products = xp.empty((targets.shape[0], self._columns.stop - first), dtype=wz.dtype, device=wz.device)
         for lo in range(first, self._columns.stop, self._edge):
             hi = min(lo + self._edge, self._columns.stop)
-            products[:, lo - first : hi - first] = targets @ wz[:, lo:hi]
+            products[:, lo - first : hi - first] = plain_product(targets, wz[:, lo:hi])
         return products
 
     def _add_cross(self, products: Array, targets: Array | None) -> None:

@@ -103,7 +103,7 @@ def test_the_whitened_fit_solves_its_normal_equations():
 def test_float32_sums_give_the_fit_up_to_their_rounding():
     rbf = RBF(CENTERS, GAMMA)
     exact, rough = (LinearModel(rbf, whitened(sums(rbf, p), rbf).solve(1.0)).predict(Z) for p in ("float64", "float32"))
-    assert 0.0 < np.abs(exact - rough).max() < 1e-3
+    assert 0.0 < np.abs(exact - rough).max() < 3e-3
 
 
 def test_standardised_inputs_and_no_intercept():

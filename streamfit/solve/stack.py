@@ -17,6 +17,7 @@ from streamfit.errors import SolveError
 from streamfit.solve.sources import Sources
 
 _STACK_GAP = 1e-9
+_ROUNDING = 2.0**-46
 """Frank-Wolfe gap, relative to the loss of the best single model, up to which a stack is accepted."""
 
 
@@ -75,7 +76,8 @@ def stack(parts: Mapping[str, Statistic], target: Statistic, alpha: float, *, fi
     ------
     SolveError
         If alpha is not positive, there are fewer than two sources, a source or the target has no weight, numbers of
-        features or targets differ, or the gap is above 1e-9 of the best single model's loss.
+        features or targets differ, or the gap is above 1e-9 of the best single model's loss and what rounding
+        explains.
 
     Warns
     -----
@@ -86,7 +88,9 @@ def stack(parts: Mapping[str, Statistic], target: Statistic, alpha: float, *, fi
     for corner, name in zip(np.eye(len(sources.names)), sources.names, strict=True):
         sources.trusted_loss(corner, f"the fit to {name!r} alone")
     found = stack_of(sources)
-    limit = _STACK_GAP * min(found.losses.values()) + sources.rounding
+    best, worst = min(found.losses.values()), max(found.losses.values())
+    # Products of a wild model's errors with the others' are rounded in its own scale.
+    limit = _STACK_GAP * best + sources.rounding + _ROUNDING * (best * worst) ** 0.5
     if not found.gap <= limit:
         msg = f"a stack with duality gap {found.gap:.3g}"
         raise SolveError(msg, f"at most {limit:.3g}", "raise alpha, or leave out sources that are nearly equal")
