@@ -121,15 +121,22 @@ class CountChoice:
             "speedup": round(self.speedup, 3),
         }
 
-    def line(self) -> str:
-        """The decision in words."""
+    def line(self, by: str = "") -> str:
+        """The decision in words.
+
+        Parameters
+        ----------
+        by : str
+            What was compared, if not whole rows: more of them may be distinct then, and counting gain less.
+        """
         what = "equal rows of a shard are multiplied once" if self.counted else "every row is multiplied"
         if self.asked == "never":
             return f"{what}, as asked (count_rows = 'never')"
         because = f", as asked (count_rows = {self.asked!r})" if self.asked != "auto" else ""
+        least, most, alone = ("at least ", "at most ", f" by {by}") if by else ("", "", "")
         return (
-            f"{what}{because}: {self.repeats.distinct:.1%} of {self.repeats.n_rows:,} sampled rows are distinct within"
-            f" their shard, and counting would make products {self.speedup:.2g} times as fast"
+            f"{what}{because}: {least}{self.repeats.distinct:.1%} of {self.repeats.n_rows:,} sampled rows are distinct"
+            f" within their shard{alone}, and counting would make products {most}{self.speedup:.2g} times as fast"
         )
 
 

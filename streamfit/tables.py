@@ -200,7 +200,7 @@ def _choose_counting(
     if asked == "auto" and len(few.features) < len(source.features):
         screen = choose_counting(asked, _whole_pieces(few, seed, n_inputs, skip), **sizes)
         if not screen.counted:
-            return screen, f"{screen.line()}, by {len(few.features)} of {len(source.features)} columns"
+            return screen, screen.line(f"{len(few.features)} of {len(source.features)} columns")
     choice = choose_counting(asked, _whole_pieces(source, seed, n_inputs, skip), **sizes)
     return choice, choice.line()
 

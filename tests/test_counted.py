@@ -261,7 +261,7 @@ def test_wide_rows_are_compared_in_some_columns_first(tmp_path, monkeypatch, n_d
     header = prepare_table(source, [Block("fourier", 900)], count_rows="auto", report=said.append, **chosen)
     assert header.counted == counted
     assert whole == [True, False, *([True] if counted else [])]  # the sample, the screen, and all of the rows
-    assert (", by 8 of 20 columns" in said[0]) != counted
+    assert ("within their shard by 8 of 20 columns" in said[0]) != counted
 
 
 def test_a_run_decides_says_so_and_keeps_to_it(tmp_path, repeating, quiet, capsys):

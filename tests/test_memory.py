@@ -17,6 +17,7 @@ from streamfit.corpus.parquet import ParquetTable
 from streamfit.engine import Machine, WorkOptions, accumulate, connect, plan_for
 from streamfit.features import RBF, FeatureMap, Linear
 from streamfit.frame import Frame
+from streamfit.plan import PROCESS_BYTES
 from streamfit.store import Header, Store
 from streamfit.targets import Dense, OneHot, Targets
 
@@ -72,3 +73,26 @@ def test_a_worker_takes_what_the_plan_says(
     assert abs(peak - plan.worker_bytes) <= TOLERANCE * plan.worker_bytes, (
         f"{peak / 1e6:.0f} MB for a plan of {plan.worker_bytes / 1e6:.0f}"
     )
+
+
+@pytest.mark.slow
+def test_columns_of_few_values_take_their_decoded_size(tmp_path: Path):
+    """A dictionary's indices take three bits of a number that takes 32 in memory; other columns are not read at all."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 8, size=(150_000, 700)).astype(np.float32)
+    columns = {f"x{j}": x[:, j] for j in range(700)} | {"y": x[:, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=len(x))
+    for n_features in (600, 2):
+        table = ParquetTable(Files(str(tmp_path / "rows.parquet")), tuple(f"x{j}" for j in range(n_features)), ("y",))
+        frame = Frame.from_sample(x[:4096, :n_features], x[:4096, :1], Dense(1))
+        header = Header(Linear(n_features), Dense(1), frame, "float32", n_folds=2)
+        store = Store.create(tmp_path / str(n_features), header)
+        plan = plan_for(store, table.shards(), n_workers=1, source=table)
+        with connect(Machine(n_workers=1, threads_per_worker=1)) as client:
+            accumulate(store, table, client=client)
+            (process,) = client.run(os.getpid).values()
+            peak = peak_bytes(process)
+        said = f"{peak / 1e6:.0f} MB for a plan of {plan.worker_bytes / 1e6:.0f}"
+        assert peak <= (1 + TOLERANCE) * plan.worker_bytes, said
+        # Of two columns hardly more is planned than a process takes by itself, with room for what differs there.
+        assert peak >= (1 - TOLERANCE) * plan.worker_bytes or plan.worker_bytes < 1.1 * PROCESS_BYTES, said

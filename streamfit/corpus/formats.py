@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamfit.corpus.openings import open_file, size_of
-from streamfit.corpus.parquet_rows import READ_BYTES
+from streamfit.corpus.parquet_rows import READ_BYTES, decoded_row_bytes
 from streamfit.corpus.table import require
 from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
@@ -133,8 +133,8 @@ class Parquet(Format):
         with open_file(shard.uri) as opened, pq.ParquetFile(opened, pre_buffer=True) as file:
             require(shard.key, file.schema_arrow.names, columns)
             group = file.metadata.row_group(shard.start)
-            row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
-            n_rows = max(1, READ_BYTES // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
+            row_bytes = decoded_row_bytes(file.schema_arrow, group, columns)
+            n_rows = max(1, READ_BYTES // 2 // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
             yield from file.iter_batches(n_rows, row_groups=[shard.start], columns=columns, use_threads=False)
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range, stamp_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
-from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, class_ids, matrix, weights_of
+from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, chunks_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
@@ -109,7 +109,20 @@ class ParquetTable(Source):
     def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
         # Arrow holds the pages of a row group, as they are and decompressed, and of each column what is decoded, twice,
         # and the levels that say where nulls are: all until the last column is done.
-        return max((2 * s.size + 3 * min(READ_BYTES, s.planned_rows * row_bytes) for s in shards), default=0)
+        if not shards:
+            return 0
+        decoded = max(shard.planned_rows for shard in shards) * row_bytes
+        decoded = 3 * decoded if decoded <= READ_BYTES else 2 * READ_BYTES  # parts are half as large, see `batches_of`
+        return self._page_bytes(max(shards, key=lambda shard: shard.size)) + decoded
+
+    def _page_bytes(self, shard: Shard) -> int:
+        """Bytes of the columns that are read of a row group, as they are and decompressed."""
+        footer = _footer(Path(shard.uri))
+        if footer is None or not 0 <= shard.start < footer.num_row_groups:
+            return 2 * shard.size  # reading will say what is wrong
+        read = {*self.columns, *(column_of(key)[0] for key, _ in shard.select)}
+        chunks = chunks_of(footer.row_group(shard.start), sorted(read))
+        return sum(chunk.total_compressed_size + chunk.total_uncompressed_size for chunk in chunks)
 
     def read(self, shard: Shard) -> Iterator[Rows]:
         with _opened(shard) as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,8 @@ class Batch(NamedTuple):
 
 
 READ_BYTES = 2**28
-"""Bytes that are decoded at a time: enough that starting on each column costs little."""
+"""Bytes in memory that are decoded at a time: enough that starting on each column costs little."""
+_TEXT_BYTES = 64
 _PIECE = (256, 16)
 """Rows and columns of the pieces in which columns become rows: what was measured best, a line of the cache wide."""
 _TENSOR_ROWS = 2048
@@ -79,15 +80,45 @@ def _counted(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterator
 
 
 def _decoded(shard: Shard, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """A row group, whole where that is no more than `READ_BYTES`: that is decoded faster than in parts."""
+    """A row group, whole where no more than `READ_BYTES` come of it: that is decoded faster than in parts."""
     group = file.metadata.row_group(shard.start)
-    if group.total_byte_size <= READ_BYTES:
+    row_bytes = decoded_row_bytes(file.schema_arrow, group, columns)
+    if group.num_rows * row_bytes <= READ_BYTES:
         table = file.read_row_group(shard.start, columns=columns, use_threads=False)
         yield from table.combine_chunks().to_batches()
         return
-    row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
-    n_rows = max(1, READ_BYTES // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
+    # One part is held while the next grows in buffers that double.
+    n_rows = max(1, READ_BYTES // 2 // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
     yield from file.iter_batches(n_rows, row_groups=[shard.start], columns=columns, use_threads=False)
+
+
+def decoded_row_bytes(schema: pa.Schema, group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Bytes of a row in memory, which may be many times those in the file: a dictionary's indices take a few bits.
+
+    Of text and lists of any length only the encoded size is known; they are taken to be `_TEXT_BYTES` at least.
+    """
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    total, unknown = 0.0, []
+    for name in columns:
+        kind = kinds[name]
+        length, element = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
+        try:
+            total += length * element.bit_width / 8
+        except ValueError:  # no width
+            unknown.append(name)
+    if unknown:
+        encoded = chunks_of(group, unknown)
+        total += max(
+            _TEXT_BYTES * len(unknown), sum(c.total_uncompressed_size for c in encoded) / max(1, group.num_rows)
+        )
+    return max(1, round(total))
+
+
+def chunks_of(group: pq.RowGroupMetaData, columns: Sequence[str]) -> list[pq.ColumnChunkMetaData]:
+    """Column chunks of a row group that hold some columns, nested ones included."""
+    wanted = set(columns)
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return [c for c in chunks if c.path_in_schema in wanted or c.path_in_schema.split(".")[0] in wanted]
 
 
 def column(shard: Shard, batch: Batch, name: str) -> np.ndarray:
