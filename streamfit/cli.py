@@ -343,7 +343,8 @@ def _doctor_gpu(backend: str, output: Path | None, as_json: bool, sizes: tuple[i
         show(found["device"])
         show(
             {
-                c["name"]: f"{'passed' if c['passed'] else 'FAILED'}: {c['measured']:.3g}, expected {c['expected']}"
+                c["name"]: ("passed" if c["passed"] else "FAILED")
+                + f", measured {c['measured']:.3g}, expected {c['expected']}"
                 for c in found["checks"]
             }
         )

@@ -128,6 +128,16 @@ def parity(like: Array) -> Iterator[Check]:
         backwards = [_moments(rows[b], y[b, :1], frame, precision, like) for b in reversed(blocks)]
         repeats = again[0] == again[1] == again[2] == sum(backwards[1:], start=backwards[0])
         yield Check(f"bits repeat {precision}", bool(repeats), float(repeats), "equal")
+        # Classes and weighted rows are summed in other ways than dense targets.
+        heavy = rng.uniform(0.5, 2.0, n)
+        for name, targets, values in (("weighted", Dense(2), y), ("weighted one-hot", OneHot(50), ids)):
+            frame = Frame.identity(_D, targets.n_targets)
+            given = [to_device_of(array, like) for array in (rows, values, heavy)]
+            runs = [
+                Moments.from_rows(*given[:2], frame, targets, weights=given[2], precision=precision) for _ in range(3)
+            ]
+            same = runs[0].to_host() == runs[1].to_host() == runs[2].to_host()
+            yield Check(f"bits repeat {name} {precision}", bool(same), float(same), "equal")
     r = r_factor(to_device_of(phi, like))
     yield _within("triangle by QR", float(np.abs(to_host(r) - r_factor(phi)).max()) / n**0.5, 1e-11)
     system, right = phi.T @ phi + np.eye(_D), phi.T @ y
