@@ -109,6 +109,7 @@ def test_films_are_recommended_by_what_goes_with_them(tmp_path, capsys):
     assert "EASE, alpha 10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_embeddings_are_read_out(tmp_path, monkeypatch):
     """Pictures of bars at two places are told apart by what an encoder made of them without labels."""
     monkeypatch.setattr(embeddings_probe, "_GROUP_ROWS", 100)

@@ -80,6 +80,7 @@ def test_kills(tmp_path, serial, quiet):
 # Races
 
 
+@pytest.mark.slow
 def test_race(tmp_path):
     """Two coordinators add and forget in one small store, which compacts all the time; one is killed on the way."""
     Store.create(tmp_path / "store", racer.HEADER, max_live=6, keep=4)
@@ -107,6 +108,7 @@ def test_long_race(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_coordinator_that_slept_loses_and_doubles_nothing(tmp_path, corpus, truth):
     """Stopped in the middle of its run, it wakes after another has finished: it counts nothing twice and ends well."""
     problem = write_problem(tmp_path, corpus, max_live=6)
