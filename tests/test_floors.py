@@ -21,6 +21,7 @@ FLOORS = (
         "triangle",
         "counts",
         "counted",
+        "merging",
         "repeats",
         "plan",
         "features",

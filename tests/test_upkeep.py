@@ -109,7 +109,7 @@ def test_lost_race_of_a_compaction_changes_nothing(store):
 def test_compaction_meets_another_and_its_collection(store, monkeypatch):
     """If another process merges the same parts and deletes them meanwhile, its merge stands; damage is an error."""
     total = sum((add(store, seed=seed) for seed in range(3)), start=store.zeros())
-    read, other = Store.read_all, Store(store.place.local)
+    read, other = Store.read, Store(store.place.local)
 
     def read_late(self, segment):
         if self is store:
@@ -117,7 +117,7 @@ def test_compaction_meets_another_and_its_collection(store, monkeypatch):
             collect(other, keep=0, grace=0)
         return read(self, segment)
 
-    monkeypatch.setattr(Store, "read_all", read_late)
+    monkeypatch.setattr(Store, "read", read_late)
     assert compact(store) == 2
     monkeypatch.undo()
     assert store.moments() == total

@@ -23,6 +23,7 @@ import numpy as np
 
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError
 from streamfit.frame import BLOCK_ROWS
+from streamfit.merging import LargeTables
 from streamfit.plan import Shard
 
 _SETTLED_NS = 2 * 10**9
@@ -54,7 +55,7 @@ class Tally(ABC):
         """Count a block of rows."""
 
     @abstractmethod
-    def tables(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def tables(self) -> LargeTables:
         """The sum as tables by name: integer keys of shape (n, width), distinct and sorted, and int64 counts."""
 
 

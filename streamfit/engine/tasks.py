@@ -10,7 +10,6 @@ import numpy as np
 
 from streamfit.centered import Statistic
 from streamfit.corpus import Source
-from streamfit.counts import Tables, add_tables
 from streamfit.engine.work import (
     GroupResult,
     PanelResult,
@@ -22,11 +21,14 @@ from streamfit.engine.work import (
 )
 from streamfit.errors import PlanError, StoreError
 from streamfit.frame import Panel
+from streamfit.merging import BlockTable, LargeTables, as_blocks
 from streamfit.plan import Group, Shard
 from streamfit.store import Collected, Segment, Store, collect, merge_live
+from streamfit.store.runs import add_large
 from streamfit.triangle import Triangle
 
 Report = Callable[[int], None]
+_COMPARED_ROWS = 2**16
 
 
 class Task(Protocol):
@@ -111,13 +113,13 @@ class Subtract:
         if not self.rest:
             return GroupResult(None, (), 0, 0.0)
         _refuse_panels(options, "subtracted from", "count the rest anew, without --fast")
-        moments, tables = store.read_all(self.segment)
+        moments = store.read(self.segment)
         before = sum_shards(store, source, self.changing, options, report)
         if any(before.n_rows[shard] != shard.planned_rows for shard in self.changing):
             msg = f"shards of segment {self.segment.id} that give another number of rows than were counted"
             raise StoreError(msg, "the rows that were counted", "count the rest anew, without --fast")
         moments = moments - before.moments
-        tables = add_tables([tables, before.tables], [1, -1])
+        tables = add_large([store.open_tables(self.segment), before.tables], [1, -1])
         read = sum(before.n_rows.values())
         del before
         leaving = {shard.content_id for shard in self.changing}
@@ -127,7 +129,7 @@ class Subtract:
             moments + after.moments,
             self.rest,
             [n_rows[shard] for shard in self.rest],
-            add_tables([tables, after.tables], [1, 1]),
+            add_large([tables, after.tables]),
         )
         return GroupResult(segment, (), read + sum(after.n_rows.values()), 0.0)
 
@@ -151,11 +153,20 @@ def _refuse_panels(options: WorkOptions, verb: str, remedy: str) -> None:
         raise PlanError(msg, "a Gram matrix that fits into a worker", remedy)
 
 
-def _equal(first: Tables, second: Tables) -> bool:
+def _equal(first: LargeTables, second: LargeTables) -> bool:
     """Whether sorted tables hold the same counts; one without counts is as good as none."""
-    one, other = ({name: pair for name, pair in t.items() if len(pair[1])} for t in (first, second))
-    pairs = [(a, b) for name in one.keys() & other.keys() for a, b in zip(one[name], other[name], strict=True)]
-    return one.keys() == other.keys() and all(np.array_equal(a, b) for a, b in pairs)
+    one, other = (
+        {name: blocks for name, table in tables.items() if (blocks := as_blocks(table)).n_rows}
+        for tables in (first, second)
+    )
+    return one.keys() == other.keys() and all(_same_table(one[name], other[name]) for name in one)
+
+
+def _same_table(one: BlockTable, other: BlockTable) -> bool:
+    if (one.n_rows, one.width) != (other.n_rows, other.width):
+        return False
+    pairs = zip(one.blocks(_COMPARED_ROWS), other.blocks(_COMPARED_ROWS), strict=True)
+    return all(np.array_equal(a, b) for block, theirs in pairs for a, b in zip(block, theirs, strict=True))
 
 
 def _same(one: Statistic, other: Statistic) -> bool:
@@ -179,6 +190,6 @@ class Recount:
 
     def run(self, store: Store, source: Source, options: WorkOptions, report: Report) -> bool:
         _refuse_panels(options, "compared", "verify without --against, or give workers more memory")
-        moments, tables = store.read_all(self.segment)
+        moments, tables = store.read(self.segment), store.open_tables(self.segment)
         again = sum_shards(store, source, self.shards, replace(options, skip_bad_shards=False), report)
         return _same(moments, again.moments) and _equal(tables, again.tables)

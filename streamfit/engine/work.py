@@ -20,10 +20,10 @@ from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.corpus.spare import BLOCKS
 from streamfit.counted import count_rows, piece_rows
-from streamfit.counts import Tables
 from streamfit.engine.feed import fed, transport_to
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
 from streamfit.frame import BLOCK_ROWS, Panel, panels_of
+from streamfit.merging import LargeTables
 from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import BLOCKS_AHEAD, Group, Shard
 from streamfit.store import Header, Refusal, Segment, Store, WrittenPanel, discard_panels, stitch, write_panel
@@ -82,14 +82,14 @@ class Sums:
     Parameters
     ----------
     moments : Moments or Triangle
-    tables : mapping of str to (keys, counts)
+    tables : mapping of str to tables of counts, in memory or on disk
     n_rows : dict of Shard to int
         Rows of each shard, in the order in which they were read.
     refused : tuple of Refusal
     """
 
     moments: Statistic
-    tables: Tables
+    tables: LargeTables
     n_rows: dict[Shard, int]
     refused: tuple[Refusal, ...] = ()
 

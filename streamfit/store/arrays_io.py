@@ -25,13 +25,15 @@ from streamfit.errors import StoreError
 from streamfit.store.place import first_line
 
 _TILE_BYTES = 2**25
+COUNT_ROWS = 2**18
+"""Rows of tables of counts in a chunk: many are merged at a time, with one of each in memory."""
 _SMALL_BYTES = 2**20
 """Arrays up to here, most of a segment's, are read and written at the same time; large ones in turn, for memory."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A float64 array that is too large for memory: made a piece along the first axis at a time, as it is written.
+    """An array that is too large for memory: made a piece along the first axis at a time, as it is written.
 
     Parameters
     ----------
@@ -63,9 +65,9 @@ def write_group(
 ) -> None:
     """Write a Zarr group with its attributes and arrays; the attribute `arrays` lists the latter by name.
 
-    Chunks are single tiles along the first axis of arrays of three axes, and up to 32 MB of rows or numbers
-    otherwise. Every chunk carries a crc32c, since without one a flipped bit reads back silently, and chunks of
-    zeros are written, since a missing chunk must mean damage.
+    Chunks are single tiles along the first axis of arrays of three axes, `COUNT_ROWS` rows of tables of counts, and up
+    to 32 MB of rows or numbers otherwise. Every chunk carries a crc32c, since without one a flipped bit reads back
+    silently, and chunks of zeros are written, since a missing chunk must mean damage.
 
     Raises
     ------
@@ -75,7 +77,10 @@ def write_group(
     named = {**attributes, "arrays": sorted(arrays)}
     # All at once: an array made by itself would write every group above it anew, an object each.
     nodes: dict[str, Any] = {path: zarr.create_group(MemoryStore(), attributes=named).metadata}
-    nodes |= {f"{path}/{name}": _described(array.shape, array.dtype) for name, array in arrays.items()}
+    nodes |= {
+        f"{path}/{name}": _described(array.shape, array.dtype, counts=name.startswith("tally_"))
+        for name, array in arrays.items()
+    }
     target = _Writes(ZarrObjects(objects))
     try:
         made = zarr.create_hierarchy(store=target, nodes=nodes)
@@ -146,18 +151,20 @@ class _Writes(WrapperStore[ZarrObjects[Any]]):
 
 
 @lru_cache(maxsize=256)
-def _described(shape: tuple[int, ...], dtype: np.dtype) -> Any:
+def _described(shape: tuple[int, ...], dtype: np.dtype, counts: bool) -> Any:
     """What a `zarr.json` says of an array; the same for each segment of a store, but for counts."""
     return zarr.create_array(
         MemoryStore(),
         shape=shape,
-        chunks=_chunks(shape, dtype.itemsize),
+        chunks=_chunks(shape, dtype.itemsize, counts),
         dtype=dtype,
         compressors=[BloscCodec(cname="lz4", shuffle="shuffle", typesize=dtype.itemsize), Crc32cCodec()],
     ).metadata
 
 
-def _chunks(shape: tuple[int, ...], n_bytes: int) -> tuple[int, ...]:
+def _chunks(shape: tuple[int, ...], n_bytes: int, counts: bool) -> tuple[int, ...]:
+    if counts:
+        return (max(1, min(COUNT_ROWS, shape[0])), *(max(1, n) for n in shape[1:]))
     if len(shape) == 3:
         return (1, *shape[1:])
     if len(shape) == 2:

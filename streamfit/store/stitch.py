@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.counts import Tables, add_tables
 from streamfit.errors import StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
 from streamfit.frame import Frame, Panel, n_tiles, tile_pairs, tile_size
+from streamfit.merging import LargeTables
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.store.arrays_io import Tiles, open_group, write_group
 from streamfit.store.log import Segment
+from streamfit.store.runs import add_large, stored_tables
 from streamfit.store.store import Store
-from streamfit.store.sums import SUMS, arrays_of, is_count, limb_names, tables_of
+from streamfit.store.sums import SUMS, arrays_of, is_count, limb_names, table_arrays
 from streamfit.store.tiles import StoredPart, read_sum, with_top
 
 _STRIP_BYTES = 2**25
@@ -44,7 +45,7 @@ class WrittenPanel:
     panel: Panel
 
 
-def write_panel(store: Store, sums: Moments, panel: Panel, tables: Tables) -> WrittenPanel:
+def write_panel(store: Store, sums: Moments, panel: Panel, tables: LargeTables) -> WrittenPanel:
     """Write the sums of one panel; the first carries what belongs to no panel, vectors and tables of counts.
 
     Nothing is flushed to disk: until they are stitched, panels are worth no more than the run that writes them.
@@ -133,9 +134,8 @@ def _written(
             total = _added([read_sum(part, name, (lengths[name],), ...) for part in whole])
             arrays |= dict(zip(_names(name, total.top, total.bottom), _limbs(total), strict=True))
     arrays |= _gram(parts, frame) | _cross(parts, frame)
-    counts = [tables_of({n: np.asarray(a[...]) for n, a in part.arrays.items() if is_count(n)}) for part in whole]
-    for name, (keys, tally) in add_tables(counts, [1] * len(counts)).items():
-        arrays |= {f"tally_{name}_keys": keys, f"tally_{name}_counts": tally}
+    counts = [stored_tables({n: a for n, a in part.arrays.items() if is_count(n)}, part.where) for part in whole]
+    arrays |= table_arrays(add_large(counts))
     return store.write_arrays(arrays, sum(part.n_rows for part in whole), shards, n_rows)
 
 

@@ -19,9 +19,10 @@ import numpy as np
 from streamfit.centered import Statistic
 from streamfit.counts import Tables
 from streamfit.errors import MismatchError, StoreError
+from streamfit.merging import BlockTable, LargeTables
 from streamfit.moments import Moments
 from streamfit.plan import Shard
-from streamfit.store.arrays_io import Tiles, read_group, write_group
+from streamfit.store.arrays_io import Tiles, open_group, read_group, write_group
 from streamfit.store.founding import found, is_store, read_header, what_is_there
 from streamfit.store.header import Header
 from streamfit.store.ledger import Departure, Ledgers, ledger_key
@@ -29,6 +30,7 @@ from streamfit.store.log import KEEP, MAX_LIVE, Log, Record, Refusal, Removal, S
 from streamfit.store.mix import Mix
 from streamfit.store.place import Place
 from streamfit.store.policy import check_bound, check_policy, sequence_of, with_pin, without_pin
+from streamfit.store.runs import COUNT_BYTES, add_large, stored_tables
 from streamfit.store.sums import (
     arrays_of,
     digest_of_arrays,
@@ -174,7 +176,7 @@ class Store:
     # Writing
 
     def write_segment(
-        self, moments: Statistic, shards: Sequence[Shard], n_rows: Sequence[int], tables: Tables | None = None
+        self, moments: Statistic, shards: Sequence[Shard], n_rows: Sequence[int], tables: LargeTables | None = None
     ) -> Segment:
         """Write moments and their ledger under a fresh name, durably. Nothing counts until it is committed.
 
@@ -185,7 +187,7 @@ class Store:
             What was summed, all of one fold, source and labels.
         n_rows : sequence of int
             Rows read from each.
-        tables : mapping of str to (keys, counts), optional
+        tables : mapping of str to tables of counts, optional
             Counts over the same rows.
 
         Raises
@@ -409,14 +411,17 @@ class Store:
 
     def _arrays(self, segment: Segment, keep: Callable[[str], bool], check: bool = False) -> dict[str, np.ndarray]:
         attributes, arrays = read_group(self.place.objects, f"segments/{segment.id}", keep)
-        expected = (self._first.header, segment.n_rows, segment.ledger)
-        if tuple(attributes.get(name) for name in ("header", "n_rows", "ledger")) != expected:
-            msg = f"segment {segment.id} does not belong to this store's log"
-            raise StoreError(msg, f"{segment.n_rows} rows under this header and ledger", "restore it from a backup")
+        self._refuse_other(segment, attributes)
         if check and attributes.get("sums") != digest_of_arrays(arrays):
             msg = f"segment {segment.id} holds other sums than it was written with"
             raise StoreError(msg, f"digest {str(attributes.get('sums'))[:12]}", "restore it from a backup")
         return arrays
+
+    def _refuse_other(self, segment: Segment, attributes: Mapping[str, Any]) -> None:
+        expected = (self._first.header, segment.n_rows, segment.ledger)
+        if tuple(attributes.get(name) for name in ("header", "n_rows", "ledger")) != expected:
+            msg = f"segment {segment.id} does not belong to this store's log"
+            raise StoreError(msg, f"{segment.n_rows} rows under this header and ledger", "restore it from a backup")
 
     def _moments(self, segment: Segment, arrays: Mapping[str, np.ndarray]) -> Statistic:
         header, where, n_rows = self.header, f"segment {segment.id}", segment.n_rows
@@ -426,6 +431,33 @@ class Store:
         if header.statistic == "sparse":
             return sparse_moments_of(arrays, frame, one_hot, n_rows, where)
         return moments_of(arrays, frame, one_hot, n_rows, where, header.precision)
+
+    def open_tables(self, segment: Segment) -> dict[str, BlockTable]:
+        """Tables of counts of one segment, to be read by blocks.
+
+        Raises
+        ------
+        StoreError
+            If a chunk is missing, or the segment belongs to another header.
+        """
+        where = f"segments/{segment.id}"
+        attributes, arrays = open_group(self.place.objects, where, is_count)
+        self._refuse_other(segment, attributes)
+        return stored_tables(arrays, where)
+
+    def counts(self, *, budget: int = COUNT_BYTES, folder: Path | None = None) -> LargeTables:
+        """Sum of the tables of all live segments, in memory or, where that is more than the budget, on disk.
+
+        Parameters
+        ----------
+        budget : int
+            Bytes that merging takes at most, beside two chunks of each segment.
+        folder : Path, optional
+            Where a sum is written that memory does not hold; the system's folder for temporary files without it.
+        """
+        return self._settled(
+            lambda head: add_large([self.open_tables(s) for s in head.segments], budget=budget, folder=folder)
+        )
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""

@@ -6,24 +6,26 @@ Floor 4: imports moments, sparse_moments, triangle, exact, counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from streamfit.arrays import Precision
 from streamfit.centered import Statistic
-from streamfit.counts import Tables
 from streamfit.errors import StoreError
 from streamfit.exact import BASE, COARSE, DIGIT_BITS, GridSum
 from streamfit.frame import Frame, n_tiles, tile_size
+from streamfit.merging import BlockTable, LargeTables
 from streamfit.moments import Moments
 from streamfit.sparse_moments import SparseMoments
 from streamfit.sparse_sum import SparseSum
-from streamfit.store.arrays_io import Tiles
+from streamfit.store.arrays_io import COUNT_ROWS, Tiles
 from streamfit.triangle import Triangle
 
 SUMS = ("weight", "sum_x", "sum_y", "sum_yy", "gram", "cross")
 _SUFFIX = {COARSE: "_coarse", BASE: "", BASE - DIGIT_BITS: "_fine"}
+_A = TypeVar("_A")
 _TALLY = "tally_"
 _FACTOR = "factor"
 _STARTS, _COLUMNS, _ROUNDED = "gram_indptr", "gram_indices", "rounded"
@@ -35,15 +37,13 @@ def is_count(name: str) -> bool:
     return name.startswith(_TALLY)
 
 
-def arrays_of(moments: Statistic, tables: Tables | None = None) -> dict[str, np.ndarray | Tiles]:
+def arrays_of(moments: Statistic, tables: LargeTables | None = None) -> dict[str, np.ndarray | Tiles]:
     """Arrays of a segment.
 
     A sum is one array for each limb: digits times their step, an exact product, so that any tool reads plain numbers.
     A triangle is one array `factor`. A sparse Gram matrix is its entries row by row (CSR), each limb an array.
     """
-    arrays: dict[str, np.ndarray | Tiles] = {}
-    for name, (keys, counts) in (tables or {}).items():
-        arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"] = keys, counts
+    arrays = table_arrays(tables or {})
     host = moments.to_host()
     if isinstance(host, Triangle):
         return {**arrays, _FACTOR: host.factor}
@@ -168,7 +168,34 @@ def sum_of(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], 
     return GridSum(limbs, there[0][0])
 
 
+def table_arrays(tables: LargeTables) -> dict[str, np.ndarray | Tiles]:
+    """Arrays of tables of counts; `tables_of` is the inverse."""
+    arrays: dict[str, np.ndarray | Tiles] = {}
+    for name, table in tables.items():
+        arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"] = _columns(table)
+    return arrays
+
+
 def tables_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Tables of counts among the arrays of a segment."""
+    return pairs_of(arrays)
+
+
+def pairs_of(arrays: Mapping[str, _A]) -> dict[str, tuple[_A, _A]]:
+    """Keys and counts of each table among the arrays of a segment, read or not."""
     names = {name.removeprefix(_TALLY).rpartition("_")[0] for name in arrays if is_count(name)}
     return {name: (arrays[f"{_TALLY}{name}_keys"], arrays[f"{_TALLY}{name}_counts"]) for name in sorted(names)}
+
+
+def _columns(table: tuple[np.ndarray, np.ndarray] | BlockTable) -> tuple[np.ndarray | Tiles, np.ndarray | Tiles]:
+    """Keys and counts, made while they are written if they are not in memory."""
+    if not isinstance(table, BlockTable):
+        return table
+    if not table.n_rows:  # an array of no rows has no pieces
+        return table.whole()
+
+    def part(read: Callable[[int, int], np.ndarray]) -> Callable[[int], np.ndarray]:
+        return lambda i: read(i * COUNT_ROWS, min((i + 1) * COUNT_ROWS, table.n_rows))
+
+    keys = Tiles((table.n_rows, table.width), (COUNT_ROWS, table.width), part(table.keys), table.dtype)
+    return keys, Tiles((table.n_rows,), (COUNT_ROWS,), part(table.counts), np.dtype(np.int64))

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from streamfit.counts import Tables, add_tables
 from streamfit.errors import MismatchError, StoreError
 from streamfit.frame import n_tiles, tile_size
 from streamfit.plan import Shard
 from streamfit.store.ledger import ledger_key, removal_key
 from streamfit.store.log import Record, Segment
 from streamfit.store.policy import check_policy
+from streamfit.store.runs import add_large
 from streamfit.store.stitch import merge_tiles
 from streamfit.store.store import Store
 
@@ -94,13 +94,11 @@ def sum_segments(
     if target.header.statistic == "gram" and 8 * n_tiles(frame.n_features) * tile_size(frame.n_features) ** 2 > _LARGE:
         return merge_tiles(ordered, target, rename)
     total = target.zeros()
-    tables: Tables = {}
     shards = []
     for source, segment in ordered:
-        moments, counts = source.read_all(segment)
-        total = total + moments
-        tables = add_tables([tables, counts], [1, 1])
+        total = total + source.read(segment)
         shards += source.ledger(segment)
+    tables = add_large([source.open_tables(segment) for source, segment in ordered])
     return target.write_segment(total, [*map(rename, shards)], [shard.planned_rows for shard in shards], tables)
 
 

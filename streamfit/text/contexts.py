@@ -9,13 +9,13 @@ import numpy as np
 
 from streamfit.corpus import Documents, Rows, Source
 from streamfit.corpus.base import Tally, blocks_of
-from streamfit.counts import Tables
 from streamfit.frame import BLOCK_ROWS
+from streamfit.merging import Block, BlockTable, LargeTables, in_memory
 from streamfit.plan import Shard
-from streamfit.text.ngram import NgramCounts
+from streamfit.store.runs import COUNT_BYTES, CountRuns
+from streamfit.text.ngram import NgramCounts, check_ids, check_sizes
 from streamfit.text.tokenizer import Tokenizer
 
-_COUNT_ROWS = 1_000_000
 _WINDOW_ROWS = 16 * BLOCK_ROWS
 """Rows of windows that are made at a time: whole blocks, so that blocks do not depend on it."""
 
@@ -108,12 +108,15 @@ class TokenSource(Source):
         Tokens in a context.
     ngram_order : int
         Order of the n-gram counts that are tallied beside the moments, at most n_context + 1.
+    tally_bytes : int
+        Memory for that; what does not fit is written to the folder for temporary files, sorted, and merged.
     """
 
     documents: Documents
     tokenizer: Tokenizer
     n_context: int
     ngram_order: int
+    tally_bytes: int = COUNT_BYTES
 
     def shards(self) -> list[Shard]:
         return self.documents.shards()
@@ -127,35 +130,28 @@ class TokenSource(Source):
         return self.documents.positions(shard, column, values)
 
     def tally(self) -> NgramTally:
-        return NgramTally(self.ngram_order, self.tokenizer.vocab_size)
+        return NgramTally(self.ngram_order, self.tokenizer.vocab_size, self.tally_bytes)
 
 
 class NgramTally(Tally):
     """Counts the n-grams of a group's rows; they go into its segment and add up as the moments do."""
 
-    def __init__(self, order: int, vocab_size: int) -> None:
-        self._counts = NgramCounts.zeros(order, vocab_size)
-        self._contexts: list[np.ndarray] = []
-        self._tokens: list[np.ndarray] = []
+    def __init__(self, order: int, vocab_size: int, budget: int = COUNT_BYTES) -> None:
+        check_sizes(order, vocab_size)
+        self._order, self._vocab_size = order, vocab_size
+        self._runs = CountRuns(order, budget)
 
     def add(self, rows: Rows) -> None:
-        near = rows.x[:, rows.x.shape[1] + 1 - self._counts.order :]
-        self._contexts.append(near.copy())  # a view would keep the whole window
-        self._tokens.append(rows.y)
-        if sum(map(len, self._tokens)) > _COUNT_ROWS:
-            self._flush()
+        grams = np.empty((len(rows.y), self._order), np.int32)
+        grams[:, :-1], grams[:, -1] = rows.x[:, rows.x.shape[1] + 1 - self._order :], rows.y
+        check_ids("tokens", grams, self._vocab_size)
+        self._runs.add(grams)
 
-    def _flush(self) -> None:
-        if self._tokens:
-            contexts, tokens = np.concatenate(self._contexts), np.concatenate(self._tokens)
-            self._counts = self._counts + NgramCounts.from_rows(contexts, tokens, self._counts.vocab_size)
-            self._contexts, self._tokens = [], []
-
-    def tables(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        self._flush()
-        return {"ngram": (self._counts.grams, self._counts.counts)}
+    def tables(self) -> dict[str, Block | BlockTable]:
+        table = self._runs.table()
+        return {"ngram": table if self._runs.spilled_rows else table.whole()}
 
 
-def counts_of(tables: Tables, order: int, vocab_size: int) -> NgramCounts:
-    """N-gram counts from the tables of a segment."""
-    return NgramCounts(order, vocab_size, *tables["ngram"])
+def counts_of(tables: LargeTables, order: int, vocab_size: int) -> NgramCounts:
+    """N-gram counts from the tables of a segment, in memory."""
+    return NgramCounts(order, vocab_size, *in_memory(tables)["ngram"])

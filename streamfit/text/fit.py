@@ -262,9 +262,8 @@ def assemble(
     """
     header, experts = store.header, experts or ExpertSettings()
     source = token_source(header, validation)
-    counts = NgramCounts.zeros(source.ngram_order, source.tokenizer.vocab_size)
-    for tables in store.tables():
-        counts = counts + counts_of(tables, source.ngram_order, source.tokenizer.vocab_size)
+    sizes = source.ngram_order, source.tokenizer.vocab_size
+    counts = counts_of({"ngram": NgramCounts.zeros(*sizes).table, **store.counts()}, *sizes)
     network, topic = parted(store, solution)
     if network is None and "network" in experts.experts:
         msg = "expert 'network' without RBF centers or linear features"

@@ -104,7 +104,12 @@ def _level(branch: Branch, adjusted: Int64) -> tuple[Level, Float64]:
 
 
 def _discounts(adjusted: Int64) -> Float64:
-    n = np.bincount(adjusted[adjusted <= 4], minlength=5).astype(np.float64)
+    return discounts_of(np.bincount(adjusted[adjusted <= 4], minlength=5))
+
+
+def discounts_of(numbers: Int64) -> Float64:
+    """D1, D2, D3+ of a level from its numbers of n-grams that occur 0, 1, .. 4 times."""
+    n = numbers.astype(np.float64)
     if np.all(n[1:4] > 0):
         y = n[1] / (n[1] + 2 * n[2])
         j = np.arange(1, 4)

@@ -126,6 +126,11 @@ class NgramCounts:
     def __sub__(self, other: NgramCounts) -> NgramCounts:
         return self._combine(other, -other.counts)
 
+    @property
+    def table(self) -> tuple[Grams, Int64]:
+        """Grams and counts as a table of a segment."""
+        return self.grams, self.counts
+
     def packed(self) -> dict[str, np.ndarray]:
         """Grams and counts in the smallest integers that hold them, to be kept; `unpacked` is the inverse."""
         most = int(self.counts.max()) if self.counts.size else 0
