@@ -140,7 +140,7 @@ class _Asked:
         ids, adjusted = self.contexts[seen], self.adjusted[self.rows[seen]]
         total = self.total[ids]
         p = lower.copy()
-        p[seen] *= (self.kinds[ids] @ discounts) / total
+        p[seen] *= (self.kinds[ids] * discounts).sum(axis=1) / total
         p[seen] += np.where(adjusted > 0, adjusted - discounts[np.minimum(adjusted, 3) - 1], 0.0) / total
         return p
 
