@@ -5,9 +5,10 @@
 FOLDER is searched for text, C source if nothing else is said. The tokenizer is trained on a sample; files are shuffled,
 some are held out, and the first 5, 20, 100 MB of the others are counted, each size anew in a process that may allocate
 no more than `--memory` GB beside what libraries reserved when they were loaded (RLIMIT_DATA, which counts private
-writable mappings, touched or not). Peak memory is all that was resident, libraries included. Half of `--memory` is the budget of the counter: sorted runs go to disk and are merged by blocks. Held-out files are then scored by modified
-Kneser-Ney in passes over the counts, in the same process and within the same limit: no table is ever in memory whole.
-Seconds are CPU seconds of one process. Times on a shared machine are what they are; read ratios.
+writable mappings, touched or not). Half of that is the budget of the counter: sorted runs go to disk and are merged by
+blocks. Held-out files are then scored by modified Kneser-Ney in passes over the counts, in the same process and within
+the same limit: no table is ever in memory whole. Peak memory is all that was resident, libraries included. Seconds are
+CPU seconds of one process.
 
 Linux source: `apt-get download linux-source-6.1`, `dpkg -x`, and of the archive inside the members `*.c` and `*.h`.
 """
