@@ -1,7 +1,7 @@
 """The experts of a mixture: what each is called, what it sees, and the tables that answer for it.
 
-Floor 6: imports views, kneser_ney, suffix_ridge, clusters. All are functions of the n-gram counts alone, so that they
-merge, extend and forget as the counts do; only their clusters are kept beside them.
+Floor 6: imports views, kneser_ney, suffix_ridge, interpolate, clusters. All are functions of the n-gram counts alone,
+so that they merge, extend and forget as the counts do; only their clusters are kept beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from streamfit.counts import Ids, Int64
 from streamfit.errors import ConfigError
 from streamfit.text.clusters import token_clusters
+from streamfit.text.interpolate import Interpolation
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.ngram import Float64, NgramCounts
 from streamfit.text.suffix_ridge import SuffixRidge
@@ -25,8 +26,6 @@ from streamfit.text.views import Glance, View, plain, refined
 KINDS = ("network", "ngram", "suffix_ridge", "classes", "class_ridge", "refined", "skip", "exact")
 """Experts that can be asked for."""
 _PENALTIES = (2.0, 1.4, 5.6, 11.2)
-_INTERPOLATING = 1e-6
-"""Penalty of a suffix ridge that is no more than a tie-break."""
 
 
 class Expert(Protocol):
@@ -53,8 +52,8 @@ class ExpertSettings:
         of all suffixes. 'classes' and 'class_ridge': both of these with the tokens of a context replaced by clusters,
         one expert for each of `classes`. 'refined': Kneser-Ney that sees each token first as one of the smallest
         number of clusters and then as itself. 'skip': Kneser-Ney without the nearest token, and without the second.
-        'exact': the suffix ridge whose penalties go to 0, which interpolates: a center for each distinct context, and
-        every context that was always followed by the same token is answered by it.
+        'exact': interpolation, a center for each distinct context and the penalty towards 0: every context that was
+        always followed by the same token is answered by it.
     classes : tuple of int
         Numbers of clusters.
     class_dims : int
@@ -130,7 +129,7 @@ class ExpertSettings:
 
     def _tables(self, kind: str, counts: NgramCounts, tree: tuple[Branch, ...]) -> SuffixTables:
         if kind == "exact":
-            return SuffixRidge.fit(counts, _INTERPOLATING, tree)
+            return Interpolation.fit(counts, tree=tree)
         if kind not in ("suffix_ridge", "class_ridge"):
             return KneserNey.fit(counts, tree)
         last = len(self.suffix_penalties) - 1

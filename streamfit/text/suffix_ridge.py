@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from streamfit.errors import ConfigError
-from streamfit.text.ngram import NgramCounts
+from streamfit.text.ngram import Float64, NgramCounts
 from streamfit.text.suffix_tables import Branch, Level, SuffixTables, suffix_tree
 
 
@@ -77,16 +77,33 @@ class SuffixRidge(SuffixTables):
             msg = f"penalties {kappa.tolist()} of a suffix ridge"
             raise ConfigError(msg, f"one positive number, or {counts.order}, one a length of suffix")
         tree = suffix_tree(counts) if tree is None else tree
-        levels: list[Level] = []
-        evidence = tree[-1].counts.astype(np.float64)
-        for k in range(counts.order, 0, -1):
-            branch = tree[k - 1]
-            ids, n_contexts = branch.ids, len(branch.seen)
-            weight = np.asarray(np.bincount(ids, evidence, n_contexts), np.float64)
-            penalty = kappa[k - 1] * np.diff(branch.starts)
-            total = weight + penalty
-            levels.append(Level.of(branch, evidence / total[ids], penalty / total))
-            if k > 1:
-                passed = evidence * (penalty / total)[ids]
-                evidence = np.asarray(np.bincount(branch.parents, passed, len(tree[k - 2].counts)), np.float64)
-        return cls(counts.order, counts.vocab_size, tuple(levels[::-1]))
+        penalty = [kappa[k] * np.diff(branch.starts) for k, branch in enumerate(tree)]
+        return cls(counts.order, counts.vocab_size, solve_tree(tree, penalty))
+
+
+def solve_tree(tree: tuple[Branch, ...], penalties: Sequence[Float64]) -> tuple[Level, ...]:
+    """Minimise the objective of `SuffixRidge` for any positive penalty of each suffix.
+
+    Parameters
+    ----------
+    tree : tuple of Branch
+        As `suffix_tree` makes it.
+    penalties : sequence of float64 arrays of shape (n_contexts,)
+        lambda_s of the contexts of each order, in the order of `Branch.contexts`.
+
+    Returns
+    -------
+    tuple of Level
+        Of order 1 and up, as many as the tree has.
+    """
+    levels: list[Level] = []
+    evidence = tree[-1].counts.astype(np.float64)
+    for k in range(len(tree) - 1, -1, -1):
+        branch, penalty = tree[k], penalties[k]
+        ids = branch.ids
+        total = np.bincount(ids, evidence, len(branch.seen)) + penalty
+        levels.append(Level.of(branch, evidence / total[ids], penalty / total))
+        if k:
+            passed = evidence * (penalty / total)[ids]
+            evidence = np.asarray(np.bincount(branch.parents, passed, len(tree[k - 1].counts)), np.float64)
+    return tuple(levels[::-1])

@@ -1,7 +1,7 @@
 """Tables of context suffixes: what n-gram counts become once a rule has turned them into probabilities.
 
-Floor 6: imports ngram, errors. Kneser-Ney and suffix ridge are two rules for the numbers; the tables, and all that is
-asked of them, are the same.
+Floor 6: imports ngram, errors. Kneser-Ney, suffix ridge and interpolation are rules for the numbers; the tables, and
+all that is asked of them, are the same.
 """
 
 from __future__ import annotations
