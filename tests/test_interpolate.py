@@ -14,6 +14,7 @@ from streamfit.text import ExpertSettings
 from streamfit.text.contexts import context_rows
 from streamfit.text.interpolate import ALPHA, Interpolation
 from streamfit.text.ngram import NgramCounts
+from streamfit.text.suffix_tables import suffix_tree
 
 VOCAB = 6
 corpora = st.lists(st.lists(st.integers(1, VOCAB - 1), max_size=14), min_size=1, max_size=4)
@@ -77,6 +78,9 @@ def test_every_context_is_remembered_and_every_unambiguous_one_answered_right(do
     for row, token in zip(contexts.tolist(), tokens.tolist(), strict=True):
         followers.setdefault(tuple(row), Counter())[token] += 1
     centers = np.array(list(followers), np.int32)
+    model = Interpolation.fit(NgramCounts.from_rows(contexts, tokens, VOCAB + 1))
+    assert model.followers(centers).tolist() == [len(seen) for seen in followers.values()]
+    assert model.followers(np.full((1, k), VOCAB)).tolist() == [0]
     for alpha in (1e-3, ALPHA):
         for seen, p in zip(followers.values(), tree(contexts, tokens, centers, alpha), strict=True):
             frequencies = np.bincount(list(seen.elements()), minlength=VOCAB) / seen.total()
@@ -99,6 +103,16 @@ def test_a_context_that_was_not_seen_is_answered_by_its_longest_suffix_that_was(
     # The suffix (1) stands between the contexts (4, 1), (5, 1) and the empty suffix: the mean of the three.
     root = model.distribution(np.array([[3, 6]]))[0]  # 6 never came
     np.testing.assert_allclose(p[0], (np.eye(7)[2] + np.eye(7)[3] + root) / 3, atol=1e-6)
+
+
+@given(corpora, st.integers(1, 4))
+def test_the_first_orders_of_a_tree_are_shorter_contexts(docs, k):
+    contexts, tokens = rows_of(docs, k)
+    counts = NgramCounts.from_rows(contexts, tokens, VOCAB)
+    for shorter in range(k):
+        cut = Interpolation.fit(counts, tree=suffix_tree(counts)[: shorter + 1])
+        own = Interpolation.fit(counts.lower(shorter + 1))
+        np.testing.assert_array_equal(cut.distribution(contexts), own.distribution(contexts))
 
 
 def test_its_name_is_an_expert_of_its_own():

@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from streamfit.counts import Ids, Int64
 from streamfit.errors import ConfigError
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.suffix_ridge import solve_tree
@@ -73,7 +74,7 @@ class Interpolation(SuffixTables):
             Positive. At 0 itself what never followed a context would have probability 0, and no new text a perplexity;
             for small alpha the perplexity of new text grows as a power of 1 / alpha, and the most probable token stays.
         tree : tuple of Branch, optional
-            ``suffix_tree(counts)``, where it is there already.
+            ``suffix_tree(counts)``, where it is there already; its first n orders alone make contexts of n - 1 tokens.
 
         Raises
         ------
@@ -85,4 +86,21 @@ class Interpolation(SuffixTables):
             raise ConfigError(msg, "a small positive number, such as 1e-6")
         tree = suffix_tree(counts) if tree is None else tree
         penalties = [np.full(len(branch.seen), float(alpha)) for branch in tree]
-        return cls(counts.order, counts.vocab_size, solve_tree(tree, penalties))
+        return cls(len(tree), counts.vocab_size, solve_tree(tree, penalties))
+
+    def followers(self, contexts: Ids) -> Int64:
+        """How many different tokens followed each context in training; 0 where it was never seen in its whole length.
+
+        Parameters
+        ----------
+        contexts : int array of shape (n, m), m >= order - 1
+
+        Returns
+        -------
+        int64 array of shape (n,)
+            At 1 the context is unambiguous.
+        """
+        rows, ids = self._walk(contexts)[-1]
+        found = np.zeros(len(contexts), np.int64)
+        found[rows] = np.diff(self.levels[-1].starts)[ids]
+        return found
