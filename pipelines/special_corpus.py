@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.sparse import csr_array
 
+from pipelines.special_measures import CLAIM, LENGTHS, NAMES, measure, what_it_takes
 from streamfit.cli import script
 from streamfit.config_corpus import FilesSection
 from streamfit.corpus import Files, JsonLines, split_of
@@ -46,40 +47,25 @@ from streamfit.text import (
     ExpertSettings,
     LanguageModel,
     LanguageSettings,
-    Score,
     Tokenizer,
     assemble,
     prepare,
     token_source,
 )
-from streamfit.text.contexts import Windows
 from streamfit.text.duplicates import kept_apart, near_duplicates, sample_with_duplicates
-from streamfit.text.evaluate import score
-from streamfit.text.interpolate import Interpolation
-from streamfit.text.suffix_tables import Branch, suffix_tree
 
-CLAIM = 0.96
-NAMES = {
-    "exact": "exact interpolation",
-    "network": "RBF network",
-    "suffix_ridge": "suffix ridge",
-    "ngram": "Kneser-Ney",
-    "mixture": "their mixture",
-}
 COLUMNS = {
     "length": "k",
     "contexts": "contexts",
-    "contexts_with_one_answer": "of one answer",
-    "training_share_with_one_answer": "training, one answer",
-    "training_top1": "training right",
-    "held_out_share_seen": "held out, seen",
-    "held_out_share_with_one_answer": "seen, one answer",
+    "training_share_with_one_answer": "trained: 1 answer",
+    "training_top1": "trained: right",
+    "held_out_share_seen": "new: k seen",
+    "held_out_share_with_one_answer": "new: 1 answer",
     "held_out_top1_with_one_answer": "of these right",
-    "held_out_top1": "held out right",
+    "held_out_top1": "new: right",
 }
 """Of the table by length of context."""
 EXPERTS = ("network", "ngram", "suffix_ridge", "exact")
-LENGTHS = 8
 FRACTIONS = (0.8, 0.1, 0.1)
 ALPHAS = np.geomspace(0.1, 1e4, 6)
 _EXCLUDE = ("test", "tests", "idle_test", "site-packages", "__pycache__")
@@ -87,20 +73,15 @@ _EXCLUDE = ("test", "tests", "idle_test", "site-packages", "__pycache__")
 
 @dataclass(frozen=True)
 class Parts:
-    """Texts of one protocol, each a document; `copied` says which test texts have near-duplicates in training."""
+    """Texts of one protocol, each a document; `copied` says which test texts have near-duplicates to train on.
+
+    These are in `train` only where near-duplicates are allowed there: the same test texts are told apart either way.
+    """
 
     train: list[str]
     validation: list[str]
     test: list[str]
     copied: list[bool]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Contexts that are asked, and the tokens that followed."""
-
-    contexts: np.ndarray
-    tokens: np.ndarray
 
 
 def main(
@@ -139,7 +120,7 @@ def main(
     for name, parts in protocols.items():
         say(console, f"{name}: {len(parts.train):,} training texts, {len(parts.test):,} held out")
         model = fit(parts, settings, run / name)
-        facts["protocols"][name] = measure(model, parts, tokens)
+        facts["protocols"][name] = measure(model, parts.train, parts.test, parts.copied, tokens)
     facts["cpu_seconds"] = time.process_time()
     facts["claim"] = {name: what_it_takes(p) for name, p in facts["protocols"].items()}
     _show(facts, console)
@@ -177,7 +158,7 @@ def by_file(texts: dict[str, str], alike: csr_array, *, apart: bool) -> Parts:
     """Whole files by a hash of their names; `apart` leaves near-duplicates of held-out files out of training."""
     part = np.array([split_of(name, FRACTIONS) for name in texts])
     kept = kept_apart(part, alike, SPLITS) if apart else np.ones(len(part), np.bool_)
-    near = alike @ (kept & (part == "train")).astype(np.int32) > 0
+    near = alike @ (part == "train").astype(np.int32) > 0
     every, rows = list(texts.values()), {name: np.flatnonzero(kept & (part == name)) for name in SPLITS}
     train, validation, test = ([every[i] for i in rows[name]] for name in SPLITS)
     if not (train and validation and test):
@@ -196,7 +177,7 @@ def by_paragraph(texts: dict[str, str]) -> Parts:
     return Parts(**found, copied=[False] * len(found["test"]))
 
 
-# Fit and measure
+# The fit
 
 
 def fit(parts: Parts, settings: LanguageSettings, folder: Path) -> LanguageModel:
@@ -212,96 +193,6 @@ def fit(parts: Parts, settings: LanguageSettings, folder: Path) -> LanguageModel
     alpha = cross_validate(store.fold_moments(), ALPHAS).best
     experts = ExpertSettings(EXPERTS)
     return assemble(store, solve(store.moments(), alpha), documents["validation"], experts=experts, n_rows=20_000)
-
-
-def measure(model: LanguageModel, parts: Parts, n_tokens: int) -> dict[str, Any]:
-    """Every figure of one protocol."""
-    tree = suffix_tree(model.counts)
-    train = Windows(model.tokenizer.encode(parts.train), model.n_context)
-    encoded = model.tokenizer.encode(parts.test)
-    test = Windows(encoded, model.n_context)
-    copied = np.repeat(parts.copied, [len(ids) + 1 for ids in encoded])
-    everywhere, seen = _some(train, np.arange(len(train)), n_tokens), _some(test, np.arange(len(test)), n_tokens)
-    alone = Interpolation.fit(model.counts, tree=tree).followers(everywhere.contexts) == 1
-    asked = {
-        "training": everywhere,
-        "training, one answer": Rows(everywhere.contexts[alone], everywhere.tokens[alone]),
-        "held out": seen,
-    }
-    if copied.any():
-        asked["held out, near-duplicates"] = _some(test, np.flatnonzero(copied), n_tokens)
-        asked["held out, others"] = _some(test, np.flatnonzero(~copied), n_tokens)
-    scored = {name: _scores(model, rows) for name, rows in asked.items() if len(rows.tokens)}
-    _, confidence, right = scored["held out"]
-    answered = np.cumsum(right[np.argsort(-confidence, kind="stable")]) / np.arange(1, len(right) + 1)
-    return {
-        "training_tokens": len(train),
-        "test_tokens": len(test),
-        "test_texts": len(parts.test),
-        "test_texts_with_near_duplicates": sum(parts.copied),
-        "scores": {name: {kind: _figures(s) for kind, s in found.items()} for name, (found, *_) in scored.items()},
-        "by_length": [
-            by_length(Interpolation.fit(model.counts, tree=tree[: k + 1]), tree[: k + 1], seen)
-            for k in range(1, LENGTHS + 1)
-        ],
-        "selective": [float(answered[max(len(answered) * share // 100 - 1, 0)]) for share in range(1, 101)],
-        "share_at_claim": float(np.max(np.flatnonzero(answered >= CLAIM), initial=-1) + 1) / len(answered),
-    }
-
-
-def by_length(model: Interpolation, tree: tuple[Branch, ...], held_out: Rows) -> dict[str, float]:
-    """Interpolation of contexts of one length: what it remembers, counted over all contexts, and what it foresees."""
-    branch, level = tree[-1], model.levels[-1]
-    starts, followers = branch.starts[:-1], np.diff(branch.starts)
-    alone = followers == 1
-    # Among the tokens that followed a context the interpolant's most probable one is the most frequent.
-    most = np.maximum.reduceat(branch.counts, starts)
-    found = model.followers(held_out.contexts)
-    right = np.concatenate([
-        model.distribution(held_out.contexts[lo : lo + 512]).argmax(axis=1) == held_out.tokens[lo : lo + 512]
-        for lo in range(0, len(held_out.tokens), 512)
-    ])  # fmt: skip
-    return {
-        "length": len(tree) - 1,
-        "contexts": len(starts),
-        "contexts_with_one_answer": int(alone.sum()),
-        "least_probability_of_the_one_answer": float(level.mass[starts[alone]].min(initial=1.0)),
-        "training_share_with_one_answer": float(branch.seen[alone].sum() / branch.seen.sum()),
-        "training_top1": float(most.sum() / branch.counts.sum()),
-        "held_out_top1": float(right.mean()),
-        "held_out_share_seen": float((found > 0).mean()),
-        "held_out_share_with_one_answer": float((found == 1).mean()),
-        "held_out_top1_with_one_answer": float(right[found == 1].mean()) if (found == 1).any() else 0.0,
-    }
-
-
-def _some(windows: Windows, places: np.ndarray, n: int) -> Rows:
-    rows = np.sort(np.random.default_rng(0).choice(places, min(n, len(places)), replace=False))
-    return Rows(windows[rows], windows.tokens[rows])
-
-
-def _scores(model: LanguageModel, rows: Rows) -> tuple[dict[str, Score], np.ndarray, np.ndarray]:
-    """Scores of the mixture and each expert; the mixture's confidence in its answers, and whether they are right."""
-    total: dict[str, Score] = dict.fromkeys(NAMES, Score())
-    confidence, right = np.empty(len(rows.tokens)), np.empty(len(rows.tokens), np.bool_)
-    for lo in range(0, len(rows.tokens), model.batch_rows):
-        at = slice(lo, lo + model.batch_rows)
-        found = model.distributions(rows.contexts[at])
-        total = {name: total[name] + score(found[name], rows.tokens[at]) for name in NAMES}
-        confidence[at], right[at] = found["mixture"].max(axis=1), found["mixture"].argmax(axis=1) == rows.tokens[at]
-    return total, confidence, right
-
-
-def _figures(s: Score) -> dict[str, float]:
-    return {"tokens": s.n_tokens, "top1": s.top1 / s.n_tokens, "perplexity": s.perplexity}
-
-
-def what_it_takes(facts: dict[str, Any]) -> dict[str, float]:
-    """Of a test set's tokens, the share that must be copies of training text for the claim; above 1 none is enough."""
-    held_out = facts["scores"]["held out"]
-    best = max(held_out, key=lambda name: held_out[name]["top1"])
-    new, copy = held_out[best]["top1"], facts["by_length"][-1]["training_top1"]
-    return {"new": new, "copy": copy, "share_of_copies": max(0.0, CLAIM - new) / max(copy - new, 1e-9)}
 
 
 # Showing
@@ -343,24 +234,31 @@ def _share(copies: float) -> str:
 
 
 def _figure(facts: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True)
     lengths = range(1, LENGTHS + 1)
     apart = facts["protocols"]["apart"]
     left.plot(lengths, [1.0] * LENGTHS, label="training contexts with one answer", color="0.6")
     left.plot(lengths, [row["training_top1"] for row in apart["by_length"]], label="all training tokens", color="0.3")
     for index, (name, found) in enumerate(facts["protocols"].items()):
-        left.plot(lengths, [row["held_out_top1"] for row in found["by_length"]], f"C{index}o-", ms=3, label=name)
+        left.plot(
+            lengths,
+            [row["held_out_top1"] for row in found["by_length"]],
+            f"C{index}o-",
+            ms=3,
+            label=f"held out: {name}",
+        )
         top1 = [found["scores"]["held out"][kind]["top1"] for kind in NAMES]
         middle.bar(np.arange(len(NAMES)) + 0.27 * (index - 1), top1, 0.25, color=f"C{index}")
-        right.plot(np.arange(1, 101) / 100, found["selective"], f"C{index}", label=name)
+        right.plot(np.arange(1, 101) / 100, found["selective"], f"C{index}")
     for axes in (left, middle, right):
         axes.axhline(CLAIM, color="k", linestyle=":", linewidth=1)
     left.set(title="exact interpolation", xlabel="tokens of context", ylabel="next-token accuracy", ylim=(0, 1.02))
     middle.set(title="held-out text")
     middle.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES.values()], fontsize="small")
     right.set(title="mixture, where it is surest", xlabel="share of held-out tokens answered")
-    left.legend(frameon=False, fontsize="small", loc="center right")
+    left.text(1, CLAIM - 0.045, f"{CLAIM:.0%}", fontsize="small")
+    figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=5)
     return figure
 
 

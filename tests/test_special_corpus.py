@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipelines import special_corpus
+from pipelines import special_corpus, special_measures
 from streamfit.errors import ConfigError, CorpusError
+from streamfit.text.contexts import context_rows
 from streamfit.text.duplicates import near_duplicates
+from streamfit.text.interpolate import Interpolation
+from streamfit.text.ngram import NgramCounts
+from streamfit.text.suffix_tables import suffix_tree
 
 texts = st.lists(st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join), min_size=1, max_size=6)
 
@@ -55,7 +60,7 @@ def test_protocols_hold_out_the_same_files_and_keep_near_duplicates_apart():
     assert alike.nnz == 2 * 30
     apart, files = (special_corpus.by_file(kept, alike, apart=flag) for flag in (True, False))
     assert apart.test == files.test
-    assert not any(apart.copied)
+    assert apart.copied == files.copied
     assert sum(files.copied) > 2
     assert len(apart.train) < len(files.train) == len(kept) - len(files.validation) - len(files.test)
     places, alike = list(kept.values()), alike.toarray()
@@ -88,10 +93,33 @@ def test_the_share_of_copies_is_what_averages_to_the_claim():
         "scores": {"held out": {"exact": {"top1": 0.3}, "ngram": {"top1": 0.5}}},
         "by_length": [{"training_top1": 0.2}, {"training_top1": 0.98}],
     }
-    share = special_corpus.what_it_takes(facts)["share_of_copies"]
-    assert share * 0.98 + (1 - share) * 0.5 == pytest.approx(special_corpus.CLAIM)
+    share = special_measures.what_it_takes(facts)["share_of_copies"]
+    assert share * 0.98 + (1 - share) * 0.5 == pytest.approx(special_measures.CLAIM)
     facts["by_length"][-1]["training_top1"] = 0.9
-    assert special_corpus.what_it_takes(facts)["share_of_copies"] > 1
+    assert special_measures.what_it_takes(facts)["share_of_copies"] > 1
+
+
+@given(st.lists(st.lists(st.integers(1, 4), max_size=20), min_size=2, max_size=5), st.integers(1, 3))
+def test_figures_by_length_are_what_a_loop_counts(docs, k):
+    arrays = [np.array(d, np.int32) for d in docs]
+    contexts, tokens = context_rows(arrays[:-1], 3)
+    asked = special_measures.Rows(*context_rows(arrays[-1:], 3))
+    counts = NgramCounts.from_rows(contexts, tokens, 6)
+    tree = suffix_tree(counts)[: k + 1]
+    found = special_measures.by_length(Interpolation.fit(counts, tree=tree), tree, asked)
+    followers: dict[tuple[int, ...], Counter[int]] = {}
+    for row, token in zip(contexts.tolist(), tokens.tolist(), strict=True):
+        followers.setdefault(tuple(row[3 - k :]), Counter())[token] += 1
+    seen = [followers.get(tuple(row[3 - k :]), Counter()) for row in asked.contexts.tolist()]
+    alone = [c for c in followers.values() if len(c) == 1]
+    assert (found["length"], found["contexts"], found["contexts_with_one_answer"]) == (k, len(followers), len(alone))
+    assert found["training_share_with_one_answer"] == pytest.approx(sum(c.total() for c in alone) / len(tokens))
+    assert found["training_top1"] == pytest.approx(sum(max(c.values()) for c in followers.values()) / len(tokens))
+    assert found["held_out_share_seen"] == pytest.approx(np.mean([len(c) > 0 for c in seen]))
+    assert found["held_out_share_with_one_answer"] == pytest.approx(np.mean([len(c) == 1 for c in seen]))
+    hits = [next(iter(c)) == t for c, t in zip(seen, asked.tokens.tolist(), strict=True) if len(c) == 1]
+    assert found["held_out_top1_with_one_answer"] == pytest.approx(np.mean(hits) if hits else 0.0)
+    assert found["least_probability_of_the_one_answer"] > 1 - 1e-5
 
 
 def test_the_run_measures_what_it_says(tmp_path: Path, capsys):
@@ -134,9 +162,13 @@ def test_the_run_measures_what_it_says(tmp_path: Path, capsys):
         assert found["selective"][-1] == pytest.approx(found["scores"]["held out"]["mixture"]["top1"])
         assert len(found["selective"]) == 100
     # The other version of a held-out file is worth much, and is why the two protocols differ.
-    assert files["test_texts_with_near_duplicates"] > 0 == apart["test_texts_with_near_duplicates"]
-    gain = files["scores"]["held out"]["exact"]["top1"] - apart["scores"]["held out"]["exact"]["top1"]
-    assert gain > 0.1
+    assert 0 < files["test_texts_copied"] == apart["test_texts_copied"]
+    gain = {
+        rows: files["scores"][rows]["exact"]["top1"] - apart["scores"][rows]["exact"]["top1"]
+        for rows in ("held out", "held out, copied", "held out, others")
+    }
+    assert gain["held out, copied"] > gain["held out"] > 0.1
+    assert gain["held out"] > gain["held out, others"]
     assert facts["claim"]["apart"]["new"] < facts["claim"]["files"]["new"]
     printed = " ".join(capsys.readouterr().out.split())
     assert "must be copies of training text" in printed
