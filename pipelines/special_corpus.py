@@ -187,7 +187,7 @@ def fit(parts: Parts, settings: LanguageSettings, folder: Path) -> LanguageModel
     for name in ("train", "validation"):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in getattr(parts, name))
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        documents[name] = JsonLines(Files(str(folder / f"{name}.jsonl")), shard_bytes=len(lines) // 20 + 1)
+        documents[name] = JsonLines(Files(str(folder / f"{name}.jsonl")), shard_bytes=min(2**17, len(lines) // 20 + 1))
     store = Store.create(folder / "store", prepare(documents["train"], settings, count_rows="auto"))
     accumulate(store, token_source(store.header, documents["train"]), group_rows=500_000)
     alpha = cross_validate(store.fold_moments(), ALPHAS).best
