@@ -82,16 +82,16 @@ def streamed_probability(
     check_rows(contexts, tokens)
     check_ids("contexts", contexts, vocab_size)
     check_ids("tokens", tokens, vocab_size)
-    asked: list[_Asked] = []
+    terms: list[tuple[Float64, Float64]] = []
     for level in adjusted_levels(counts, budget=budget, folder=folder):
         near = contexts[:, contexts.shape[1] + 1 - level.width :]
         found = _Asked.of(near, tokens, vocab_size)
         for block in level.blocks(block_rows(level.width, budget, 1)):
             found.see(block)
-        asked.append(found)
+        terms.append(found.terms())
     p = np.full(len(tokens), 1.0 / vocab_size)
-    for found in reversed(asked):
-        p = found.interpolated(p)
+    for gamma, mass in reversed(terms):
+        p = gamma * p + mass
     return p
 
 
@@ -133,16 +133,16 @@ class _Asked:
         at, grams = _kept(self.grams, ids * self.vocab_size + keys[at, -1], at)
         self.adjusted[grams] = counts[at]
 
-    def interpolated(self, lower: Float64) -> Float64:
-        """Probabilities of the rows, from those of the next lower order."""
+    def terms(self) -> tuple[Float64, Float64]:
+        """Weight of the next lower order in each row's probability, and what this order adds to it."""
         discounts = discounts_of(self.numbers)
         seen = np.flatnonzero(self.total[self.contexts])
         ids, adjusted = self.contexts[seen], self.adjusted[self.rows[seen]]
         total = self.total[ids]
-        p = lower.copy()
-        p[seen] *= (self.kinds[ids] * discounts).sum(axis=1) / total
-        p[seen] += np.where(adjusted > 0, adjusted - discounts[np.minimum(adjusted, 3) - 1], 0.0) / total
-        return p
+        gamma, mass = np.ones(len(self.rows)), np.zeros(len(self.rows))
+        gamma[seen] = sum(self.kinds[ids, j] * discounts[j] for j in range(3)) / total
+        mass[seen] = np.where(adjusted > 0, adjusted - discounts[np.minimum(adjusted, 3) - 1], 0.0) / total
+        return gamma, mass
 
 
 def _kept(known: Int64, keys: Int64, at: Int64) -> tuple[Int64, Int64]:
