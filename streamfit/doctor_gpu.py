@@ -132,10 +132,8 @@ def parity(like: Array) -> Iterator[Check]:
         heavy = rng.uniform(0.5, 2.0, n)
         for name, targets, values in (("weighted", Dense(2), y), ("weighted one-hot", OneHot(50), ids)):
             frame = Frame.identity(_D, targets.n_targets)
-            given = [to_device_of(array, like) for array in (rows, values, heavy)]
-            runs = [
-                Moments.from_rows(*given[:2], frame, targets, weights=given[2], precision=precision) for _ in range(3)
-            ]
+            x, y_there, w = (to_device_of(array, like) for array in (rows, values, heavy))
+            runs = [Moments.from_rows(x, y_there, frame, targets, weights=w, precision=precision) for _ in range(3)]
             same = runs[0].to_host() == runs[1].to_host() == runs[2].to_host()
             yield Check(f"bits repeat {name} {precision}", bool(same), float(same), "equal")
     r = r_factor(to_device_of(phi, like))

@@ -8,33 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import compare_lm, specialised_lm
+from pipelines import compare_lm
 from streamfit.text.mixture import n_buckets
-
-
-def test_near_duplicates_are_found():
-    rng = np.random.default_rng(0)
-    files = [rng.integers(1, 500, 400).astype(np.int32) for _ in range(6)]
-    edited = files[2].copy()
-    edited[200:206] = 1  # a small change
-    files += [edited, np.concatenate([edited, files[5][:20]]), np.array([1, 2], np.int32)]
-    group = specialised_lm.near_duplicates(files)
-    assert group[2] == group[6] == group[7]
-    assert len(set(group.tolist())) == len(files) - 2
-    assert specialised_lm.held_out(40, 0.2).sum() == 8
-
-
-def test_interpolation_remembers_all_that_has_one_answer():
-    rng = np.random.default_rng(0)
-    files = [(rng.zipf(1.4, 300) % 50).astype(np.int32) for _ in range(8)]
-    found = specialised_lm.accuracies(files[2:], {"held out": files[:2], "a copy": files[2:3]}, 6, 50, 5000)
-    assert found["exact, training contexts with one answer"] == 1.0
-    assert found["training tokens"] == 6 * 301
-    share = found["share of training tokens after contexts with one answer"]
-    assert 0 < share < 1
-    assert share <= found["exact, all training tokens"] < 1.0
-    # What was in training is remembered, and there is nothing to be learnt for other files.
-    assert found["exact, a copy"] > 0.8 > 0.6 > found["exact, held out"]
 
 
 def test_weights_come_of_the_other_half():
