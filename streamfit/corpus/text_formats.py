@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -87,8 +88,9 @@ class TextFormat(Format):
         stays = found.name in whole or found.name not in typed
         return pa.int64() if stays and pa.types.is_integer(found.type) else _wider(found.type)
 
+    @abstractmethod
     def _guess(self, uri: str) -> pa.Schema:
-        raise NotImplementedError
+        """Names and types, by some of the file."""
 
     def schema(self) -> dict[str, pa.DataType]:
         """Frozen types by name."""
