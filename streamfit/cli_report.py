@@ -18,7 +18,7 @@ from streamfit.optimum import GRID, solve_section
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: streamfit report runs/flights -o report.html --figures figures")
 def report(
     store: StoreArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file.")] = Path("report.html"),

@@ -92,7 +92,8 @@ def test_a_float32_fit_ends_at_scikit_learns_optimum(fit_intercept, weights):
         refinement.measure(refinement.walk.block(phi, Y, weights))
         fitted = refinement.correct()
     size = np.linalg.norm(theirs.coef_)
-    assert np.linalg.norm(fitted.weights - theirs.coef_.T) <= 1e-11 * size
+    # Without an intercept the condition is 6.5e6: rounding of the gradient alone may leave 1e-9 then.
+    assert np.linalg.norm(fitted.weights - theirs.coef_.T) <= (1e-11 if fit_intercept else 1e-10) * size
     assert np.linalg.norm(first.weights - theirs.coef_.T) > 1e-9 * size, "nothing was to be corrected"
     np.testing.assert_allclose(fitted.intercept, theirs.intercept_, rtol=1e-9, atol=1e-9)
 
