@@ -7,7 +7,7 @@ empty ones are skipped, and each file is one stream (see `streamfit.text.tokeniz
 all tokens, `<unk>` and line ends included, normalised over the whole vocabulary of 33,278.
 
 Every choice is made on validation text; the test text is scored once, at the end. Static: parameters are those of the
-training text, and a prediction sees the tokens before it in its stream (five for the experts, 256 for the topic), as a
+training text, and a prediction sees the tokens before it in its stream (four for the experts, 256 for the topic), as a
 recurrent net carries its state. Adaptive: what was scored becomes new data. Peers are trained in one thread for as many
 CPU-seconds as the closed form took, times the numbers of `--peers-times`; they need the extra `bench`. Writes
 compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.

@@ -115,7 +115,7 @@ def _refuse_hopeless(problem: Problem) -> None:
     folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
     if shards and len(problem.solve.alphas) > 1 and len(folds) < 2:
         msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
-        remedy = "give one alpha, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
+        remedy = "set `alphas = [1.0]`, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
         raise PlanError(msg, "at least two folds to cross-validate", remedy)
     if isinstance(corpus, TextSection):
         corpus.documents("validation").shards()

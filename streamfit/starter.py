@@ -154,10 +154,18 @@ def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
         "# n = 256",
         "",
         "[solve]",
-        "alphas = [0.01, 0.1, 1, 10, 100, 1000]",
+        *_alphas(found),
         "folds = 5                       # of shards; one alpha is picked from held-out folds, without reading again",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _alphas(found: Look) -> list[str]:
+    """A grid where there are shards to hold out; a single file may be a single one."""
+    grid = "[0.01, 0.1, 1, 10, 100, 1000]"
+    if found.n_files > 1:
+        return [f"alphas = {grid}"]
+    return ["alphas = [1.0]", f"# alphas = {grid}  # with two files or row groups at least, some to be held out"]
 
 
 def _guess(found: Look) -> tuple[str, ...]:
