@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
@@ -16,7 +19,7 @@ from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
 from streamfit.corpus.table import Table
 from streamfit.corpus.tar import TarText
 from streamfit.corpus.text_formats import SHARD_BYTES
-from streamfit.errors import ConfigError
+from streamfit.errors import ConfigError, CorpusError
 from streamfit.features import Hashed
 from streamfit.sections import Count, Section
 
@@ -63,6 +66,16 @@ class FilesSection(Section):
         """Files of one part of the corpus."""
         root = sysconfig.get_path("stdlib") if self.root == "python:stdlib" else self.root
         return Files(root, self.include, self.exclude, split, fractions)
+
+
+def _dated(files: Files, columns: Sequence[str]) -> bool:
+    """Whether columns of Parquet hold dates or times, which the way for plain numbers does not read."""
+    try:
+        schema = pq.read_schema(files.find()[0][1])
+    except (pa.ArrowException, OSError, CorpusError):
+        return False  # reading will say what is wrong
+    kinds = [schema.field(name).type for name in columns if name in schema.names]
+    return any(pa.types.is_date(kind) or pa.types.is_timestamp(kind) for kind in kinds)
 
 
 class TextSection(FilesSection):
@@ -200,7 +213,7 @@ class TableSection(FilesSection):
         files, labels, recipe = self.files(None, (0.8, 0.1, 0.1)), self.labels.settings(), self.recipe()
         if self.kind == "parquet" and not self.partitions and "://" not in self.root:
             bare = replace(recipe, features=("x",)).is_plain if hashed else recipe.is_plain
-            if bare:
+            if bare and (hashed or not _dated(files, recipe.columns)):
                 given = (self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
                 return ParquetTable(files, *given)
         if self.kind in ("npy", "zarr"):

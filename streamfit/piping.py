@@ -156,8 +156,8 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
         raise ShardError(msg, "every feature of the model, and every column to keep")
     try:
         columns = [pa.array([row.get(name) for row in rows]) for name in names]
-        kinds = predictor.types | ({name: pa.float64() for name in predictor.numbers} if text else {})
-        columns = [_cast(column, kinds.get(name)) for name, column in zip(names, columns, strict=True)]
+        plain, told = dict.fromkeys(predictor.numbers, pa.float64()), predictor.types
+        columns = [_typed(column, plain.get(n), told.get(n), text) for n, column in zip(names, columns, strict=True)]
         columns = [_fixed(column) for column in columns]
     except (pa.ArrowException, ValueError, TypeError) as error:
         msg = f"standard input, rows {first} to {first + len(rows) - 1}: {str(error).splitlines()[0]}"
@@ -165,11 +165,14 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
     return pa.RecordBatch.from_arrays(columns, names)
 
 
-def _cast(column: pa.Array, kind: pa.DataType | None) -> pa.Array:
-    """Text as the type that its column has; no text at all is no value."""
-    if kind is None or not pa.types.is_string(column.type):
+def _typed(column: pa.Array, plain: pa.DataType | None, told: pa.DataType | None, text: bool) -> pa.Array:
+    """Text as the type that its column has, or as numbers where all is text; no text at all is no value."""
+    kind = told or (plain if text or pa.types.is_null(column.type) else None)
+    if kind is None or not (pa.types.is_string(column.type) or pa.types.is_null(column.type)):
         return column
-    return pc.cast(pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, pa.string())), kind)
+    if pa.types.is_string(column.type):
+        column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, pa.string()))
+    return pc.cast(column, kind)
 
 
 def _fixed(column: pa.Array) -> pa.Array:

@@ -97,9 +97,10 @@ class Predictor:
 
     @property
     def types(self) -> dict[str, pa.DataType]:
-        """Types of columns of text, where the model was fitted on text."""
-        options = self.model.info["reader"].get("origin", {}).get("options", {})
-        return {name: type_of(text) for name, text in options.get("types", ())}
+        """Types that text is taken for: all columns' where the model was fitted on text, else those of dates alone."""
+        reader = self.model.info["reader"]
+        told = dict(reader.get("origin", {}).get("options", {}).get("types", ())) | reader.get("types", {})
+        return {name: type_of(text) for name, text in told.items()}
 
     def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
         """Predictions of some rows.

@@ -10,7 +10,7 @@ import numpy as np
 
 from streamfit.arrays import Precision
 from streamfit.corpus import ParquetTable, Rows
-from streamfit.corpus.freezing import frozen
+from streamfit.corpus.freezing import frozen, types_of
 from streamfit.corpus.table import Table
 from streamfit.counted import piece_rows
 from streamfit.density import Density
@@ -88,6 +88,8 @@ def prepare_table(
     settings = settings_of(blocks, precision, n_folds, seed, sample_rows)
     open_parts, source = asked(source), frozen(source, skip_bad_shards=skip_bad_shards)
     reader = reader_of(source) | open_parts | {"settings": settings}
+    if types := types_of(source):
+        reader["types"] = types
     if source.hashed is not None:
         _refuse_other_blocks(source.hashed, blocks)
         if count_rows == "always":

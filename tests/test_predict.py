@@ -206,6 +206,56 @@ def test_rows_are_read_by_the_recipe_of_the_fit(flights: Path, tmp_path, form):
     assert found["carrier"].tolist() == frame["carrier"].tolist()
 
 
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain fit on days, instants and truth values of Parquet, which says what they are; text does not."""
+    folder = tmp_path_factory.mktemp("dated")
+    rng = np.random.default_rng(9)
+    at = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(rng.integers(0, 300 * 86400, 400), unit="s")
+    frame = pd.DataFrame({"at": at, "day": at.date, "new": rng.random(400) < 0.5, "miles": rng.uniform(1, 9, 400)})
+    frame["late"] = at.day_of_year + 3.0 * frame["new"] + frame["miles"] + rng.normal(size=400)
+    frame.to_parquet(folder / "rows.parquet", row_group_size=100)
+    (folder / "serial.toml").write_text('kind = "serial"\n')
+    (folder / "fit.toml").write_text(
+        f'kind = "ridge"\nrun = "{folder / "run"}"\n[corpus]\nroot = "{folder / "rows.parquet"}"\ntarget = ["late"]\n'
+        'features = ["at", "day", "new", "miles"]\n[solve]\nalphas = [0.001]\nfolds = 2\n'
+    )
+    ok("fit", folder / "fit.toml", "--machine", folder / "serial.toml")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("piped_in", [True, False])
+def test_dates_of_text_are_those_that_were_fitted(dated: Path, tmp_path, form, piped_in):
+    predictor = Predictor(LinearModel.load(dated / "run" / "model"))
+    predict_files(predictor, [str(dated / "rows.parquet")], tmp_path / "expected.parquet")
+    frame = pd.read_parquet(dated / "rows.parquet").drop(columns="late")
+    frame = frame.assign(at=frame["at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"), day=frame["day"].astype(str))
+    path = tmp_path / f"rows.{form}"
+    path.write_text(frame.to_csv(index=False) if form == "csv" else frame.to_json(orient="records", lines=True))
+    if piped_in:
+        with path.open() as asked, (tmp_path / "out").open("w") as out:
+            predict_lines(predictor, asked.fileno(), out)
+        found = pd.read_csv(tmp_path / "out") if form == "csv" else pd.read_json(tmp_path / "out", lines=True)
+    else:
+        predict_files(predictor, [str(path)], tmp_path / "out.parquet")
+        found = pd.read_parquet(tmp_path / "out.parquet")
+    expected = pd.read_parquet(tmp_path / "expected.parquet")
+    np.testing.assert_allclose(found["late_predicted"], expected["late_predicted"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    (b"at,day,new,miles\n2026-01-01T00:00:00Z,soon,true,1\n", "soon"),
+    (b'{"at": "2026-01-01T00:00:00Z", "day": null, "new": true, "miles": 1}\n', "row 0: null or NaN in column 'day'"),
+])  # fmt: skip
+def test_what_is_no_date_is_told(dated: Path, tmp_path, text, complaint):
+    (tmp_path / "asked").write_bytes(text)
+    predictor = Predictor(LinearModel.load(dated / "run" / "model"))
+    with (tmp_path / "asked").open() as asked, (tmp_path / "out").open("w") as out:
+        with pytest.raises(ShardError, match=complaint):
+            predict_lines(predictor, asked.fileno(), out)
+
+
 def test_the_licence_of_a_config_goes_with_every_model(flights: Path, tmp_path):
     ok("solve", flights / "run", "--alpha", 1, "-o", tmp_path / "model")
     for folder in (flights / "run" / "model", tmp_path / "model"):

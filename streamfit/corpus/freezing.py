@@ -50,6 +50,45 @@ def frozen(source: _Any, *, skip_bad_shards: bool = False) -> _Any:
     return replace(settled, recipe=_found(settled, skip_bad_shards))
 
 
+def types_of(source: Source) -> dict[str, str]:
+    """Types of the features that are dates, times or truth values, as text that is read later is to be taken for them.
+
+    Parts of dates, categories and numbers are not among them: they are read alike from text without being told.
+
+    Parameters
+    ----------
+    source : Source
+        Without a recipe there are none.
+
+    Returns
+    -------
+    dict of str to str
+        Names of Arrow types by column, the same for all that gives the same numbers: dates are times at midnight.
+    """
+    if not isinstance(source, Table) or source.hashed is not None:
+        return {}
+    names = [name for name in source.features if source.recipe.levels(name) is None and date_part(name)[1] is None]
+    found: dict[str, str] = {}
+    if not names:
+        return found
+    for _, shard in source.parts():
+        try:
+            first = next(iter(source.batches(shard, names)), None)
+        except ShardError:
+            continue  # it is skipped, or refused when it is counted
+        if first is None:
+            continue
+        for name in names:
+            kind = encode.plain_column(first, name).type
+            if pa.types.is_boolean(kind):
+                found[name] = "bool"
+            elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+                zoned = pa.types.is_timestamp(kind) and kind.tz is not None
+                found[name] = "timestamp[us, tz=UTC]" if zoned else "timestamp[us]"
+        return found
+    return found
+
+
 def _found(table: Table, skip: bool) -> Recipe:
     recipe = table.recipe
     # Rows that lack a value are no reason to look at every column here; nor are categories needed to see who counts.
