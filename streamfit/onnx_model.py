@@ -13,29 +13,38 @@ from typing import Any, Literal
 
 import numpy as np
 
+from streamfit.corpus.recipe import Recipe
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features import RBF, Chain, Concat, FeatureMap, Linear, Nystroem, RandomFourier, Standardize
 from streamfit.features.base import Pick
+from streamfit.features.hashed import Hashed
+from streamfit.features.lookup import Lookup
 from streamfit.features.nystroem import computed_wide as nystroem_wide
 from streamfit.features.rbf import computed_wide as rbf_wide
 from streamfit.models import LinearModel
+from streamfit.onnx_columns import Input, inputs_of
 
-OPSET, IR_VERSION = 18, 9
-"""Of the graph: old enough for the runtimes of 2023 on."""
+OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+"""Of the graph, the second for text: old enough for the runtimes of 2023 on."""
 Dtype = Literal["float32", "float64"]
+_WHOLE_FLOAT32 = 2**24
+"""Whole numbers from zero that float32 tells apart."""
 
 
 def export_onnx(model: LinearModel, path: str | Path, *, dtype: Dtype = "float32", std: bool = False) -> None:
     """Write the predictions of a model as an ONNX file.
 
-    The graph's input is `x`, of shape (n_rows, n_inputs). Its outputs are `predicted`, of shape (n_rows, n_targets);
-    `std` of the same shape where asked for; and `class_id` of shape (n_rows,) where the targets are classes. Names of
-    inputs and targets, and where the model comes from, are in the file's metadata.
+    The graph's input is `x`, of shape (n_rows, n_inputs). Of a model with categories it has the numbers alone, NaN
+    where one is missing and stands for the mean, and each category is an input of text by its name, of shape (n_rows,).
+    Its outputs are `predicted`, of shape (n_rows, n_targets); `std` of the same shape where asked for; and `class_id`
+    of shape (n_rows,) where the targets are classes. Names of inputs and targets, and where the model comes from, are
+    in the file's metadata.
 
     Parameters
     ----------
     model : LinearModel
-        Of dense features: linear, standardised, RBF, Fourier, Nyström, chains, sums and selections of these.
+        Of dense features: linear, standardised, RBF, Fourier, Nyström, look-up tables, chains, sums and selections of
+        these.
     path : str or Path
     dtype : {'float32', 'float64'}
         Of inputs, weights and outputs.
@@ -66,15 +75,17 @@ def onnx_model(model: LinearModel, *, dtype: Dtype = "float32", std: bool = Fals
         msg = "a model without its posterior"
         raise MismatchError(msg, "one that carries it", "save it by `streamfit solve --std`")
     graph = _Graph(dtype)
-    phi = graph.features(model.features, "x")
     solution, reader = model.solution, model.info.get("reader", {})
+    recipe = Recipe.from_json(reader["recipe"]) if reader.get("recipe", {}).get("categories") else None
+    x, inputs = inputs_of(graph, recipe, model.features.n_inputs)
+    phi = graph.features(model.features, x)
     product = graph.node("MatMul", phi, graph.constant(solution.weights, dtype))
     outputs = {"predicted": graph.node("Add", product, graph.constant(solution.intercept, dtype), name="predicted")}
     if reader.get("n_classes"):
         outputs["class_id"] = graph.node("ArgMax", "predicted", name="class_id", axis=1, keepdims=0)
     if std and model.posterior is not None:
         outputs["std"] = graph.deviations(model.posterior, phi)
-    return graph.finished(model, outputs, reader)
+    return graph.finished(model, inputs, outputs, reader)
 
 
 class _Graph:
@@ -135,8 +146,34 @@ class _Graph:
             return self.node(
                 "Gather", self.features(features.inner, x), self.constant(features.indices, "int64"), axis=1
             )
+        if isinstance(features, Lookup):
+            return self._looked_up(features, x)
+        if isinstance(features, Hashed):
+            msg = f"hashed features of {', '.join(map(repr, features.columns))} in ONNX, which hashes no text"
+            remedy = "fit columns of few values as [corpus] categories, which are exported, or use `streamfit predict`"
+            raise ConfigError(msg, "dense features", remedy)
         msg = f"features of kind {type(features).__name__} in ONNX"
-        raise ConfigError(msg, "linear, standardised, RBF, Fourier or Nyström features, chains and sums of them")
+        raise ConfigError(msg, "linear, standardised, RBF, Fourier, Nyström or look-up features, chains, sums of them")
+
+    def _looked_up(self, features: Lookup, x: str) -> str:
+        """A row of each table; an index that is out of range is an error there as it is here."""
+        n_values = features.tables[0].shape[0]
+        if self.dtype == "float32" and n_values > _WHOLE_FLOAT32:
+            msg = f"look-up tables of {n_values:,} rows by indices in float32"
+            raise ConfigError(msg, f"at most {_WHOLE_FLOAT32:,}, which float32 tells apart", "--dtype float64")
+        indices = self.node("Cast", x, to=self._onnx.TensorProto.INT64)
+        # A negative index would count from the end.
+        negative = self.node("Less", indices, self.constant(0, "int64"))
+        indices = self.node("Where", negative, self.constant(n_values, "int64"), indices)
+        rows = [
+            self.node("Gather", self.constant(table, self.dtype), self._column(indices, i), axis=0)
+            for i, table in enumerate(features.tables)
+        ]
+        return self.node("Concat", *rows, axis=1)
+
+    def _column(self, rows: str, index: int) -> str:
+        """One column, as a vector."""
+        return self.node("Gather", rows, self.constant(index, "int64"), axis=1)
 
     def _standardized(self, features: Standardize, x: str) -> str:
         away = self.node("Sub", self.cast(x, "float64", self.dtype), self.constant(features.mean, "float64"))
@@ -180,22 +217,24 @@ class _Graph:
         both = self.node("Mul", spread, self.constant(np.sqrt(posterior.noise_variance)[None, :], "float64"))
         return self.node("Cast", both, name="std", to=self._types[self.dtype])
 
-    def finished(self, model: LinearModel, outputs: dict[str, str], reader: dict[str, Any]) -> Any:
+    def finished(self, model: LinearModel, inputs: list[Input], outputs: dict[str, str], reader: dict[str, Any]) -> Any:
         """The checked model."""
         helper, kind = self._onnx.helper, self._types[self.dtype]
+        types = self._types | {"text": self._onnx.TensorProto.STRING}
+        domains = {"": OPSET} | {node.domain: ML_OPSET for node in self._nodes if node.domain}
         n_targets = len(model.solution.intercept)
         shapes: dict[str, Any] = {"predicted": (kind, ["rows", n_targets]), "std": (kind, ["rows", n_targets])}
         shapes["class_id"] = (self._onnx.TensorProto.INT64, ["rows"])
         graph = helper.make_graph(
             self._nodes,
             "streamfit",
-            [helper.make_tensor_value_info("x", kind, ["rows", model.features.n_inputs])],
+            [helper.make_tensor_value_info(name, types[each], shape) for name, each, shape in inputs],
             [helper.make_tensor_value_info(name, *shapes[name]) for name in outputs],
             self._constants,
         )
         made = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
             ir_version=IR_VERSION,
             producer_name="streamfit",
             producer_version=importlib.metadata.version("streamfit"),

@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import scipy.stats
 
 from streamfit import RBF, Hashed, Linear, LinearModel, Nystroem, RandomFourier, RidgeClassifier, Standardize
+from streamfit.corpus.encode import features_of
+from streamfit.corpus.parquet_rows import Batch
+from streamfit.corpus.recipe import Recipe
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features import Chain, FeatureMap
+from streamfit.features.lookup import Lookup
 from streamfit.features.nystroem import computed_wide as nystroem_wide
 from streamfit.features.rbf import computed_wide as rbf_wide
 from streamfit.frame import Frame
@@ -103,9 +109,75 @@ def test_deviations_cover_what_they_say():
     assert abs(np.mean(np.abs(away) < scipy.stats.norm.ppf(0.95)) - 0.9) < 0.05
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_look_up_tables_are_gathered(dtype):
+    """As an embedding layer: a row of each table, and an index out of range is an error."""
+    features = Lookup((RNG.normal(size=(9, 3)), RNG.normal(size=(9, 2))))
+    x = RNG.integers(0, 9, (200, 2))
+    phi = features(x)
+    y = phi @ RNG.normal(size=(5, 1))
+    found = posterior(Moments.from_rows(phi, y, Frame.identity(5, 1), Dense(1)), 1e-3)
+    model = LinearModel(features, found.solution)
+    made = onnx_model(model, dtype=dtype)
+    np.testing.assert_allclose(run(made, x.astype(dtype))["predicted"], model.predict(x), rtol=1e-4, atol=1e-5)
+    for bad in (-1, 9):
+        with pytest.raises(Exception, match="out of data bounds"):
+            run(made, np.full((1, 2), bad, dtype))
+
+
+@pytest.mark.parametrize("missing", ["error", "mean"])
+@pytest.mark.parametrize("unseen", ["error", "zero"])
+@pytest.mark.parametrize("order", [("way", "a", "b", "kind"), ("a", "way", "b", "kind"), ("a", "b", "way", "kind")])
+def test_categories_are_text_and_become_one_hot_as_in_the_fit(missing, unseen, order):
+    recipe = Recipe(order, ("u",), categories=(("way", ("N", "S")), ("kind", ("p", "q", "r"))), unseen=unseen,
+                    missing=missing, fills=(("a", (2.0,)), ("b", (-1.0,)), ("kind", (0.5, 0.25, 0.25)),
+                                            ("way", (0.75, 0.25))) if missing == "mean" else ())  # fmt: skip
+    table = pa.table({
+        "way": RNG.choice(["N", "S"], 300), "kind": RNG.choice(["p", "q", "r"], 300),
+        "a": RNG.normal(size=300), "b": RNG.normal(size=300),
+    })  # fmt: skip
+    if missing == "mean":
+        holes = pa.array(RNG.random(300) < 0.2)
+        table = pa.table(
+            {n: pc.if_else(holes, pa.scalar(None, c.type), c) for n, c in zip(table.column_names, table, strict=True)}
+        )
+    rows = features_of("", Batch(table.combine_chunks().to_batches()[0], np.arange(300)), recipe)
+    solution = posterior(
+        Moments.from_rows(rows, RNG.normal(size=(300, 1)), Frame.identity(7, 1), Dense(1)), 1.0
+    ).solution
+    model = LinearModel(Linear(7), solution, {"reader": {"kind": "table", "recipe": recipe.to_json()}})
+    made = onnx_model(model, dtype="float64")
+    given = {"x": np.column_stack([table[n].to_numpy() for n in order if n in "ab"])}
+    given |= {n: np.array([v or "" for v in table[n].to_pylist()], object) for n in ("way", "kind")}
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert {i.name for i in session.get_inputs()} == {"x", "way", "kind"}
+    np.testing.assert_allclose(session.run(["predicted"], given)[0], model.predict(rows), rtol=1e-6, atol=1e-7)
+    strange = {n: v[:1] for n, v in given.items()} | {"way": np.array(["W"], object)}
+    if unseen == "error":
+        with pytest.raises(Exception, match="Unknown Category"):
+            session.run(None, strange)
+    else:
+        session.run(None, strange)
+
+
+def test_categories_that_cannot_leave_are_named():
+    def model(order: tuple[str, ...], n: int, name: str) -> LinearModel:
+        recipe = Recipe(order, ("u",), categories=((name, ("N", "S")),))
+        solution = posterior(
+            Moments.from_rows(X[:, :1] @ np.ones((1, n)), Y[:, :1], Frame.identity(n, 1), Dense(1)), 1.0
+        )
+        return LinearModel(Linear(n), solution.solution, {"reader": {"recipe": recipe.to_json()}})
+
+    with pytest.raises(ConfigError, match=r"categories between 'list', 'b' in ONNX"):
+        onnx_model(model(("list", "way", "b"), 7, "way"))
+    onnx_model(model(("list", "b", "way"), 7, "way"))
+    with pytest.raises(ConfigError, match="category called 'x'"):
+        onnx_model(model(("x", "b"), 3, "x"))
+
+
 def test_what_cannot_leave_is_refused(tmp_path: Path):
     model = model_of(Linear(4))
-    with pytest.raises(ConfigError, match="features of kind Hashed in ONNX"):
+    with pytest.raises(ConfigError, match=r"hashed features of 'a' in ONNX.*categories"):
         onnx_model(LinearModel(Hashed(16, ("a",)), model.solution))
     with pytest.raises(MismatchError, match="without its posterior"):
         onnx_model(LinearModel(model.features, model.solution), std=True)
