@@ -17,8 +17,10 @@ from streamfit.corpus import Rows, Source, Tally
 from streamfit.engine import Machine, WorkOptions, plan_for, say
 from streamfit.engine.work import sum_shards
 from streamfit.frame import panels_of
-from streamfit.jobs import new_header, refuse_other_settings, store_of, training_source
+from streamfit.jobs import new_header, training_source
 from streamfit.plan import Plan, Shard, counted_twice
+from streamfit.preflight import refuse_hopeless, refuse_other_settings, store_of
+from streamfit.solving import refuse_choice
 from streamfit.store import Store
 
 _SECONDS = 2.0
@@ -122,6 +124,7 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
     StreamfitError
         What `fit` would raise before its pass.
     """
+    refuse_hopeless(problem)
     with tempfile.TemporaryDirectory() as scratch:
         path, counted = store_of(problem), set[str]()
         if Store.exists(path):
@@ -138,6 +141,8 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
         memory = machine.worker_memory
         made = plan_for(trial, todo, n_workers=machine.workers, group_rows=problem.group_rows, source=source)
         plan = made.within(memory)
+        if plan.n_bands > 1:
+            refuse_choice(problem.solve)
         plan.check(memory, None, header.n_folds)
         options = WorkOptions(skip_bad_shards, machine.threads, machine.backend, n_bands=plan.n_bands)
         rate = _rate(trial, source, todo, options)

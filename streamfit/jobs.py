@@ -11,30 +11,29 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import LanguageProblem, Problem, RidgeProblem, load_problem
-from streamfit.config_corpus import TextSection
+from streamfit.config import LanguageProblem, Problem, load_problem
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
-from streamfit.errors import ConfigError, CorpusError, MismatchError, PlanError, StoreError
+from streamfit.errors import ConfigError, CorpusError, StoreError
 from streamfit.history import note_pass
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
 from streamfit.plan import Shard
+from streamfit.preflight import blocks_of, refuse_hopeless, refuse_other_settings, store_of
 from streamfit.provenance import provenance_of
-from streamfit.readers import asked_of, frozen_by, reader_of
+from streamfit.readers import frozen_by
 from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Store
-from streamfit.tables import Block, prepare_table, settings_of
-from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source, tokenizer_id
+from streamfit.tables import prepare_table
+from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
 
 log = logging.getLogger("streamfit")
 _SOLVE_SHARE = 0.8
@@ -84,7 +83,7 @@ def fit(
         Any of its kinds; what was committed stays.
     """
     with logged(Path(problem.run)):
-        _refuse_hopeless(problem)
+        refuse_hopeless(problem)
         if not (Path(problem.run) / "problem.json").is_file():
             remember(problem, machine)  # choosing features takes a while, and `resume` is to know of the run by then
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
@@ -104,21 +103,6 @@ def fit(
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")
         return Fitted(store, summary, solved, model)
-
-
-def _refuse_hopeless(problem: Problem) -> None:
-    """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text."""
-    corpus, path = problem.corpus, store_of(problem)
-    source = problem.table() if isinstance(problem, RidgeProblem) else problem.corpus.documents("train")
-    shards = source.shards()
-    counted = list(Store(path).counted().values()) if Store.exists(path) else []
-    folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
-    if shards and len(problem.solve.alphas) > 1 and len(folds) < 2:
-        msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
-        remedy = "set `alphas = [1.0]`, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
-        raise PlanError(msg, "at least two folds to cross-validate", remedy)
-    if isinstance(corpus, TextSection):
-        corpus.documents("validation").shards()
 
 
 def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = False) -> Store:
@@ -143,11 +127,6 @@ def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = Fa
     return store
 
 
-def store_of(problem: Problem) -> str:
-    """Where a problem keeps its sums."""
-    return problem.store.at or str(Path(problem.run) / "store")
-
-
 def new_header(problem: Problem, skip: bool, report: Callable[[str], None]) -> Header:
     """Features chosen from a sample of a problem's rows, and how these are read: what a store is made with."""
     if isinstance(problem, LanguageProblem):
@@ -156,7 +135,7 @@ def new_header(problem: Problem, skip: bool, report: Callable[[str], None]) -> H
                        count_rows=problem.count_rows, report=report)  # fmt: skip
     return prepare_table(
         problem.table(),
-        _blocks(problem),
+        blocks_of(problem),
         precision=problem.precision,
         n_folds=problem.solve.folds,
         seed=problem.seed,
@@ -166,47 +145,6 @@ def new_header(problem: Problem, skip: bool, report: Callable[[str], None]) -> H
         count_rows=problem.count_rows,
         report=report,
     )
-
-
-def _blocks(problem: RidgeProblem) -> list[Block]:
-    return [Block(section.kind, section.n, section.gamma) for section in problem.features]
-
-
-_WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}
-"""What holds of stores that were made before there were topics."""
-
-
-def refuse_other_settings(problem: Problem, store: Store) -> None:
-    """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
-    if isinstance(problem, LanguageProblem):
-        chosen = asdict(problem.settings())
-        chosen["tokenizer"] = tokenizer_id(chosen["tokenizer"])
-        wanted: dict[str, Any] = {"kind": "tokens", **chosen, **problem.reading()}
-    else:
-        settings = settings_of(
-            _blocks(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
-        )
-        wanted = {"hashed": None, **reader_of(problem.table()), **settings}
-        if problem.statistic != "auto" or store.header.statistic == "qr":
-            wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
-    reader = asked_of(store.header.reader)
-    found = {
-        "tokenizer": "bpe",
-        **_WITHOUT_TOPIC,
-        **reader,
-        **reader.get("settings", {}),
-        "statistic": store.header.statistic,
-    }
-    wanted["count_rows"] = problem.count_rows
-    found["count_rows"] = "always" if store.header.counted else "never"
-    if problem.count_rows == "auto":  # decided when the store was made
-        found["count_rows"] = "auto"
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    if differ:
-        was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
-        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
-        msg = f"{store.place} was made with {was}"
-        raise MismatchError(msg, f"{now} as in the config", "set another `run`, or restore the config")
 
 
 def training_source(problem: Problem, store: Store) -> Source:

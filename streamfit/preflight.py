@@ -1,0 +1,85 @@
+"""What would stop a run, found before its pass; a run and its forecast ask the same. Floor 7."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from streamfit.config import LanguageProblem, Problem, RidgeProblem
+from streamfit.config_corpus import TextSection
+from streamfit.errors import MismatchError, PlanError
+from streamfit.readers import asked_of, reader_of
+from streamfit.store import Store
+from streamfit.tables import Block, settings_of
+from streamfit.text import tokenizer_id
+
+
+def store_of(problem: Problem) -> str:
+    """Where a problem keeps its sums."""
+    return problem.store.at or str(Path(problem.run) / "store")
+
+
+def blocks_of(problem: RidgeProblem) -> list[Block]:
+    """Blocks of features that a problem asks for."""
+    return [Block(section.kind, section.n, section.gamma) for section in problem.features]
+
+
+def refuse_hopeless(problem: Problem) -> None:
+    """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text.
+
+    Raises
+    ------
+    PlanError
+        If several alphas are to be chosen from and all rows are in one fold.
+    CorpusError
+        If there are no rows, or no documents to validate on.
+    """
+    corpus, path = problem.corpus, store_of(problem)
+    source = problem.table() if isinstance(problem, RidgeProblem) else problem.corpus.documents("train")
+    shards = source.shards()
+    counted = list(Store(path).counted().values()) if Store.exists(path) else []
+    folds = {shard.fold(problem.solve.folds) for shard in (*shards, *counted)}
+    if shards and len(problem.solve.alphas) > 1 and len(folds) < 2:
+        msg = f"a grid of alphas, but {len({s.content_id for s in shards})} shard(s), all in one fold"
+        remedy = "set `alphas = [1.0]`, or cut the corpus finer: more files or row groups, or a smaller shard_bytes"
+        raise PlanError(msg, "at least two folds to cross-validate", remedy)
+    if isinstance(corpus, TextSection):
+        corpus.documents("validation").shards()
+
+
+_WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}
+"""What holds of stores that were made before there were topics."""
+
+
+def refuse_other_settings(problem: Problem, store: Store) -> None:
+    """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
+    if isinstance(problem, LanguageProblem):
+        chosen = asdict(problem.settings())
+        chosen["tokenizer"] = tokenizer_id(chosen["tokenizer"])
+        wanted: dict[str, Any] = {"kind": "tokens", **chosen, **problem.reading()}
+    else:
+        settings = settings_of(
+            blocks_of(problem), problem.precision, problem.solve.folds, problem.seed, problem.sample_rows
+        )
+        wanted = {"hashed": None, **reader_of(problem.table()), **settings}
+        if problem.statistic != "auto" or store.header.statistic == "qr":
+            wanted["statistic"] = "gram" if problem.statistic == "auto" else problem.statistic
+    reader = asked_of(store.header.reader)
+    found = {
+        "tokenizer": "bpe",
+        **_WITHOUT_TOPIC,
+        **reader,
+        **reader.get("settings", {}),
+        "statistic": store.header.statistic,
+    }
+    wanted["count_rows"] = problem.count_rows
+    found["count_rows"] = "always" if store.header.counted else "never"
+    if problem.count_rows == "auto":  # decided when the store was made
+        found["count_rows"] = "auto"
+    differ = [name for name, value in wanted.items() if found.get(name) != value]
+    if differ:
+        was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
+        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
+        msg = f"{store.place} was made with {was}"
+        raise MismatchError(msg, f"{now} as in the config", "set another `run`, or restore the config")
