@@ -89,8 +89,7 @@ def worth(
     head = store.head()
     folds = sorted({segment.fold for segment in head.segments if segment.n_rows})
     if len(folds) < 3:
-        msg = f"{len(folds)} folds with rows"
-        raise MismatchError(msg, "three: to train, to choose on, and to check on", "make a store with more folds")
+        raise _too_few(store, len(folds))
     target = folds[0] if target_fold is None else target_fold
     if target not in folds:
         msg = f"fold {target}"
@@ -124,6 +123,17 @@ def worth(
         check_plain=mixture_loss(parts, checked, alpha, dict.fromkeys(parts, 1.0), fit_intercept=fit_intercept),
         check_mixed=mixture_loss(parts, checked, alpha, best.factors, fit_intercept=fit_intercept),
     )
+
+
+def _too_few(store: Store, n_folds: int) -> MismatchError:
+    """What to do where rows are in fewer than three folds: that is for want of shards, unless so few were asked for."""
+    n_shards, asked = len(store.counted()), store.header.n_folds
+    msg = f"{n_shards:,} shard(s) in {n_folds} of {asked} folds"
+    expected = "rows in three folds: to train, to choose on, and to check on"
+    if asked < 3:
+        return MismatchError(msg, expected, "make a store with [solve] folds = 3 or more")
+    remedy = "a shard is in one fold, by a hash: add data, or make a store of more files or row groups, or of a smaller"
+    return MismatchError(msg, expected, f"{remedy} shard_bytes")
 
 
 def _held_out(store: Store, fold: int, like: str | None) -> Statistic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -111,8 +112,11 @@ def test_too_few_folds_or_sources(tmp_path, weighed):
     few = Store.create(tmp_path / "few", weighed.header)
     for fold in (0, 1):
         copy(weighed, few, lambda s, fold=fold: s.fold == fold)
-    with pytest.raises(MismatchError, match="2 folds with rows"):
+    with pytest.raises(MismatchError, match=r"in 2 of 4 folds.*add data.*smaller shard_bytes"):
         worth(few)
+    two = Store.create(tmp_path / "two", replace(weighed.header, n_folds=2))
+    with pytest.raises(MismatchError, match=r"in 0 of 2 folds.*folds = 3 or more"):
+        worth(two)
     alone = Store.create(tmp_path / "alone", weighed.header)
     copy(weighed, alone, lambda s: s.source == "clean")
     with pytest.raises(MismatchError, match=r"1 value\(s\) of the label 'source'"):
