@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from streamfit.arrays import Backend
 from streamfit.engine import Machine
@@ -29,6 +37,19 @@ def _bytes(given: str) -> str:
         msg = "a size such as '64GB' or '8Gi'"
         raise ValueError(msg)
     return given
+
+
+def _memory(given: Any) -> Any:
+    """Bytes of a size as Dask writes it; whole numbers are bytes already."""
+    if not isinstance(given, str):
+        return given
+    if given == "auto":
+        return 0
+    try:
+        return parse_bytes(given)
+    except ValueError as error:
+        msg = "bytes, or a size such as '2GB' or '8GiB'; 0 for this machine's share"
+        raise ValueError(msg) from error
 
 
 def _one_line(given: str) -> str:
@@ -51,6 +72,8 @@ def _path(given: str) -> str:
 
 
 Whole = Annotated[int, Field(ge=0)]
+_MEMORY_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}], "default": 0}
+Memory = Annotated[Whole, BeforeValidator(_memory), WithJsonSchema(_MEMORY_SCHEMA)]
 Silence = Annotated[int, Field(ge=11)]  # Dask divides it into ten probes and a wait
 Size = Annotated[str, AfterValidator(_bytes)]
 Line = Annotated[str, AfterValidator(_one_line)]
@@ -214,7 +237,7 @@ class SerialMachine(Section):
 
     kind: Literal["serial"]
     threads_per_worker: Whole = 0
-    memory_limit: Whole = 0
+    memory_limit: Memory = 0
     backend: Backend = "numpy"
 
 
@@ -223,7 +246,7 @@ class LocalMachine(_Sized):
 
     kind: Literal["local"] = "local"
     threads_per_worker: Whole = 0
-    memory_limit: Whole = 0
+    memory_limit: Memory = 0
     backend: Backend = "numpy"
     interface: Word = ""
     local_directory: str = ""
@@ -234,7 +257,7 @@ class CudaMachine(Section):
 
     kind: Literal["cuda"]
     n_workers: Whole = 0
-    memory_limit: Whole = 0
+    memory_limit: Memory = 0
     interface: Word = ""
     local_directory: str = ""
     gpu: GpuSection = GpuSection()
@@ -253,7 +276,7 @@ class AddressMachine(Section):
     kind: Literal["address"]
     address: Annotated[str, Field(pattern=r"^(tcp|tls|ucx|ws|wss)://.+:\d+$")]
     threads_per_worker: Whole = 0
-    memory_limit: Whole = 0
+    memory_limit: Memory = 0
     backend: Backend = "numpy"
     lost_after: Silence = 30
     tls: TlsSection | None = None

@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+from dask.utils import parse_bytes
 from distributed import LocalCluster, Nanny
 from test_cli import streamfit
 
@@ -205,6 +206,19 @@ def test_a_run_keeps_its_machine(path: Path, tmp_path: Path):
     kept = tmp_path / "machine.json"
     kept.write_text(json.dumps(chosen.to_json()))
     assert load_machine(kept) == chosen
+
+
+@pytest.mark.parametrize("kind", ["serial", "local", "cuda", "address"])
+@pytest.mark.parametrize("size", ["2GB", "1.5 GiB", "auto", "4000000000"])
+def test_memory_is_given_as_dask_takes_it(tmp_path: Path, kind: str, size: str):
+    path = tmp_path / "machine.toml"
+    address = 'address = "tcp://h:1"\n' if kind == "address" else ""
+    path.write_text(f'kind = "{kind}"\n{address}memory_limit = "{size}"\n')
+    assert load_machine(path).memory_limit == (0 if size == "auto" else parse_bytes(size))
+    for bad in ("much", "-2GB"):
+        path.write_text(f'kind = "{kind}"\n{address}memory_limit = "{bad}"\n')
+        with pytest.raises(ConfigError, match=r"memory_limit: .*(such as '2GB'|greater than or equal to 0)"):
+            load_machine(path)
 
 
 def test_machines_that_earlier_versions_kept(tmp_path: Path):
