@@ -405,3 +405,17 @@ def test_folders_of_arrays_are_sets(tmp_path: Path):
             np.save(tmp_path / name / f"{column}.npy", values[part])
     source = ArrayFiles(Files(str(tmp_path)), "npy", recipe=RECIPE)
     assert [(shard.key, shard.planned_rows) for shard in source.shards()] == [("one", 10), ("two", 20)]
+
+
+def test_columns_that_are_not_read_are_not_planned_for(tmp_path: Path):
+    """By a recipe as without one: of Parquet only what is decoded takes memory."""
+    wide = ROWS | {"note": ["x" * 500 + str(i) for i in range(N_ROWS)], "kind": ["p", "q"] * (N_ROWS // 2)}
+    for name, columns in (("wide", wide), ("bare", ROWS | {"kind": wide["kind"]})):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet", row_group_size=1000)
+    recipe = Recipe(("a", "b", "kind"), ("y",), "w", categories=(("kind", ("p", "q")),))
+    planned = {}
+    for name in ("wide", "bare"):
+        source = DatasetFiles.of("parquet", Files(str(tmp_path / f"{name}.parquet")), recipe=recipe)
+        planned[name] = source.decode_bytes(source.shards(), 32)
+    assert planned["wide"] == pytest.approx(planned["bare"], rel=0.01)
+    assert planned["wide"] < min(shard.size for shard in source.shards()) + 3 * 1000 * 200

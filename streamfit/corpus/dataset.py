@@ -20,6 +20,7 @@ from streamfit.corpus.openings import Found, found, hashes, is_stamped, stamp
 from streamfit.corpus.recipe import date_part
 from streamfit.corpus.table import Table, require
 from streamfit.corpus.text_formats import Csv, JsonRows, TextFormat
+from streamfit.corpus.values import column_of
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError, ShardError
 from streamfit.plan import Shard
 
@@ -179,7 +180,11 @@ class DatasetFiles(Table):
             raise ShardChangedError(msg, f"content {shard.bytes_id[:12]}", "run again once nobody writes to it")
 
     def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
-        return max((self.format.decode_bytes(shard, row_bytes) for shard in shards), default=0)
+        if not shards:
+            return 0
+        largest, n_rows = max(shards, key=lambda shard: shard.size), max(shard.planned_rows for shard in shards)
+        read = dict.fromkeys([*self.columns, *(column_of(key)[0] for key, _ in largest.select)])
+        return self.format.decode_bytes(largest, n_rows, list(read))
 
 
 def identity(described: str, digest: str) -> str:

@@ -6,7 +6,7 @@ Floor 4. The formats of text, which have no types of their own, are in `text_for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamfit.corpus.openings import open_file, size_of
-from streamfit.corpus.parquet_rows import READ_BYTES, decoded_row_bytes
+from streamfit.corpus.parquet_rows import READ_BYTES, chunks_of, decoded_row_bytes
 from streamfit.corpus.table import require
+from streamfit.errors import CorpusError
 from streamfit.frame import BLOCK_ROWS
 from streamfit.plan import Shard
 
@@ -89,9 +90,9 @@ class Format(ABC):
             If it is damaged.
         """
 
-    def decode_bytes(self, shard: Shard, row_bytes: int) -> int:
-        """Most memory that decoding a shard takes."""
-        return 2 * shard.size + 3 * min(READ_BYTES, shard.planned_rows * row_bytes)
+    @abstractmethod
+    def decode_bytes(self, shard: Shard, n_rows: int, columns: Sequence[str]) -> int:
+        """Most memory that decoding some columns of a shard takes, if it has so many rows."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,18 @@ class Parquet(Format):
             row_bytes = decoded_row_bytes(file.schema_arrow, group, columns)
             n_rows = max(1, READ_BYTES // 2 // row_bytes // BLOCK_ROWS) * BLOCK_ROWS
             yield from file.iter_batches(n_rows, row_groups=[shard.start], columns=columns, use_threads=False)
+
+    def decode_bytes(self, shard: Shard, n_rows: int, columns: Sequence[str]) -> int:
+        try:
+            with open_file(shard.uri) as file:
+                footer, schema = (found := pq.ParquetFile(file)).metadata, found.schema_arrow
+                group = footer.row_group(shard.start)
+        except (pa.ArrowException, OSError, IndexError, CorpusError):
+            return 2 * shard.size  # reading will say what is wrong
+        own = [name for name in columns if name in schema.names]
+        chunks = chunks_of(group, own)
+        pages = sum(chunk.total_compressed_size + chunk.total_uncompressed_size for chunk in chunks)
+        return pages + 3 * min(READ_BYTES, n_rows * decoded_row_bytes(schema, group, own))
 
 
 def byte_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
@@ -182,8 +195,8 @@ class ArrowFile(Format):
                 for lo in range(0, batch.num_rows, _ARROW_ROWS):
                     yield batch.slice(lo, _ARROW_ROWS)
 
-    def decode_bytes(self, shard: Shard, row_bytes: int) -> int:
-        return 2 * shard.size  # a file may be one batch
+    def decode_bytes(self, shard: Shard, n_rows: int, columns: Sequence[str]) -> int:
+        return 2 * shard.size  # a file may be one batch, and a batch is read with all of its columns
 
 
 _ARROW_ROWS = 16 * BLOCK_ROWS

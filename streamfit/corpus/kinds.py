@@ -54,5 +54,35 @@ def read_alike(
     raise MismatchError(msg, f"files of kind {', '.join(KINDS)}", "give them by Python's `add` again")
 
 
+def of_another_kind(
+    kind: str, recipe: Recipe, origin: Mapping[str, Any], files: Files, label: str, hashed: Hashed | None
+) -> Table:
+    """Files of one kind read by the recipe of rows of another.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    recipe : Recipe
+    origin : mapping
+        Of the rows that the recipe was made for, whose columns may be in paths here as well.
+    files : Files
+    label : str
+    hashed : Hashed, optional
+
+    Raises
+    ------
+    CorpusError
+        If there are no such files, or types of columns of text cannot be found in them.
+    """
+    if kind in ARRAYS:
+        return ArrayFiles(files, kind, recipe=recipe, label=label, hashed=hashed)
+    parts = origin.get("partitions", "")
+    options = {"delimiter": "\t"} if kind == "csv" and ".tsv" in files.root.lower() else {}
+    partitions = parts if isinstance(parts, str) else tuple(parts)
+    given = {"partitions": partitions, "recipe": recipe, "label": label, "hashed": hashed}
+    return DatasetFiles.of(kind, files, options=options, **given).settled()
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

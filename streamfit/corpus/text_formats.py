@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -118,7 +118,7 @@ class TextFormat(Format):
         """Whether every end of a line is the end of a row."""
         return True
 
-    def decode_bytes(self, shard: Shard, row_bytes: int) -> int:
+    def decode_bytes(self, shard: Shard, n_rows: int, columns: Sequence[str]) -> int:
         return shard.size + 8 * _BLOCK
 
     def _stream(self, shard: Shard) -> pa.NativeFile:
