@@ -50,6 +50,7 @@ from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.readers import held_out_table
 from streamfit.report import print_adaptive, print_scores
+from streamfit.rows import kind_told
 from streamfit.stores import open_any
 from streamfit.tables import score_table
 from streamfit.text import Adaptive, LanguageModel, add_scores
@@ -261,7 +262,10 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on files: text or .jsonl for a language model, tables with the same columns for a linear one."""
+    """Score a model on files: text or .jsonl for a language model, tables with the same columns for a linear one.
+
+    Of which kind a table is, its name says: Parquet, Feather, CSV, JSON lines; else it is of the kind that was fitted.
+    """
     console = Console()
     kind = read_model(model)[0]["kind"]
     if (adaptive and kind != "language_model") or (every is not None and not adaptive):
@@ -289,7 +293,9 @@ def evaluate(
             print_scores(total, console)
         return
     linear = LinearModel.load(model)
-    scores = {each: score_table(linear, held_out_table(linear.info["reader"], Files(each), split)) for each in files}
+    reader = linear.info["reader"]
+    tables = {each: held_out_table(reader, Files(each), split, kind_told(each)) for each in files}
+    scores = {each: score_table(linear, table) for each, table in tables.items()}
     if as_json:
         typer.echo(json.dumps({each: vars(score) for each, score in scores.items()}, indent=1))
     else:

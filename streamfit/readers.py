@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from streamfit.corpus import Files, ParquetTable, Source
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
-from streamfit.corpus.kinds import read_alike
+from streamfit.corpus.kinds import of_another_kind, read_alike
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.table import Table
 from streamfit.corpus.text_formats import TextFormat
@@ -50,8 +50,20 @@ def asked(source: ParquetTable | Table) -> dict[str, Any]:
     return {"asked": {"recipe": {name: recipe[name] for name in ("categories", "fills")}, "options": types}}
 
 
-def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> ParquetTable | Table:
+def table_source(
+    reader: dict[str, Any], files: Files, label: str = "table", kind: str | None = None
+) -> ParquetTable | Table:
     """Another set of files read the way a header or model says.
+
+    Parameters
+    ----------
+    reader : dict
+        Of a header or model.
+    files : Files
+    label : str
+        Source label of their shards.
+    kind : str, optional
+        Format of the files, if it may be another than that of the rows that were fitted.
 
     Raises
     ------
@@ -66,8 +78,16 @@ def table_source(reader: dict[str, Any], files: Files, label: str = "table") -> 
     hashed = None
     if made is not None:
         hashed = Hashed(made["n"], features, tuple(made["categories"]), made["alternate_sign"])
+    origin = reader.get("origin", {"kind": "parquet", "options": {}, "partitions": ""})
+    remote = "://" in files.root and "recipe" not in reader  # which the way for plain numbers does not read
+    if remote or kind not in (None, origin["kind"]):
+        plain = Recipe(features, target, reader["weight"], reader["n_classes"])
+        recipe = Recipe.from_json(reader["recipe"]) if "recipe" in reader else plain
+        return of_another_kind(kind or origin["kind"], recipe, origin, files, label, hashed)
     if "recipe" in reader:
-        return read_alike(reader["recipe"], reader["origin"], files, label, hashed)
+        if kind == "csv" and ".tsv" in files.root.lower():
+            origin = {**origin, "options": {**origin["options"], "delimiter": "\t"}}
+        return read_alike(reader["recipe"], origin, files, label, hashed)
     return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
 
 
@@ -98,7 +118,9 @@ def frozen_by(source: _Any, reader: dict[str, Any]) -> _Any:
     return made
 
 
-def held_out_table(reader: dict[str, Any], files: Files, split: str | None = None) -> ParquetTable | Table:
+def held_out_table(
+    reader: dict[str, Any], files: Files, split: str | None = None, kind: str | None = None
+) -> ParquetTable | Table:
     """Files to score a model on: where rows say what they are for, those of one part.
 
     Parameters
@@ -108,13 +130,15 @@ def held_out_table(reader: dict[str, Any], files: Files, split: str | None = Non
     files : Files
     split : {'train', 'validation', 'test'}, optional
         Test rows without it.
+    kind : str, optional
+        Format of the files; that of the rows that were fitted without it.
 
     Raises
     ------
     ConfigError
         If there is no such part, or no column that says.
     """
-    table = table_source(reader, files)
+    table = table_source(reader, files, kind=kind)
     told = isinstance(table, Table) and bool(table.recipe.split_column)
     if split is not None and (split not in SPLITS or not told):
         msg = f"the part {split!r} of rows {'by their split column' if told else 'without a split column'}"

@@ -184,6 +184,14 @@ def _columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def kind_told(root: str) -> str | None:
+    """As `kind_of`; None where no name tells."""
+    try:
+        return kind_of(root)
+    except ConfigError:
+        return None
+
+
 def kind_of(root: str) -> str:
     """Format of files, by their names.
 

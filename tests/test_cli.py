@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -190,12 +191,48 @@ def test_rows_that_could_not_be_cross_validated_are_refused_before_the_pass(conf
     folder, _, _ = table
     pq.write_table(pq.read_table(folder / "part-0.parquet"), folder / "one.parquet")
     config.write_text(config.read_text().replace("part-*", "one"))
+    planned = fit(config, "--dry-run")
     done = fit(config)
-    assert done.returncode == 2
+    assert done.returncode == planned.returncode == 2
+    assert done.stderr == planned.stderr, "the forecast of a run asks what the run asks"
     assert "a grid of alphas, but 1 shard(s)" in done.stderr
     assert "counted" not in done.stdout
     config.write_text(config.read_text().replace("[0.1, 1, 10]", "[1]"))
     assert fit(config).returncode == 0
+
+
+@pytest.mark.parametrize("fitted", ["parquet", "csv"])
+def test_tables_of_any_kind_are_evaluated(tmp_path: Path, fitted: str):
+    """A model of one kind of file is scored on others, as their names say; categories, classes and dates alike."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"a": rng.normal(size=900), "kind": rng.choice(["p", "q"], 900), "flag": rng.random(900) < 0.5}
+    )
+    frame["day"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 99, 900), unit="D")
+    frame["k"] = ((frame["kind"] == "p") ^ (frame["a"] > 1)).astype(int)
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=100)
+    frame.to_feather(tmp_path / "t.feather")
+    text = frame.assign(day=frame["day"].dt.strftime("%Y-%m-%d"))
+    text.to_csv(tmp_path / "t.csv", index=False)
+    text.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
+    text.to_json(tmp_path / "t.jsonl", orient="records", lines=True, double_precision=15)
+    config = tmp_path / "fit.toml"
+    config.write_text(
+        f'kind = "ridge"\nrun = "{tmp_path / "run"}"\n[corpus]\nkind = "{fitted}"\n'
+        f'root = "{tmp_path / f"t.{fitted}"}"\n'
+        'features = ["a", "kind", "flag", "day", "month(day)"]\ncategories = ["kind"]\n'
+        'target = ["k"]\nn_classes = 2\n'
+        "[solve]\nalphas = [1]\nfolds = 2\n"
+    )
+    (tmp_path / "serial.toml").write_text('kind = "serial"\n')
+    assert fit(config).returncode == 0
+    kinds = ("parquet", "feather", "csv", "tsv", "jsonl")
+    done = streamfit("evaluate", tmp_path / "run" / "model", *(tmp_path / f"t.{kind}" for kind in kinds), "--json")
+    assert done.returncode == 0, done.stderr
+    scores = list(json.loads(done.stdout).values())
+    assert len(scores) == 5
+    for score in scores:
+        assert score == pytest.approx(scores[0], rel=1e-9)
 
 
 def test_scores_of_targets_with_a_large_mean_and_of_many_classes(tmp_path: Path):

@@ -5,6 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_cli import streamfit
 
@@ -54,6 +56,33 @@ def test_examples_run_as_they_stand(page, tmp_path, monkeypatch):
             assert checker.check_output(expected or "...\n", got, FLAGS), f"{command}\nexpected\n{expected}\ngot\n{got}"
             ran += 1
     assert ran
+
+
+def test_the_commands_of_the_readme_follow_one_another(tmp_path, monkeypatch):
+    """From a folder of data to a card, in this process instead of a cluster; `doctor` has a test of its own."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"carrier": rng.choice(["AA", "UA"], 2000), "distance": rng.uniform(100, 3000, 2000)})
+    frame["day"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 200, 2000), unit="D")
+    frame["delay"] = 10.0 * (frame["carrier"] == "AA") + frame["distance"] / 100 + rng.normal(size=2000)
+    Path("flights").mkdir()
+    frame[:1600].to_parquet("flights/rows.parquet", row_group_size=100)
+    frame[1600:].to_parquet("june.parquet")
+    Path("serial.toml").write_text('kind = "serial"\n')
+    text = (DOCS.parent / "README.md").read_text().partition("## Fit your own")[2]
+    block = re.search(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1]
+    lines = [line for whole in block.splitlines() for line in whole.partition("#")[0].split(";")]
+    ran = []
+    for line in lines:
+        program, command, *arguments = shlex.split(line)
+        assert program == ".venv/bin/streamfit"
+        if command != "doctor":
+            here = ["--machine", "serial.toml"] if command in ("fit", "predict", "evaluate") else []
+            done = streamfit(command, *arguments, *here)
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+            ran.append(command)
+    assert ran == ["init", "fit", "fit", "status", "solve", "evaluate", "predict", "report", "export-model", "card"]
+    assert pd.read_parquet("out.parquet").columns.tolist() == ["delay_predicted", "delay_std"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

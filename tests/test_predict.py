@@ -251,9 +251,12 @@ def test_dates_of_text_are_those_that_were_fitted(dated: Path, tmp_path, form, p
 def test_what_is_no_date_is_told(dated: Path, tmp_path, text, complaint):
     (tmp_path / "asked").write_bytes(text)
     predictor = Predictor(LinearModel.load(dated / "run" / "model"))
-    with (tmp_path / "asked").open() as asked, (tmp_path / "out").open("w") as out:
-        with pytest.raises(ShardError, match=complaint):
-            predict_lines(predictor, asked.fileno(), out)
+    with (
+        (tmp_path / "asked").open() as asked,
+        (tmp_path / "out").open("w") as out,
+        pytest.raises(ShardError, match=complaint),
+    ):
+        predict_lines(predictor, asked.fileno(), out)
 
 
 def test_the_licence_of_a_config_goes_with_every_model(flights: Path, tmp_path):
