@@ -39,6 +39,7 @@ from streamfit.cli_text import app as text_app
 from streamfit.cli_text import documents_of, texts_of
 from streamfit.config import Problem, load_machine, load_problem
 from streamfit.corpus import Files
+from streamfit.corpus.openings import local_path
 from streamfit.demo import run_demo
 from streamfit.doctor import examine
 from streamfit.doctor_gpu import examine_backend
@@ -294,7 +295,8 @@ def evaluate(
         return
     linear = LinearModel.load(model)
     reader = linear.info["reader"]
-    tables = {each: held_out_table(reader, Files(each), split, kind_told(each)) for each in files}
+    places = {each: local_path(each) for each in files}
+    tables = {each: held_out_table(reader, Files(at), split, kind_told(at)) for each, at in places.items()}
     scores = {each: score_table(linear, table) for each, table in tables.items()}
     if as_json:
         typer.echo(json.dumps({each: vars(score) for each, score in scores.items()}, indent=1))

@@ -26,10 +26,16 @@ ModelArgument = Annotated[Path, typer.Argument(help="Folder of a model.")]
 @app.command(epilog="Example: streamfit predict runs/flights/model data/june.parquet -o june.parquet")
 def predict(
     model: ModelArgument,
-    data: Annotated[list[str], typer.Argument(help="Files, directories or glob patterns; '-' reads standard input.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Files, directories, patterns or addresses (s3://); '-' reads standard input.")
+    ],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="A file (.parquet, .feather, .csv, .jsonl) or a new folder of Parquet."),
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A file (.parquet, .feather, .csv, .jsonl) or a new folder of Parquet; or an address, as s3://.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Column that is copied beside the predictions; repeatable.")
@@ -74,7 +80,7 @@ def predict(
         n_rows, n_pieces = predict_files(predictor, data, output, client)
     seconds = time.perf_counter() - started
     if as_json:
-        dump({"rows": n_rows, "pieces": n_pieces, "seconds": seconds, "output": str(output)})
+        dump({"rows": n_rows, "pieces": n_pieces, "seconds": seconds, "output": output})
         return
     say(Console(), f"predicted {n_rows:,} rows in {seconds:.1f} s: {output}")
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from streamfit.errors import ConfigError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
-from streamfit.predicting import Predictor, json_line
+from streamfit.predicting import Predictor
+from streamfit.table_files import json_line
 
 RowFormat = Literal["csv", "jsonl"]
 _READ_BYTES = 2**16

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from distributed import Client
 
-from streamfit.corpus import Files
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.parquet_rows import Batch, matrix
@@ -24,14 +19,13 @@ from streamfit.corpus.recipe import Recipe, date_part
 from streamfit.corpus.text_formats import type_of
 from streamfit.corpus.values import column_of
 from streamfit.engine import n_workers
-from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError, StoreError
+from streamfit.errors import ConfigError, MismatchError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
+from streamfit.table_files import ending_of, new_folder, pieces_of, told, writing
 
-FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".feather": "feather"}
-FORMATS |= {".arrow": "feather", ".jsonl": "json", ".ndjson": "json"}
 _AHEAD = 2
 """Pieces a worker that are asked for before their predictions are written."""
 
@@ -172,38 +166,8 @@ def _targets(names: Sequence[str], n_targets: int) -> list[str]:
     return list(names) if len(names) == n_targets else [f"{'_'.join(names)}_{k}" for k in range(n_targets)]
 
 
-def pieces_of(
-    paths: Sequence[str], columns: Sequence[str], types: Mapping[str, pa.DataType] | None = None
-) -> list[ds.Fragment]:
-    """Files, and of Parquet files row groups, in the order in which they lie; columns of CSV with some types.
-
-    Raises
-    ------
-    CorpusError
-        If a file's format is unknown, it cannot be opened, or it lacks a column.
-    """
-    found: list[ds.Fragment] = []
-    for path in [path for each in paths for _, path in Files(each).find()]:
-        kind = next((FORMATS[suffix] for suffix in path.suffixes if suffix in FORMATS), None)
-        if kind is None:
-            msg = f"{path}: of an unknown format"
-            raise CorpusError(msg, f"a name with one of {', '.join(FORMATS)}")
-        options = pyarrow.csv.ParseOptions(delimiter="\t") if ".tsv" in path.suffixes else None
-        convert = pyarrow.csv.ConvertOptions(column_types=dict(types or {}), strings_can_be_null=True)
-        form = ds.CsvFileFormat(parse_options=options, convert_options=convert) if kind == "csv" else kind
-        with _told(str(path)):
-            table = ds.dataset(str(path), format=form)
-            missing = [name for name in columns if name not in table.schema.names]
-            if missing:
-                msg = f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(table.schema.names)}"
-                raise CorpusError(msg, "every feature of the model, and every column to keep")
-            for fragment in table.get_fragments():
-                found += fragment.split_by_row_group() if kind == "parquet" else [fragment]
-    return found
-
-
 def predict_files(
-    predictor: Predictor, paths: Sequence[str], output: Path, client: Client | None = None
+    predictor: Predictor, paths: Sequence[str], output: str | Path, client: Client | None = None
 ) -> tuple[int, int]:
     """Predict every row of a data set, in order.
 
@@ -211,10 +175,12 @@ def predict_files(
     ----------
     predictor : Predictor
     paths : sequence of str
-        Files, directories or glob patterns: Parquet, Feather, CSV or JSON lines.
-    output : Path
+        Files, directories or glob patterns, or addresses of them in an object store: Parquet, Feather, CSV or JSON
+        lines.
+    output : str or Path
         A file whose name ends with .parquet, .feather, .csv or .jsonl, written here; or else a new folder of Parquet
-        files, a piece of the data each, written where they are predicted.
+        files, a piece of the data each, written where they are predicted. Both may be an address in an object store,
+        such as ``s3://bucket/out.parquet``, and are put there once they are whole.
     client : distributed.Client, optional
 
     Returns
@@ -231,21 +197,18 @@ def predict_files(
         If the output is a folder that holds something.
     """
     pieces = pieces_of(paths, predictor.columns, predictor.types)
-    if output.suffix in FORMATS:
-        with _writing(output) as write:
+    if ending_of(str(output)):
+        with writing(output) as write:
             n_rows = sum(write(table) for table in _in_order(_predicted, predictor, pieces, client))
         return n_rows, len(pieces)
-    if output.is_dir() and any(output.iterdir()):
-        msg = f"{output} holds something already"
-        raise ConfigError(msg, "a new or empty folder, or a file's name such as out.parquet")
-    output.mkdir(parents=True, exist_ok=True)
-    parts = [(piece, output.absolute() / f"part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
+    folder = new_folder(output)
+    parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
     return sum(_in_order(_write_part, predictor, parts, client)), len(pieces)
 
 
 def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
     tables, first = [], 0
-    with _told(piece.path):
+    with told(piece.path):
         for batch in piece.to_batches(columns=predictor.columns, batch_size=BLOCK_ROWS, use_threads=False):
             if batch.num_rows:
                 tables.append(predictor.of(batch, piece.path, first))
@@ -253,9 +216,9 @@ def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
     return pa.concat_tables(tables) if tables else None
 
 
-def _write_part(part: tuple[ds.Fragment, Path], predictor: Predictor) -> int:
+def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> int:
     table = _predicted(part[0], predictor)
-    with _writing(part[1]) as write:
+    with writing(part[1]) as write:
         return int(write(table))
 
 
@@ -276,71 +239,3 @@ def _in_order(work: Any, predictor: Predictor, items: Sequence[Any], client: Cli
             yield waiting.pop(0).result()
     finally:
         client.cancel(waiting)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Any]:
-    """A function that appends a table to a file, which is there only once it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    writer: Any = None
-    kind: Literal["parquet", "feather", "csv", "json"] = FORMATS[path.suffix]  # type: ignore[assignment]
-
-    def write(table: pa.Table | None) -> int:
-        nonlocal writer
-        if table is None:
-            return 0
-        if writer is None:
-            writer = _writer(kind, partial, table.schema)
-        writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
-        return int(table.num_rows)
-
-    try:
-        yield write
-        if writer is None:
-            msg = f"no rows for {path}"
-            raise CorpusError(msg, "at least one row")
-        writer.close()
-        partial.replace(path)
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror or error}"
-        raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _writer(kind: str, path: Path, schema: pa.Schema) -> Any:
-    if kind == "parquet":
-        return pq.ParquetWriter(path, schema)
-    if kind == "feather":
-        return pa.ipc.new_file(path, schema)
-    if kind == "csv":
-        return pyarrow.csv.CSVWriter(path, schema)
-    return _JsonWriter(path)
-
-
-class _JsonWriter:
-    """Rows as lines of JSON."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-
-    def write_table(self, table: pa.Table) -> None:
-        self._file.writelines(json_line(row) for row in table.to_pylist())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def json_line(row: dict[str, Any]) -> str:
-    """A row as a line of JSON."""
-    return json.dumps(row, default=str) + "\n"
-
-
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Say of which file Arrow complains."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        msg = f"{path}: {str(error).strip().splitlines()[0]}"
-        raise CorpusError(msg, "a whole file of the format that its name says") from error

@@ -75,6 +75,7 @@ FLOORS = (
         "history",
         "reporting",
         "predicting",
+        "table_files",
         "piping",
         "cli",
         "cli_data",

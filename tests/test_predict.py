@@ -24,7 +24,9 @@ from cli_runs import X, begin, ok, read, told
 from distributed import Client, LocalCluster
 
 from streamfit import RBF, Linear, LinearModel, Nystroem, RandomFourier, Ridge, RidgeClassifier, Standardize, posterior
-from streamfit.errors import CorpusError, ShardError, StoreError
+from streamfit.corpus import Files
+from streamfit.corpus.openings import listed, open_file, put_file
+from streamfit.errors import ConfigError, CorpusError, ShardError, StoreError
 from streamfit.features import Chain, Concat
 from streamfit.frame import Frame
 from streamfit.models import read_model
@@ -109,6 +111,37 @@ def test_other_formats_are_read_as_parquet_is(begun: Path, rows, tmp_path, suffi
     assert predict_files(Predictor(model), [str(path)], tmp_path / "out.parquet")[0] == 960
     out = pq.read_table(tmp_path / "out.parquet")
     np.testing.assert_allclose(out["y_predicted"], model.predict(inputs(rows))[:, 0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv.gz", ".jsonl"])
+def test_objects_are_predicted_into_objects(begun: Path, rows, tmp_path, s3, client, suffix):
+    """From a bucket into a bucket: one file or a folder of parts, here or on workers."""
+    there, path = s3(), tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(rows, path, row_group_size=300)
+    elif suffix == ".jsonl":
+        rows.to_pandas().to_json(path, orient="records", lines=True, double_precision=15)
+    else:
+        rows.to_pandas().to_csv(path, index=False)
+    put_file(f"{there}/data/rows{suffix}", path)
+    predictor = Predictor(LinearModel.load(begun / "model"), ("doc",))
+    n_pieces = 4 if suffix == ".parquet" else 1
+    assert predict_files(predictor, [f"{there}/data"], f"{there}/out.parquet", client) == (960, n_pieces)
+    assert predict_files(predictor, [f"{there}/data/rows{suffix}"], f"{there}/parts", client) == (960, n_pieces)
+    expected = predictor.model.predict(inputs(rows))[:, 0]
+    predict_files(predictor, [path.as_uri()], (tmp_path / "again.csv").as_uri())
+    for made in ("out.parquet", "parts/*.parquet"):
+        found = [pq.read_table(open_file(each.uri)) for each in listed(Files(f"{there}/{made}"))]
+        table = pa.concat_tables(found)
+        assert table["doc"].to_pylist() == rows["doc"].to_pylist()
+        np.testing.assert_allclose(table["y_predicted"], expected, rtol=1e-9)
+    assert len(pd.read_csv(tmp_path / "again.csv")) == 960
+    with pytest.raises(ConfigError, match="holds something already"):
+        predict_files(predictor, [f"{there}/data"], f"{there}/parts")
+    with pytest.raises(CorpusError, match="no object of"):
+        predict_files(predictor, [f"{there}/none"], f"{there}/more")
+    score = read("evaluate", begun / "model", f"{there}/data/rows{suffix}", path.as_uri())
+    assert score[f"{there}/data/rows{suffix}"] == pytest.approx(score[path.as_uri()])
 
 
 def test_classes_come_by_name_with_scores(tmp_path):

@@ -10,13 +10,17 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache
 from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import obstore
+import pyarrow as pa
+import pyarrow.fs as pafs
 from obstore.exceptions import BaseError, NotFoundError
 
 from streamfit.corpus.base import Files, content_ids, split_of, stamp_of
@@ -50,11 +54,7 @@ def found(files: Files, endings: Sequence[str]) -> list[Found]:
     CorpusError
         If there is nothing.
     """
-    if "://" not in files.root:
-        pairs = [Found(name, str(path)) for name, path in files.find()]
-        alone = Path(files.root).expanduser().is_file()
-    else:
-        pairs, alone = _objects(files)
+    pairs, alone = _all(files)
     if alone or files.include or has_magic(files.root):
         return pairs
     kept = [pair for pair in pairs if pair.name.lower().endswith(tuple(endings))]
@@ -62,6 +62,37 @@ def found(files: Files, endings: Sequence[str]) -> list[Found]:
         msg = f"none of {len(pairs)} files under {files.root} ends in {', '.join(endings)}"
         raise CorpusError(msg, "at least one", "check `root` and `kind`, or name the files in `include`")
     return kept
+
+
+def listed(files: Files) -> list[Found]:
+    """Files of a corpus, sorted by name, whatever their names end in.
+
+    Raises
+    ------
+    CorpusError
+        If there is nothing.
+    """
+    return _all(files)[0]
+
+
+def local_path(where: str) -> str:
+    """What follows ``file://``, the address of a local file; anything else as it is.
+
+    Examples
+    --------
+    >>> local_path("file:///data/june%202026.csv"), local_path("s3://bucket/june.csv"), local_path("june.csv")
+    ('/data/june 2026.csv', 's3://bucket/june.csv', 'june.csv')
+    """
+    return unquote(urlsplit(where).path) if where.startswith("file://") else where
+
+
+def _all(files: Files) -> tuple[list[Found], bool]:
+    """Files of a corpus, and whether its root is one file."""
+    root = local_path(files.root)
+    if "://" in root:
+        return _objects(files)
+    pairs = [Found(name, str(path)) for name, path in replace(files, root=root).find()]
+    return pairs, Path(root).expanduser().is_file()
 
 
 def _objects(files: Files) -> tuple[list[Found], bool]:
@@ -165,6 +196,63 @@ def open_file(uri: str) -> BinaryIO:
         return io.BufferedReader(_Object(uri), _AHEAD)
     with _reading(uri):
         return Path(uri).open("rb")
+
+
+class _Files(pafs.FileSystemHandler):
+    """Files and objects by their addresses, as Arrow asks for them; it travels to workers."""
+
+    def get_type_name(self) -> str:
+        return "streamfit"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return [pafs.FileInfo(path, pafs.FileType.File, size=size_of(path)) for path in paths]
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(open_file(path), mode="r")
+
+    open_input_stream = open_input_file
+
+    def _unasked(self, *arguments: Any, **more: Any) -> Any:
+        raise NotImplementedError
+
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _unasked
+    delete_file = move = copy_file = open_output_stream = open_append_stream = _unasked
+
+
+FILES = pafs.PyFileSystem(_Files())
+"""Files and objects by their addresses, for readers of Arrow."""
+
+
+def put_file(uri: str, path: Path) -> None:
+    """Put a local file in an object store, under a name that may be taken.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    bucket, key = _split(uri)
+    try:
+        obstore.put(_bucket(bucket).objects, key, path)
+    except (BaseError, OSError) as error:
+        msg = f"cannot write {uri}: {first_line(error)}"
+        raise StoreError(msg, "a writable address", "check the address, credentials and network") from error
+
+
+def is_empty(uri: str) -> bool:
+    """Whether nothing lies below an address of an object store.
+
+    Raises
+    ------
+    CorpusError
+        If it cannot be asked.
+    """
+    bucket, prefix = _split(uri)
+    with _reading(uri):
+        return not any(len(batch) for batch in obstore.list(_bucket(bucket).objects, f"{prefix}/" if prefix else None))
 
 
 def size_of(uri: str) -> int:

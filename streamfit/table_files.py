@@ -1,0 +1,191 @@
+"""Files of rows that are read by pieces and written whole, on a disk or in an object store. Floor 7."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from streamfit.corpus import Files
+from streamfit.corpus.openings import FILES, is_empty, listed, local_path, put_file
+from streamfit.errors import ConfigError, CorpusError, StoreError
+
+FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".feather": "feather"}
+FORMATS |= {".arrow": "feather", ".jsonl": "json", ".ndjson": "json"}
+
+
+def ending_of(path: str) -> str:
+    """Ending of a name, where it says of which format a file is; empty otherwise."""
+    suffix = PurePosixPath(path).suffix
+    return suffix if suffix in FORMATS else ""
+
+
+def pieces_of(
+    paths: Sequence[str], columns: Sequence[str], types: Mapping[str, pa.DataType] | None = None
+) -> list[ds.Fragment]:
+    """Files, and of Parquet files row groups, in the order in which they lie; columns of CSV with some types.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Files, directories, patterns, or addresses in an object store.
+    columns : sequence of str
+        That each file must have.
+    types : mapping of str to DataType, optional
+
+    Returns
+    -------
+    list of Fragment
+        They travel to workers.
+
+    Raises
+    ------
+    CorpusError
+        If a file's format is unknown, it cannot be opened, or it lacks a column.
+    """
+    found: list[ds.Fragment] = []
+    for path in [each.uri for given in paths for each in listed(Files(given))]:
+        suffixes = PurePosixPath(path).suffixes
+        kind = next((FORMATS[suffix] for suffix in suffixes if suffix in FORMATS), None)
+        if kind is None:
+            msg = f"{path}: of an unknown format"
+            raise CorpusError(msg, f"a name with one of {', '.join(FORMATS)}")
+        options = pyarrow.csv.ParseOptions(delimiter="\t") if ".tsv" in suffixes else None
+        convert = pyarrow.csv.ConvertOptions(column_types=dict(types or {}), strings_can_be_null=True)
+        form = ds.CsvFileFormat(parse_options=options, convert_options=convert) if kind == "csv" else kind
+        with told(path):
+            table = ds.dataset(path, format=form, filesystem=FILES if "://" in path else None)
+            missing = [name for name in columns if name not in table.schema.names]
+            if missing:
+                msg = f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(table.schema.names)}"
+                raise CorpusError(msg, "every feature of the model, and every column to keep")
+            for fragment in table.get_fragments():
+                found += fragment.split_by_row_group() if kind == "parquet" else [fragment]
+    return found
+
+
+def new_folder(output: str | Path) -> str:
+    """Make a folder, which is new or empty; of an object store there is nothing to make.
+
+    Raises
+    ------
+    ConfigError
+        If it holds something.
+    """
+    where = local_path(str(output)).rstrip("/")
+    remote = "://" in where
+    if not is_empty(where) if remote else Path(where).is_dir() and any(Path(where).iterdir()):
+        msg = f"{output} holds something already"
+        raise ConfigError(msg, "a new or empty folder, or a file's name such as out.parquet")
+    if remote:
+        return where
+    Path(where).mkdir(parents=True, exist_ok=True)
+    return str(Path(where).absolute())
+
+
+@contextmanager
+def writing(output: str | Path) -> Iterator[Any]:
+    """A function that appends a table to a file, which is there only once it is whole.
+
+    What is for an object store is written to a temporary file first, and put there at the end.
+
+    Raises
+    ------
+    CorpusError
+        If there were no rows.
+    StoreError
+        If it cannot be written.
+    """
+    where = local_path(str(output))
+    if "://" not in where:
+        path = Path(where)
+        with _whole(path.with_name(path.name + ".partial"), output) as write:
+            yield write
+            write.close()
+            path.with_name(path.name + ".partial").replace(path)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        partial = Path(scratch) / PurePosixPath(where).name
+        with _whole(partial, output) as write:
+            yield write
+            write.close()
+            put_file(where, partial)
+
+
+class _Written:
+    """Tables one after another in a file that is being written; called with each."""
+
+    def __init__(self, path: Path, output: str | Path, kind: str) -> None:
+        self._path, self._output, self._kind, self._writer = path, output, kind, None
+
+    def __call__(self, table: pa.Table | None) -> int:
+        if table is None:
+            return 0
+        if self._writer is None:
+            self._writer = _writer(self._kind, self._path, table.schema)
+        writer: Any = self._writer
+        writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
+        return int(table.num_rows)
+
+    def close(self) -> None:
+        if self._writer is None:
+            msg = f"no rows for {self._output}"
+            raise CorpusError(msg, "at least one row")
+        self._writer.close()
+
+
+@contextmanager
+def _whole(partial: Path, output: str | Path) -> Iterator[_Written]:
+    try:
+        yield _Written(partial, output, FORMATS[ending_of(str(output))])
+    except OSError as error:
+        msg = f"cannot write {output}: {error.strerror or error}"
+        raise StoreError(msg, "a writable folder", "check disk space and permissions") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _writer(kind: str, path: Path, schema: pa.Schema) -> Any:
+    if kind == "parquet":
+        return pq.ParquetWriter(path, schema)
+    if kind == "feather":
+        return pa.ipc.new_file(path, schema)
+    if kind == "csv":
+        return pyarrow.csv.CSVWriter(path, schema)
+    return _JsonWriter(path)
+
+
+class _JsonWriter:
+    """Rows as lines of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def write_table(self, table: pa.Table) -> None:
+        self._file.writelines(json_line(row) for row in table.to_pylist())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(row, default=str) + "\n"
+
+
+@contextmanager
+def told(path: str) -> Iterator[None]:
+    """Say of which file Arrow complains."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{path}: {str(error).strip().splitlines()[0]}"
+        raise CorpusError(msg, "a whole file of the format that its name says") from error
