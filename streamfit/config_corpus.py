@@ -5,7 +5,8 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from streamfit.corpus.array_files import ArrayFiles
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
 from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
+from streamfit.corpus.streamed import streamed
 from streamfit.corpus.table import Table
 from streamfit.corpus.tar import TarText
 from streamfit.corpus.text_formats import SHARD_BYTES
@@ -66,6 +68,12 @@ class FilesSection(Section):
         """Files of one part of the corpus."""
         root = sysconfig.get_path("stdlib") if self.root == "python:stdlib" else self.root
         return Files(root, self.include, self.exclude, split, fractions)
+
+    def absolute(self) -> Self:
+        """The same with paths that hold from any directory."""
+        if self.root == "python:stdlib" or "://" in self.root:
+            return self
+        return self.model_copy(update={"root": str(Path(self.root).expanduser().absolute())})
 
 
 def _dated(files: Files, columns: Sequence[str]) -> bool:
@@ -124,9 +132,10 @@ class TableSection(FilesSection):
 
     Parameters
     ----------
-    kind : {'parquet', 'arrow', 'feather', 'csv', 'jsonl', 'dataset', 'npy', 'zarr'}
+    kind : {'parquet', 'arrow', 'feather', 'csv', 'jsonl', 'dataset', 'stream', 'npy', 'zarr'}
         Formats of files; 'dataset' is a Hugging Face data set saved to disk, 'npy' a folder with a .npy file for each
-        column, 'zarr' a group of arrays.
+        column, 'zarr' a group of arrays. With 'stream' the root is a data set that Hugging Face `datasets` streams: a
+        name on the Hub, or a folder; its rows are written to `spool` first.
     features, target : tuple of str
         Columns; numbers, booleans, dates, lists of numbers, or parts of dates such as ``weekday(date)``.
     weight : str, optional
@@ -147,9 +156,13 @@ class TableSection(FilesSection):
         Whether values of CSV may hold line ends; files are then not cut.
     shard_bytes : int
         Bytes of a part of CSV or JSON lines.
+    spool : str
+        Folder that keeps the rows of a data set that streams, so that they can be read again.
+    subset, part : str
+        Its configuration, if it has several, and its split.
     """
 
-    kind: Literal["parquet", "arrow", "feather", "csv", "jsonl", "dataset", "npy", "zarr"] = "parquet"
+    kind: Literal["parquet", "arrow", "feather", "csv", "jsonl", "dataset", "stream", "npy", "zarr"] = "parquet"
     features: Annotated[tuple[str, ...], Field(min_length=1)]
     target: Annotated[tuple[str, ...], Field(min_length=1)]
     weight: str | None = None
@@ -165,6 +178,9 @@ class TableSection(FilesSection):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     quoted_newlines: bool = False
     shard_bytes: Annotated[int, Field(ge=2**16)] = SHARD_BYTES
+    spool: str = ""
+    subset: str = ""
+    part: str = "train"
 
     @model_validator(mode="after")
     def _can_be_read(self) -> TableSection:
@@ -176,11 +192,15 @@ class TableSection(FilesSection):
             "quoted_newlines": ("csv",),
             "shard_bytes": ("csv", "jsonl"),
             "partitions": ("parquet", "arrow", "feather", "csv", "jsonl", "dataset"),
+            **dict.fromkeys(("spool", "subset", "part"), ("stream",)),
         }
         for name, kinds in only.items():
             if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
                 msg = f"{name} is for kind {', '.join(kinds)}, not {self.kind!r}"
                 raise ValueError(msg)
+        if self.kind == "stream" and (not self.spool or self.include or self.exclude):
+            msg = "kind 'stream' takes `spool`, a folder that keeps the rows, and neither include nor exclude"
+            raise ValueError(msg)
         if self.unseen != "error" and not self.categories:
             msg = "unseen is for categories, and there are none"
             raise ValueError(msg)
@@ -189,6 +209,12 @@ class TableSection(FilesSection):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
+
+    def absolute(self) -> Self:
+        if self.kind != "stream":
+            return super().absolute()
+        found = super().absolute() if Path(self.root).expanduser().exists() else self  # else it is a name
+        return found.model_copy(update={"spool": str(Path(self.spool).expanduser().absolute())})
 
     def recipe(self) -> Recipe:
         """How columns become rows."""
@@ -214,10 +240,13 @@ class TableSection(FilesSection):
         if self.kind == "parquet" and not self.partitions and "://" not in self.root:
             bare = replace(recipe, features=("x",)).is_plain if hashed else recipe.is_plain
             if bare and (hashed or not _dated(files, recipe.columns)):
-                given = (self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
-                return ParquetTable(files, *given)
+                plain = (self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
+                return ParquetTable(files, *plain)
         if self.kind in ("npy", "zarr"):
             return ArrayFiles(files, self.kind, recipe=recipe, label=self.label, labels=labels, hashed=hashed)
+        if self.kind == "stream":
+            given = {"recipe": recipe, "label": self.label, "labels": labels, "hashed": hashed}
+            return streamed(self.root, self.subset, self.part, self.spool, **given)
         options: dict[str, Any] = {}
         if self.kind in ("csv", "jsonl"):
             options["shard_bytes"] = self.shard_bytes

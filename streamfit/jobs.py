@@ -308,9 +308,7 @@ def remember(problem: Problem, machine: Machine) -> None:
     corpus, kept_at = problem.corpus, problem.store
     if kept_at.at and "://" not in kept_at.at:
         kept_at = kept_at.model_copy(update={"at": str(Path(kept_at.at).expanduser().absolute())})
-    if corpus.root != "python:stdlib" and "://" not in corpus.root:
-        corpus = corpus.model_copy(update={"root": str(Path(corpus.root).expanduser().absolute())})
-    kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus, "store": kept_at})
+    kept = problem.model_copy(update={"run": str(run.absolute()), "corpus": corpus.absolute(), "store": kept_at})
     if isinstance(kept, LanguageProblem) and kept.features.tokenizer.endswith(".json"):
         path = str(Path(kept.features.tokenizer).expanduser().absolute())
         kept = kept.model_copy(update={"features": kept.features.model_copy(update={"tokenizer": path})})

@@ -20,6 +20,7 @@ import pytest
 import scipy.sparse
 import zarr
 
+from streamfit.config_corpus import TableSection
 from streamfit.corpus import Files, Labels, ParquetTable
 from streamfit.corpus.array_files import ArrayFiles
 from streamfit.corpus.dataset import DatasetFiles
@@ -28,7 +29,7 @@ from streamfit.corpus.memory import ArrayRows, ArrowRows
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.stream import spool
 from streamfit.engine import accumulate
-from streamfit.errors import ConfigError, CorpusError, ShardChangedError, ShardError
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
 from streamfit.features import Linear
 from streamfit.frame import BLOCK_ROWS, Frame
 from streamfit.store import Header, Store
@@ -419,3 +420,29 @@ def test_columns_that_are_not_read_are_not_planned_for(tmp_path: Path):
         planned[name] = source.decode_bytes(source.shards(), 32)
     assert planned["wide"] == pytest.approx(planned["bare"], rel=0.01)
     assert planned["wide"] < min(shard.size for shard in source.shards()) + 3 * 1000 * 200
+
+
+def test_a_data_set_that_streams_is_spooled_once_by_a_config(tmp_path: Path, monkeypatch):
+    """Its rows are those of the files; a spool that was left half is written anew, and another's is refused."""
+    (tmp_path / "hub").mkdir()
+    pq.write_table(TABLE.slice(0, 3000), tmp_path / "hub" / "train-0.parquet")
+    pq.write_table(TABLE.slice(3000), tmp_path / "hub" / "train-1.parquet")
+    given = {"kind": "stream", "root": str(tmp_path / "hub"), "spool": str(tmp_path / "spool"), "weight": "w"}
+    section = TableSection(**given, features=("a", "b"), target=("y",))
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "left.arrow").write_bytes(b"of a process that was stopped")
+    rows = [rows for part in read_all(section.table()) for rows in part]
+    np.testing.assert_array_equal(np.concatenate([r.x for r in rows])[:, 0].sum(), ROWS["a"].sum())
+    assert sum(len(r.y) for r in rows) == N_ROWS
+    monkeypatch.setattr(datasets, "load_dataset", None)  # not asked again
+    assert len(section.table().shards()) == len(list((tmp_path / "spool").glob("*.arrow")))
+    with pytest.raises(MismatchError, match="another `spool`"):
+        section.model_copy(update={"part": "test"}).table()
+    monkeypatch.undo()
+    nowhere = section.model_copy(update={"spool": str(tmp_path / "more"), "part": "june"})
+    with pytest.raises(CorpusError, match="june"):
+        nowhere.table()
+    with pytest.raises(ValueError, match="takes `spool`"):
+        TableSection(**{**given, "spool": ""}, features=("a",), target=("y",))
+    with pytest.raises(ValueError, match="part is for kind stream"):
+        TableSection(kind="csv", root="x", part="test", features=("a",), target=("y",))
