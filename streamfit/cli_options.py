@@ -78,6 +78,8 @@ def summary_json(summary: RunSummary) -> dict[str, Any]:
         "replaced": [d.key for d in summary.replaced.departures] if summary.replaced else [],
         "count_seconds": summary.seconds,
         "gflops": summary.gflops,
+        "planned_worker_bytes": summary.plan.worker_bytes,
+        "peak_bytes": summary.peak_bytes,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ class PassNote:
     seconds : float
     gflops : float
         Products of all workers together, 10^9 operations a second.
+    worker_bytes, peak_bytes : int
+        Of memory that a worker was planned to take, and the most that one took, with the process itself; 0 where it is
+        not known, as of passes before it was noted.
     """
 
     when: str
@@ -50,6 +53,8 @@ class PassNote:
     repeats: int
     seconds: float
     gflops: float
+    worker_bytes: int = 0
+    peak_bytes: int = 0
 
     @classmethod
     def of(cls, summary: RunSummary, n_folds: int) -> PassNote:
@@ -70,6 +75,8 @@ class PassNote:
             repeats=len(summary.repeats),
             seconds=summary.seconds,
             gflops=summary.gflops,
+            worker_bytes=plan.worker_bytes,
+            peak_bytes=summary.peak_bytes,
         )
 
     def compared(self) -> list[dict[str, Any]]:
@@ -84,7 +91,14 @@ class PassNote:
             {"quantity": "GFLOP of products", "planned": self.planned_gflop, "actual": done},
             {"quantity": "GFLOP/s", "planned": None, "actual": self.gflops},
             {"quantity": "seconds", "planned": None, "actual": self.seconds},
+            *self._memory(),
         ]
+
+    def _memory(self) -> list[dict[str, Any]]:
+        if not self.worker_bytes:
+            return []
+        peak = self.peak_bytes / 1e6 if self.peak_bytes else None
+        return [{"quantity": "MB of a worker, at its peak", "planned": self.worker_bytes / 1e6, "actual": peak}]
 
 
 def note_pass(run: Path, summary: RunSummary, n_folds: int) -> None:
@@ -99,12 +113,14 @@ def passes_of(run: Path) -> list[PassNote]:
     if not (run / _FILE).is_file():
         return []
     names = {f.name for f in fields(PassNote)}
+    needed = {f.name for f in fields(PassNote) if f.default is MISSING}
     found = []
     for line in (run / _FILE).read_text(encoding="utf-8").splitlines():
         try:
             facts = json.loads(line)
         except ValueError:
             continue  # a line that a killed process did not end
-        if names <= facts.keys():
-            found.append(PassNote(**{name: facts[name] for name in names} | {"lines": tuple(facts["lines"])}))
+        if needed <= facts.keys():
+            known = {name: facts[name] for name in names & facts.keys()}
+            found.append(PassNote(**known | {"lines": tuple(facts["lines"])}))
     return found

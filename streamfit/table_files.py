@@ -124,15 +124,16 @@ class _Written:
     """Tables one after another in a file that is being written; called with each."""
 
     def __init__(self, path: Path, output: str | Path, kind: str) -> None:
-        self._path, self._output, self._kind, self._writer = path, output, kind, None
+        self._path, self._output, self._kind = path, output, kind
+        self._writer: Any = None
 
     def __call__(self, table: pa.Table | None) -> int:
         if table is None:
             return 0
         if self._writer is None:
             self._writer = _writer(self._kind, self._path, table.schema)
-        writer: Any = self._writer
-        writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
+        schema = getattr(self._writer, "schema", None)
+        self._writer.write_table(table if schema is None else table.cast(schema))
         return int(table.num_rows)
 
     def close(self) -> None:

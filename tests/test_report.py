@@ -169,6 +169,9 @@ def test_what_was_read_and_what_left(begun: Path, shown):
     plan = {row["quantity"]: row for row in shown["plan"]}
     assert plan["rows"]["planned"] == plan["rows"]["actual"]
     assert plan["seconds"]["actual"] > 0
+    memory = plan["MB of a worker, at its peak"]
+    assert memory["actual"] > 0
+    assert memory["planned"] > 300, "the process itself, and more"
 
 
 def test_the_map_of_segments_follows_the_log(begun: Path, shown):

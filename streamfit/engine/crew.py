@@ -16,6 +16,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerErro
 
 from streamfit.corpus import Source
 from streamfit.engine.cluster import planned_workers
+from streamfit.engine.deaths import REMEDY, Deaths, peak_bytes, watched
 from streamfit.engine.tasks import Task
 from streamfit.engine.work import WorkOptions
 from streamfit.errors import PlanError, StreamfitError
@@ -32,7 +33,14 @@ class Crew:
     """Tasks in, results out, as they are finished; more may be added while results are taken.
 
     This one does them itself, one after another.
+
+    Attributes
+    ----------
+    peak_bytes : int
+        Largest resident size of a process that did some of them, as it was after its last; 0 where it is not known.
     """
+
+    peak_bytes = 0
 
     def __init__(self, store: Store, source: Source, options: WorkOptions, report: Callable[[int], None]) -> None:
         self._store, self._source, self._options, self._report = store, source, options, report
@@ -58,7 +66,9 @@ class Crew:
         """
         while self._waiting:
             task = self._waiting.popleft()
-            yield [(task, task.run(self._store, self._source, self._options, self._report))]
+            result = task.run(self._store, self._source, self._options, self._report)
+            self.peak_bytes = peak_bytes()
+            yield [(task, result)]
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """As `batches`, one by one."""
@@ -72,8 +82,9 @@ class _Dask(Crew):
     A scheduler that is given a hundred thousand tasks at once does nothing else for a while, and has to hold them all.
     """
 
-    def __init__(self, client: Client, *rest: Any) -> None:
+    def __init__(self, client: Client, deaths: Deaths, *rest: Any) -> None:
         super().__init__(*rest)
+        self._deaths = deaths
         self._client, self._run = client, time.time_ns()
         self._held, self._n_given, self._ahead, self._counted = False, 0, _AHEAD, 0.0
         self._tasks: dict[Any, Task] = {}
@@ -117,7 +128,9 @@ class _Dask(Crew):
             except StopIteration:
                 return
             whole = [future for future in done if future.status == "finished"]
-            outcomes = dict(zip(whole, self._gather(whole), strict=True))
+            gathered = self._gather(whole)
+            outcomes = {future: outcome for future, (outcome, _) in zip(whole, gathered, strict=True)}
+            self.peak_bytes = max([self.peak_bytes, *(peak for _, peak in gathered)])
             faults = [future for future in done if future not in outcomes]
             faults += [future for future in whole if isinstance(outcomes[future], StreamfitError)]
             good = [(self._tasks[future], outcomes[future]) for future in whole if future not in faults]
@@ -127,7 +140,7 @@ class _Dask(Crew):
             if good:
                 yield good
             for future in faults:
-                raise outcomes[future] if future in outcomes else _failure(future)
+                raise outcomes[future] if future in outcomes else _failure(future, self._deaths)
 
     def _gather(self, finished: Sequence[Any]) -> Sequence[Any]:
         """Results, by one question to the scheduler for all of them."""
@@ -150,13 +163,24 @@ def crew(
     client: Client | None,
     options: WorkOptions,
     report: Callable[[int], None] = lambda _: None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Crew]:
-    """Those who do the work: the workers of a client, or this process without one."""
+    """Those who do the work: the workers of a client, or this process without one.
+
+    Parameters
+    ----------
+    store, source, client, options
+        As in `accumulate`.
+    report : callable
+        Called with numbers of rows, as they are done.
+    tell : callable, optional
+        Called with a line when a worker dies; without it the log is given a warning.
+    """
     if client is None:
         yield Crew(store, source, options, report)
         return
-    with _scheduler_lives(client), _live_blocks(client, report):
-        there = _Dask(client, store, source, options, report)
+    with _scheduler_lives(client), _live_blocks(client, report), watched(client, tell) as deaths:
+        there = _Dask(client, deaths, store, source, options, report)
         try:
             yield there
         finally:
@@ -204,7 +228,7 @@ def _same(site: _Site) -> _Site:
     return site
 
 
-def _failure(future: Any) -> BaseException:
+def _failure(future: Any, deaths: Deaths) -> BaseException:
     try:
         future.result()
     except KilledWorker as error:
@@ -213,6 +237,10 @@ def _failure(future: Any) -> BaseException:
             "workers that live",
             "look for the system's out-of-memory killer; use fewer workers or features; then run again",
         )
+        if deaths.over_memory:
+            n, last = len(deaths.over_memory), deaths.over_memory[-1]
+            msg = f"workers that were ended for their memory, {n} in all, at last {last}"
+            fault = PlanError(msg, "groups that fit", f"{REMEDY}; or use fewer features; then run again to go on")
         fault.__cause__ = error
         return fault
     except (NoWorkerError, NoValidWorkerError) as error:
@@ -229,7 +257,8 @@ def _failure(future: Any) -> BaseException:
     return RuntimeError(msg)
 
 
-def _remote(site: _Site, task: Task) -> Any:
+def _remote(site: _Site, task: Task) -> tuple[Any, int]:
+    """A task's result, or its fault; and the most memory that this process ever had."""
     pending, last = 0, 0.0
     worker = get_worker()
 
@@ -241,10 +270,11 @@ def _remote(site: _Site, task: Task) -> Any:
             pending, last = 0, time.monotonic()
 
     try:
-        return task.run(_open(site.url, site.header), site.source, site.options, report)
+        result = task.run(_open(site.url, site.header), site.source, site.options, report)
     except StreamfitError as error:
         # A result, not a failure of the task: the fault is in the data, and Dask need not print its traceback.
-        return error
+        result = error
+    return result, peak_bytes()
 
 
 _STORES: dict[tuple[str, str], Store] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +58,8 @@ class RunSummary:
         Not counted, for the store was made to forget them.
     replaced : Rewritten, optional
         Files that were swapped for their new content.
+    peak_bytes : int
+        Largest resident size of a process that counted, over its life, where the system says (`VmHWM`); else 0.
     """
 
     plan: Plan
@@ -70,6 +72,7 @@ class RunSummary:
     gflops: float
     kept_out: tuple[Shard, ...] = ()
     replaced: Rewritten | None = None
+    peak_bytes: int = 0
 
 
 def accumulate(
@@ -157,8 +160,8 @@ def accumulate(
     n_shards = job.n_shards + (replaced.added_shards if replaced else 0)
     seconds = time.perf_counter() - started
     gflops = n_rows * plan.flops_per_row / seconds / 1e9
-    refused = tuple(job.refused)
-    return RunSummary(plan, n_rows, n_shards, already, tuple(repeats), refused, seconds, gflops, kept_out, replaced)
+    found_of = (already, tuple(repeats), tuple(job.refused))
+    return RunSummary(plan, n_rows, n_shards, *found_of, seconds, gflops, kept_out, replaced, job.peak_bytes)
 
 
 @dataclass
@@ -175,6 +178,7 @@ class _Job:
     worker_memory: int | None = None
     n_rows: int = 0
     n_shards: int = 0
+    peak_bytes: int = 0
     refused: list[Refusal] = field(default_factory=list)
 
     def plan(self, shards: Sequence[Shard]) -> Plan:
@@ -196,7 +200,7 @@ class _Job:
         plan, lost = self.plan(shards), None
         with (
             metered(plan, self.console) as meter,
-            crew(self.store, self.source, self.client, self.options, meter.block) as workers,
+            crew(self.store, self.source, self.client, self.options, meter.block, self._tell) as workers,
         ):
             panels = panels_of(plan.n_features, plan.n_bands) if plan.n_bands > 1 else []
             for group in plan.groups:
@@ -229,9 +233,15 @@ class _Job:
                 while ready:  # what was finished before the fault counts
                     self._commit(upkeep, _first(ready, 1), meter)
                 raise
+            self.peak_bytes = max(self.peak_bytes, workers.peak_bytes)
         if lost is not None and self.plan(shards).n_shards == plan.n_shards:
             raise lost  # nothing of it was counted by anyone: asking again would not end
         return lost is not None
+
+    @property
+    def _tell(self) -> Callable[[str], None] | None:
+        console = self.console
+        return None if console is None else lambda line: say(console, line, "yellow")
 
     def _commit(self, upkeep: Upkeep, done: Sequence[Done], meter: Meter) -> MismatchError | None:
         """Commit groups, in one record if that can be; the last fault of those that another run was faster with."""
