@@ -99,7 +99,7 @@ def _of_r(where: Path, name: str) -> Any:
         import rdata
     except ImportError as error:
         msg = "no rdata here, which reads what R writes"
-        raise ConfigError(msg, "pip install 'streamfit[data]'") from error
+        raise ConfigError(msg, "it installed", "in the clone: .venv/bin/python -m pip install -e '.[data]'") from error
 
     def parsed(data: bytes) -> Any:
         return rdata.conversion.convert(rdata.parser.parse_data(data, extension=".rds"))

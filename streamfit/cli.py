@@ -266,6 +266,7 @@ def evaluate(
     """Score a model on files: text or .jsonl for a language model, tables with the same columns for a linear one.
 
     Of which kind a table is, its name says: Parquet, Feather, CSV, JSON lines; else it is of the kind that was fitted.
+    Files are scored whole, those included that were fitted; `streamfit report` scores what a run held out.
     """
     console = Console()
     kind = read_model(model)[0]["kind"]

@@ -146,6 +146,8 @@ class Plan:
         Rows of a shard among which equal ones are looked for; 0 where every row is multiplied.
     distinct : float
         Share of the rows that are distinct, in the sample that it was estimated from; 1 where every row is multiplied.
+    tokens : bool
+        Whether rows are contexts of tokens, whose n-grams are counted beside the sums.
     row_item : int
         Bytes of a number of the rows as they are read.
     decode_bytes : int
@@ -167,6 +169,7 @@ class Plan:
     triangle: bool = False
     piece_rows: int = 0
     distinct: float = 1.0
+    tokens: bool = False
     row_item: int = 8
     decode_bytes: int = 0
     identity: bool = False
@@ -283,7 +286,7 @@ class Plan:
             *self._panel_lines(),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
             + (f" {size_text(self.solve_bytes(n_folds))} for the solve" if self.n_bands == 1 else " the solve on disk")
-            + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
+            + (" (n-gram counts and evaluation not included)" if self.tokens else ""),
         ]
 
     def _panel_lines(self) -> list[str]:

@@ -350,6 +350,7 @@ def plan_for(
         n_inputs=header.features.n_inputs,
         precision=header.precision,
         one_hot=header.targets.one_hot,
+        tokens=header.reader.get("kind") == "tokens",
         n_workers=n_workers,
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
