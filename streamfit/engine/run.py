@@ -188,7 +188,7 @@ class _Job:
         plan = plan_for(
             self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows, source=self.source
         )
-        plan = plan.within(self.worker_memory)
+        plan = replace(plan, on_gpu=self.options.backend == "cuda").within(self.worker_memory)
         return plan if plan.n_bands >= self.options.n_bands else replace(plan, n_bands=self.options.n_bands)
 
     def count(self, shards: Sequence[Shard]) -> bool:
