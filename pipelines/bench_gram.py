@@ -237,7 +237,9 @@ def main(cases: list[Case], gflop: float, repeats: int, console: Console) -> tup
             rows.mkdir()
             table = table_of(rows, case.n_inputs, n_rows)
             precisions: tuple[Precision, ...] = ("float32", "float64")
-            found += [measure(case, precision, table, n_rows, Path(folder), repeats) for precision in precisions]
+            for precision in precisions:
+                found.append(measure(case, precision, table, n_rows, Path(folder), repeats))
+                console.print(f"{found[-1].case} {precision}: {found[-1].share:.0%} of BLAS", style="dim")
             for file in rows.iterdir():
                 file.unlink()
     header, cells = table_text(found)
