@@ -1,6 +1,7 @@
 """The closed-form language model on WikiText-2, word level, official split, beside its parts and its peers.
 
-    python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10] [--fractions 0.1,0.3]
+    python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10]
+                                   [--fractions 0.1,0.3] [--resume]
 
 DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one paragraph a line; lines end in `<eos>`,
 empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -32,7 +34,7 @@ from rich.console import Console
 
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
-from streamfit.errors import SolveError
+from streamfit.errors import ConfigError, SolveError
 from streamfit.solve import solve
 from streamfit.store import Store
 from streamfit.text import (
@@ -50,6 +52,7 @@ from streamfit.text.mixture import buckets, fit_buckets, n_buckets
 
 PARTS = ("train", "valid", "test")
 ALPHA = 1e5
+TOKENS = "tokens.npz"
 NAMES = {"lstm": "LSTM", "adaptive": "LSTM with adaptive softmax", "transformer": "transformer"}
 EXPERTS = ExpertSettings(("ngram", "suffix_ridge", "classes", "refined", "skip"), cache=4000)
 SETTINGS = LanguageSettings(
@@ -195,24 +198,22 @@ def closed_form_flops(model: LanguageModel, n_rows: int) -> dict[str, float]:
     }
 
 
-def peers(run: Path, tokens: Path, seconds: float, times: list[float], console: Console) -> list[dict[str, Any]]:
-    """Train each peer in a process of one thread, whose threads sleep where they wait; those of one budget together."""
+def peers(run: Path, kinds: list[str], seconds: float, factor: float, console: Console) -> list[dict[str, Any]]:
+    """Train peers side by side, each in a process of one thread, whose threads sleep where they wait."""
     quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    found, here = [], Path(__file__).with_name("lm_peers.py")
-    for factor in times:
-        running = {}
-        for kind in NAMES:
-            result = run / f"{kind}_{factor:g}.json"
-            asked = {"kind": kind, "times": factor, "cpu_seconds": seconds * factor, "tokens": str(tokens)}
-            asked |= {"width": 256, "vocab_size": SETTINGS.vocab_size, "result": str(result)}
-            command = [sys.executable, str(here), json.dumps(asked)]
-            running[kind] = subprocess.Popen(command, env={**os.environ, **quiet}), result
-        for kind, (process, result) in running.items():
-            if process.wait():
-                msg = f"the {kind} peer ended with exit code {process.returncode}"
-                raise SolveError(msg, "a trained network", "install the extra `bench`, or give --peers-times ''")
-            found.append(json.loads(result.read_text()))
-            console.print(f"{kind}, {found[-1]['cpu_seconds']:.0f} CPU-s: test {found[-1]['test']:.1f}")
+    found, running, here = [], {}, Path(__file__).with_name("lm_peers.py")
+    for kind in kinds:
+        result = run / f"{kind}_{factor:g}.json"
+        asked = {"kind": kind, "times": factor, "cpu_seconds": seconds * factor, "tokens": str(run / TOKENS)}
+        asked |= {"width": 256, "vocab_size": SETTINGS.vocab_size, "result": str(result)}
+        command = [sys.executable, str(here), json.dumps(asked)]
+        running[kind] = subprocess.Popen(command, env={**os.environ, **quiet}), result
+    for kind, (process, result) in running.items():
+        if process.wait():
+            msg = f"the {kind} peer ended with exit code {process.returncode}"
+            raise SolveError(msg, "a trained network", "install the extra `bench`, or give --peers-times ''")
+        found.append(json.loads(result.read_text()))
+        console.print(f"{kind}, {found[-1]['cpu_seconds']:.0f} CPU-s: test {found[-1]['test']:.1f}")
     return found
 
 
@@ -258,9 +259,9 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fit, choose, score, compare."""
-    console, run = Console(), Path(arguments.run)
+def closed_form(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Fit on parts of the text and on all of it, choose on validation, score the test once."""
+    run = Path(arguments.run)
     folders = lay_out(Path(arguments.data), run)
     curve = []
     texts = {part: (folders[part] / f"{part}.txt").read_text(encoding="utf-8") for part in PARTS}
@@ -276,7 +277,6 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         curve.append(point(model, clock, windows, share, arguments.rows))
     model, clock = fit_model(run, folders["train"], folders["valid"], arguments.rows, console)
     model.save(run / "model")
-    seconds = sum(clock.stages.values())
     valid, test = (Windows(model.tokenizer.encode([texts[part]]), model.n_context) for part in ("valid", "test"))
     curve.append(point(model, clock, valid, 1.0, arguments.rows))
     console.print(f"validation, some rows: {curve[-1]['valid']:.1f}")
@@ -284,16 +284,36 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     report["flops"] = closed_form_flops(model, arguments.rows)
     report["ablation"] = ablation(model, valid)
     report["test"] = score_test(model, test, texts["test"], arguments.every)
-    console.print(markdown(report))
-    tokens = run / "tokens.npz"
     train, valid_ids, test_ids = model.tokenizer.encode([texts[part] for part in PARTS])
-    np.savez(tokens, train=train, valid=valid_ids, test=test_ids)
-    report["peers"] = peers(run, tokens, seconds, arguments.peers_times, console)
+    np.savez(run / TOKENS, train=train, valid=valid_ids, test=test_ids)
+    write(report, run)
+    console.print(markdown(report))
+    return report
+
+
+def write(report: dict[str, Any], run: Path) -> None:
+    """Everything into the run's folder."""
     (run / "compare_lm.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     (run / "compare_lm.md").write_text(markdown(report), encoding="utf-8")
     draw(report, run / "compare_lm.svg")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fit, choose, score, compare. The tied LSTM, the slowest for its figure, has no more time than the closed form."""
+    console, run = Console(), Path(arguments.run)
+    if arguments.peers_times and importlib.util.find_spec("torch") is None:
+        msg = "peers without torch"
+        raise ConfigError(msg, "the extra `bench`", "or give --peers-times ''")
+    there = run / "compare_lm.json"
+    report = json.loads(there.read_text()) if arguments.resume and there.is_file() else closed_form(arguments, console)
+    seconds = sum(report["cpu_seconds"].values())
+    for factor in arguments.peers_times:
+        kinds = NAMES if factor <= 1 else [kind for kind in NAMES if kind != "lstm"]
+        known = {(peer["kind"], peer["times"]) for peer in report["peers"]}
+        report["peers"] += peers(run, [k for k in kinds if (k, factor) not in known], seconds, factor, console)
+        write(report, run)
     console.print(markdown(report))
-    return report
+    return dict(report)
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -309,6 +329,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=220_000, help="validation rows that weights are chosen on")
     parser.add_argument("--peers-times", type=numbers, default=[1.0, 10.0], help="'' for none")
     parser.add_argument("--fractions", type=numbers, default=[0.1, 0.3], help="of the training text, for the curve")
+    parser.add_argument("--resume", action="store_true", help="take the closed form, and peers, that the run has")
     return parser.parse_args(arguments)
 
 

@@ -64,14 +64,15 @@ CUTOFFS = (2000, 10_000)
 
 
 def make(kind: str, vocab_size: int, width: int) -> Any:
-    """Two layers of LSTM, or four of attention with learned positions, on tied embeddings; or an `adaptive` LSTM.
+    """A `lstm` of two layers on tied embeddings; `adaptive`, the same beneath an adaptive softmax; a `transformer` so.
 
-    That one stands beneath an adaptive softmax, which costs a fifth of the work for each token of a large vocabulary.
+    An adaptive softmax costs a fifth of the work for each token of a large vocabulary. The transformer has four layers
+    and learned positions.
     """
     import torch
     from torch import nn
 
-    class Recurrent(nn.Module):  # type: ignore[misc]
+    class Tied(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Embedding(vocab_size, width)
@@ -83,38 +84,40 @@ def make(kind: str, vocab_size: int, width: int) -> Any:
             return self.drop(h) @ self.embed.weight.T + self.bias, tuple(s.detach() for s in state)
 
     class Adaptive(nn.Module):  # type: ignore[misc]
-        """Grave and others, Efficient softmax approximation for GPUs (2017)."""
+        """A body beneath an adaptive softmax (Grave and others, Efficient softmax approximation for GPUs, 2017)."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.drop = nn.Embedding(vocab_size, width), nn.Dropout(0.3)
-            self.body = nn.LSTM(width, width, 2, dropout=0.3, batch_first=True)
+            self.embed = nn.Embedding(vocab_size, width)
             cutoffs = [c for c in CUTOFFS if c < vocab_size]
             self.head = nn.AdaptiveLogSoftmaxWithLoss(width, vocab_size, cutoffs, div_value=4.0)
-
-        def hidden(self, x: Any, state: Any) -> tuple[Any, Any]:
-            h, state = self.body(self.drop(self.embed(x)), state)
-            return self.drop(h), tuple(s.detach() for s in state)
 
         def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
             h, state = self.hidden(x, state)
             return self.head.log_prob(h.reshape(-1, width)).reshape(*x.shape, vocab_size), state
 
-    class Attention(nn.Module):  # type: ignore[misc]
+    class Recurrent(Adaptive):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.place = nn.Embedding(vocab_size, width), nn.Parameter(0.02 * torch.randn(WINDOW, width))
+            self.body, self.drop = nn.LSTM(width, width, 2, dropout=0.3, batch_first=True), nn.Dropout(0.3)
+
+        def hidden(self, x: Any, state: Any) -> tuple[Any, Any]:
+            h, state = self.body(self.drop(self.embed(x)), state)
+            return self.drop(h), tuple(s.detach() for s in state)
+
+    class Attention(Adaptive):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(0.02 * torch.randn(WINDOW, width))
             layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.2, "gelu", batch_first=True, norm_first=True)
             self.body = nn.TransformerEncoder(layer, 4, nn.LayerNorm(width), enable_nested_tensor=False)
-            self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-        def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
-            n = x.shape[1]
-            mask = nn.Transformer.generate_square_subsequent_mask(n)
-            h = self.body(self.embed(x) * width**0.5 + self.place[:n], mask=mask, is_causal=True)
-            return h @ self.embed.weight.T + self.bias, None
+        def hidden(self, x: Any, state: Any) -> tuple[Any, Any]:
+            mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+            embedded = self.embed(x) * width**0.5 + self.place[: x.shape[1]]
+            return self.body(embedded, mask=mask, is_causal=True), None
 
-    model = {"lstm": Recurrent, "adaptive": Adaptive, "transformer": Attention}[kind]()
+    model = {"lstm": Tied, "adaptive": Recurrent, "transformer": Attention}[kind]()
     nn.init.normal_(model.embed.weight, 0.0, width**-0.5 if kind == "transformer" else 0.1)
     return model
 
@@ -161,7 +164,7 @@ def train(told: dict[str, Any]) -> dict[str, Any]:
         x, y = streams[:, at : at + steps], streams[:, at + 1 : at + steps + 1]
         at += steps
         with low_precision(torch):
-            if told["kind"] == "adaptive":
+            if hasattr(model, "head"):
                 hidden, state = model.hidden(x, state)
                 loss = model.head(hidden.reshape(-1, told["width"]), y.reshape(-1)).loss
             else:

@@ -285,7 +285,8 @@ class Plan:
     def solve_bytes(self, n_folds: int) -> int:
         """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve.
 
-        What comes before and after is not in it: the sample that features are chosen from, n-gram counts, evaluation.
+        What comes before and after is not in it: the sample that features are chosen from, the n-gram counts of the
+        whole corpus, evaluation.
         """
         d, k = self.n_features, self.n_targets + self.n_targets**2 // max(1, self.n_features) * self.triangle
         return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (10 * d * d + 9 * d * k)
@@ -302,7 +303,7 @@ class Plan:
             *([f"GPU memory: about {size_text(self.device_bytes)} for each worker's"] if self.on_gpu else []),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
             + (f" {size_text(self.solve_bytes(n_folds))} for the solve" if self.n_bands == 1 else " the solve on disk")
-            + (" (n-gram counts and evaluation not included)" if self.one_hot else ""),
+            + (" (a language model's counts and evaluation not included)" if self.one_hot else ""),
         ]
 
     def _panel_lines(self) -> list[str]:
