@@ -3,11 +3,11 @@
     python pipelines/bench_gram.py [--cases linear:2048 linear:4096 rbf:4096 fourier:4096] [--gflop 600]
                                    [--repeats 5] [--json FILE] [--markdown FILE] [--figure FILE]
 
-For each case and precision one process lists, decodes, maps, multiplies, adds in float64 and commits rows of float32
-Parquet, and multiplies as many rows of that width by BLAS alone (`ssyrk`, `dsyrk`) on as many threads: given is
-the share of the two, each the best of some runs in turn. Stages are timed alone as well; listing and decoding compete
-for the cores with products: their seconds add. Then the cross-moments of 32,000 classes, beside copying memory. On a
-machine that others use only the shares mean something.
+For each case and precision one process, with the settings of memory that workers get, lists, decodes, maps,
+multiplies, adds in float64 and commits rows of float32 Parquet, and multiplies as many rows of that width by BLAS alone
+(`ssyrk`, `dsyrk`) on as many threads: given is the share of the two, each the best of some runs in turn. Stages are
+timed alone as well; listing and decoding compete for the cores with products: their seconds add. Then the cross-moments
+of 32,000 classes, beside copying memory. On a machine that others use only the shares mean something.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from streamfit import RBF, Dense, Files, Frame, Linear, OneHot, ParquetTable, Ra
 from streamfit.arrays import Precision
 from streamfit.corpus.base import _hash_once
 from streamfit.engine import accumulate
+from streamfit.engine.cluster_spec import environment
 from streamfit.engine.machine import cores
 from streamfit.errors import ConfigError
 from streamfit.features import FeatureMap
@@ -237,7 +239,9 @@ def main(cases: list[Case], gflop: float, repeats: int, console: Console) -> tup
             rows.mkdir()
             table = table_of(rows, case.n_inputs, n_rows)
             precisions: tuple[Precision, ...] = ("float32", "float64")
-            found += [measure(case, precision, table, n_rows, Path(folder), repeats) for precision in precisions]
+            for precision in precisions:
+                found.append(measure(case, precision, table, n_rows, Path(folder), repeats))
+                console.print(f"{found[-1].case} {precision}: {found[-1].share:.0%} of BLAS", style="dim")
             for file in rows.iterdir():
                 file.unlink()
     header, cells = table_text(found)
@@ -262,7 +266,15 @@ def markdown(found: list[Measured]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def as_a_worker() -> None:
+    """Start again with what workers have in their environment for memory: an allocator reads it once, at the start."""
+    kept = {name: value for name, value in environment().items() if "MALLOC" in name}
+    if any(os.environ.get(name) != value for name, value in kept.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | kept)
+
+
 if __name__ == "__main__":
+    as_a_worker()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["linear:2048", "linear:4096", "rbf:4096", "fourier:4096"])
     parser.add_argument("--gflop", type=float, default=600.0, help="work of each case")

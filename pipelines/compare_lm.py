@@ -1,6 +1,7 @@
 """The closed-form language model on WikiText-2, word level, official split, beside its parts and its peers.
 
-    python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10] [--fractions 0.1,0.3]
+    python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10]
+                                   [--fractions 0.1,0.3] [--resume]
 
 DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one paragraph a line; lines end in `<eos>`,
 empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +34,7 @@ from rich.console import Console
 
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
+from streamfit.errors import ConfigError, SolveError
 from streamfit.solve import solve
 from streamfit.store import Store
 from streamfit.text import (
@@ -49,6 +52,8 @@ from streamfit.text.mixture import buckets, fit_buckets, n_buckets
 
 PARTS = ("train", "valid", "test")
 ALPHA = 1e5
+TOKENS = "tokens.npz"
+NAMES = {"lstm": "LSTM", "adaptive": "LSTM with adaptive softmax", "transformer": "transformer"}
 EXPERTS = ExpertSettings(("ngram", "suffix_ridge", "classes", "refined", "skip"), cache=4000)
 SETTINGS = LanguageSettings(
     vocab_size=33_278, tokenizer="words", n_context=4, n_centers=0, linear=False, ngram_order=5,
@@ -167,38 +172,69 @@ def quick(model: LanguageModel, windows: Windows, n_rows: int = 4000) -> float:
     return perplexity(np.concatenate(p))
 
 
-def peers(run: Path, tokens: Path, seconds: float, times: list[float], console: Console) -> list[dict[str, Any]]:
-    """Train each peer in a process of one thread, whose threads sleep where they wait."""
+def point(model: LanguageModel, clock: Clock, valid: Windows, share: float, n_rows: int) -> dict[str, float]:
+    """One point of the closed form's curves."""
+    flops = sum(closed_form_flops(model, n_rows).values())
+    return {"cpu_seconds": sum(clock.stages.values()), "flops": flops, "valid": quick(model, valid), "share": share}
+
+
+def closed_form_flops(model: LanguageModel, n_rows: int) -> dict[str, float]:
+    """Floating-point operations of a fit, at most and to leading order, from the shapes that it worked on.
+
+    Counting, sorting and looking up n-grams are integer work and in none of it: they take most of the CPU-seconds.
+    """
+    v, settings, n_train = model.vocab_size, model.settings, int(model.counts.counts.sum())
+    d, width = (model.topic.features.n_features, model.topic.features.n_inputs) if model.topic is not None else (0, 0)
+    near = len(model.counts.lower(2).grams)
+    far = 2.0 * 24 * min(n_train, 4_000_000)  # pairs at 24 distances, both ways; fewer, as many are the same
+    topic_rows = min(n_rows, 2**27 // v)
+    sketch = 2 * 10  # of the ten products of a randomised decomposition, for each entry and column
+    return {
+        "moments": float(n_train) * (2 * d * width + d * (d + 1) + d),
+        "embeddings": sketch * ((d + 16) * far + (settings.class_dims + 16) * near),
+        "clusters": 15.0 * 2 * settings.class_dims * v * sum(settings.clustered),
+        "solves": 4 * (d**3 / 3 + 2.0 * d * d * v),
+        "choices": 4.0 * topic_rows * v * (2 * d + 10 * 10) + 100.0 * 4 * n_rows * len(model.count_experts),
+    }
+
+
+def peers(run: Path, kinds: list[str], seconds: float, factor: float, console: Console) -> list[dict[str, Any]]:
+    """Train peers side by side, each in a process of one thread, whose threads sleep where they wait."""
     quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    found = []
-    for factor in times:
-        for kind in ("lstm", "transformer"):
-            result = run / f"{kind}_{factor:g}.json"
-            asked = {"kind": kind, "times": factor, "cpu_seconds": seconds * factor, "tokens": str(tokens)}
-            asked |= {"width": 256, "vocab_size": SETTINGS.vocab_size, "result": str(result)}
-            here = Path(__file__).with_name("lm_peers.py")
-            subprocess.run([sys.executable, here, json.dumps(asked)], env={**os.environ, **quiet}, check=True)
-            found.append(json.loads(result.read_text()))
-            console.print(f"{kind}, {found[-1]['cpu_seconds']:.0f} CPU-s: test {found[-1]['test']:.1f}")
+    found, running, here = [], {}, Path(__file__).with_name("lm_peers.py")
+    for kind in kinds:
+        result = run / f"{kind}_{factor:g}.json"
+        asked = {"kind": kind, "times": factor, "cpu_seconds": seconds * factor, "tokens": str(run / TOKENS)}
+        asked |= {"width": 256, "vocab_size": SETTINGS.vocab_size, "result": str(result)}
+        command = [sys.executable, str(here), json.dumps(asked)]
+        running[kind] = subprocess.Popen(command, env={**os.environ, **quiet}), result
+    for kind, (process, result) in running.items():
+        if process.wait():
+            msg = f"the {kind} peer ended with exit code {process.returncode}"
+            raise SolveError(msg, "a trained network", "install the extra `bench`, or give --peers-times ''")
+        found.append(json.loads(result.read_text()))
+        console.print(f"{kind}, {found[-1]['cpu_seconds']:.0f} CPU-s: test {found[-1]['test']:.1f}")
     return found
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Validation perplexity against CPU-seconds."""
+    """Validation perplexity against CPU-seconds, and against floating-point operations."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    curve = report["closed_form_curve"]
-    axes.plot([c["cpu_seconds"] for c in curve], [c["valid"] for c in curve], "o-", label="closed form, static")
-    for peer in report["peers"]:
-        marks = peer["curve"]
-        label = f"{peer['kind']}, {peer['cpu_seconds']:.0f} CPU-s"
-        axes.plot([c["cpu_seconds"] for c in marks], [c["valid"] for c in marks], "s--", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="CPU-seconds, one thread", ylabel="validation perplexity")
-    axes.legend(frameon=False)
+    figure, both = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=True, layout="constrained")
+    for axes, key in zip(both, ("cpu_seconds", "flops"), strict=True):
+        curve = report["closed_form_curve"]
+        axes.plot([c[key] for c in curve], [c["valid"] for c in curve], "o-", label="closed form, static")
+        for peer in report["peers"]:
+            label = f"{NAMES[peer['kind']]}, {peer['cpu_seconds']:.0f} CPU-s"
+            axes.plot([c[key] for c in peer["curve"]], [c["valid"] for c in peer["curve"]], "s--", label=label)
+        axes.set(xscale="log", yscale="log")
+    both[0].set(xlabel="CPU-seconds, one thread", ylabel="validation perplexity")
+    both[1].set(xlabel="floating-point operations")
+    both[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -210,17 +246,22 @@ def markdown(report: dict[str, Any]) -> str:
         top1 = f"{row['top1']:.2%}" if "top1" in row else ""
         lines.append(f"| {name} | {row['perplexity']:.1f} | {top1} |")
     for peer in report["peers"]:
-        name = f"{peer['kind']}, {peer['times']:g} x the CPU-seconds"
+        name = f"{NAMES[peer['kind']]}, {peer['times']:g} x the CPU-seconds"
         lines.append(f"| {name} | {peer['test']:.1f} | {peer['top1']:.2%} |")
     lines += ["", "| experts, validation, before the topic | perplexity |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in report["ablation"].items()]
     lines += ["", "| stage | CPU-s |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {value:.1f} |" for name, value in report["cpu_seconds"].items()), ""])
+    lines += [f"| {name} | {value:.1f} |" for name, value in report["cpu_seconds"].items()]
+    lines += ["", "| floating-point work | GFLOP |", "|---|---|"]
+    lines += [f"| closed form, {name} | {value / 1e9:,.0f} |" for name, value in report["flops"].items()]
+    for peer in report["peers"]:
+        lines.append(f"| {NAMES[peer['kind']]}, {peer['cpu_seconds']:.0f} CPU-s | {peer['flops'] / 1e9:,.0f} |")
+    return "\n".join([*lines, ""])
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fit, choose, score, compare."""
-    console, run = Console(), Path(arguments.run)
+def closed_form(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Fit on parts of the text and on all of it, choose on validation, score the test once."""
+    run = Path(arguments.run)
     folders = lay_out(Path(arguments.data), run)
     curve = []
     texts = {part: (folders[part] / f"{part}.txt").read_text(encoding="utf-8") for part in PARTS}
@@ -233,26 +274,46 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         (part / "train.txt").write_text("".join(lines[: int(share * len(lines))]), encoding="utf-8")
         model, clock = fit_model(run, part, folders["valid"], arguments.rows, console, str(vocabulary))
         windows = Windows(model.tokenizer.encode([texts["valid"]]), model.n_context)
-        curve.append({"cpu_seconds": sum(clock.stages.values()), "valid": quick(model, windows), "share": share})
+        curve.append(point(model, clock, windows, share, arguments.rows))
     model, clock = fit_model(run, folders["train"], folders["valid"], arguments.rows, console)
     model.save(run / "model")
-    seconds = sum(clock.stages.values())
     valid, test = (Windows(model.tokenizer.encode([texts[part]]), model.n_context) for part in ("valid", "test"))
-    curve.append({"cpu_seconds": seconds, "valid": quick(model, valid), "share": 1.0})
+    curve.append(point(model, clock, valid, 1.0, arguments.rows))
     console.print(f"validation, some rows: {curve[-1]['valid']:.1f}")
     report: dict[str, Any] = {"cpu_seconds": clock.stages, "closed_form_curve": curve, "peers": []}
+    report["flops"] = closed_form_flops(model, arguments.rows)
     report["ablation"] = ablation(model, valid)
     report["test"] = score_test(model, test, texts["test"], arguments.every)
-    console.print(markdown(report))
-    tokens = run / "tokens.npz"
     train, valid_ids, test_ids = model.tokenizer.encode([texts[part] for part in PARTS])
-    np.savez(tokens, train=train, valid=valid_ids, test=test_ids)
-    report["peers"] = peers(run, tokens, seconds, arguments.peers_times, console)
+    np.savez(run / TOKENS, train=train, valid=valid_ids, test=test_ids)
+    write(report, run)
+    console.print(markdown(report))
+    return report
+
+
+def write(report: dict[str, Any], run: Path) -> None:
+    """Everything into the run's folder."""
     (run / "compare_lm.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     (run / "compare_lm.md").write_text(markdown(report), encoding="utf-8")
     draw(report, run / "compare_lm.svg")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fit, choose, score, compare. The tied LSTM, the slowest for its figure, has no more time than the closed form."""
+    console, run = Console(), Path(arguments.run)
+    if arguments.peers_times and importlib.util.find_spec("torch") is None:
+        msg = "peers without torch"
+        raise ConfigError(msg, "the extra `bench`", "or give --peers-times ''")
+    there = run / "compare_lm.json"
+    report = json.loads(there.read_text()) if arguments.resume and there.is_file() else closed_form(arguments, console)
+    seconds = sum(report["cpu_seconds"].values())
+    for factor in arguments.peers_times:
+        kinds = NAMES if factor <= 1 else [kind for kind in NAMES if kind != "lstm"]
+        known = {(peer["kind"], peer["times"]) for peer in report["peers"]}
+        report["peers"] += peers(run, [k for k in kinds if (k, factor) not in known], seconds, factor, console)
+        write(report, run)
     console.print(markdown(report))
-    return report
+    return dict(report)
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -268,6 +329,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=220_000, help="validation rows that weights are chosen on")
     parser.add_argument("--peers-times", type=numbers, default=[1.0, 10.0], help="'' for none")
     parser.add_argument("--fractions", type=numbers, default=[0.1, 0.3], help="of the training text, for the curve")
+    parser.add_argument("--resume", action="store_true", help="take the closed form, and peers, that the run has")
     return parser.parse_args(arguments)
 
 

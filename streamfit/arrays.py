@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import array_api_compat
@@ -173,19 +173,49 @@ def _is_small(p: int, n: int, q: int) -> bool:
     return p * n * q <= _SMALL_PRODUCT
 
 
+def bare_product(a: Array, precision: Precision) -> Callable[[], None]:
+    """A call of the library's product of an `operand` with itself and no more: the speed that others are measured by.
+
+    On a GPU one cuBLAS call into memory that is there; elsewhere the product as `transposed_product` takes it.
+    """
+    out = _cublas_result(a, a, precision) if array_api_compat.is_cupy_array(a) else None
+
+    def multiply() -> None:
+        if out is None:
+            _one_product(a, a, precision)
+        else:
+            _cublas_call(a, a, out, precision)
+
+    return multiply
+
+
 def _cublas_product(a: Array, b: Array, precision: Precision) -> Array:
     """The product by cuBLAS, whose matrices lie column by column: to it, a matrix laid out by rows is transposed."""
+    import cupy
+
+    a, b = (m if m.strides[1] == m.itemsize else cupy.ascontiguousarray(m) for m in (a, b))
+    out = _cublas_result(a, b, precision)
+    if not a.shape[0]:
+        out.fill(0)
+        return out
+    return cupy.triu(out) + cupy.triu(out, 1).T if _cublas_call(a, b, out, precision) else out
+
+
+def _cublas_result(a: Array, b: Array, precision: Precision) -> Array:
+    import cupy
+
+    return cupy.empty((a.shape[1], b.shape[1]), dtype=np.float64 if precision == "float64" else np.float32)
+
+
+def _cublas_call(a: Array, b: Array, out: Array, precision: Precision) -> bool:
+    """Multiply into `out`; whether only its upper triangle was."""
     import cupy
     from cupy.cuda import device
     from cupy_backends.cuda.libs import cublas
 
     runtime = cupy.cuda.runtime
     (n, p), q, kind = a.shape, b.shape[1], np.float64 if precision == "float64" else np.float32
-    a, b = (m if m.strides[1] == m.itemsize else cupy.ascontiguousarray(m) for m in (a, b))
     rows_a, rows_b = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize
-    if not n:
-        return cupy.zeros((p, q), dtype=kind)
-    out = cupy.empty((p, q), dtype=kind)
     one, zero = np.ones(1, kind), np.zeros(1, kind)  # read by the call itself, in its host pointer mode
     handle = device.get_cublas_handle()
     same = a.data.ptr == b.data.ptr and a.shape == b.shape and a.strides == b.strides
@@ -196,7 +226,7 @@ def _cublas_product(a: Array, b: Array, precision: Precision) -> Array:
             handle, cublas.CUBLAS_FILL_MODE_LOWER, cublas.CUBLAS_OP_N, p, n,
             one.ctypes.data, a.data.ptr, rows_a, zero.ctypes.data, out.data.ptr, p,
         )  # fmt: skip
-        return cupy.triu(out) + cupy.triu(out, 1).T
+        return True
     kinds = {
         "float32": (runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F),
         "float64": (runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F),
@@ -210,7 +240,7 @@ def _cublas_product(a: Array, b: Array, precision: Precision) -> Array:
         one.ctypes.data, b.data.ptr, given, rows_b, a.data.ptr, given, rows_a,
         zero.ctypes.data, out.data.ptr, result, q, compute, cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
-    return out
+    return False
 
 
 def cholesky_factor(system: Array) -> Array | None:
@@ -248,6 +278,15 @@ def eigenvalues(symmetric: Array) -> np.ndarray:
     if isinstance(symmetric, np.ndarray):
         return np.asarray(scipy.linalg.eigvalsh(symmetric, check_finite=False))
     return to_host(namespace(symmetric).linalg.eigvalsh(symmetric))
+
+
+def eigenpairs(symmetric: Array) -> tuple[Array, Array]:
+    """Eigenvalues of a symmetric matrix, ascending, and its eigenvectors as columns (LAPACK or cuSOLVER syevd)."""
+    if isinstance(symmetric, np.ndarray):
+        values, vectors = scipy.linalg.eigh(symmetric, driver="evd", check_finite=False)
+        return values, vectors
+    values, vectors = namespace(symmetric).linalg.eigh(symmetric)
+    return values, vectors
 
 
 def r_factor(rows: Array) -> Array:
@@ -375,6 +414,16 @@ def device_facts() -> dict[str, Any]:
         "cublas": int(cublas.getVersion(device.get_cublas_handle())),
         "cupy": str(cupy.__version__),
     }
+
+
+def free_bytes(like: Array) -> int | None:
+    """Free memory of an array's GPU, what CuPy's pool holds unused included; None where it is not a GPU's."""
+    if not array_api_compat.is_cupy_array(like):
+        return None
+    import cupy
+
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(free) + int(cupy.get_default_memory_pool().free_bytes())
 
 
 def finish(like: Array) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from streamfit.arrays import Backend
 from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, working
 from streamfit.config import LanguageProblem, SolveSection, load_problem
 from streamfit.engine import say
@@ -89,6 +90,9 @@ def solve_command(
     std: Annotated[
         bool, typer.Option("--std", help="Keep the posterior in the model, n_features² numbers: `predict --std`.")
     ] = False,
+    backend: Annotated[
+        Backend, typer.Option(help="Factor on the host, or on its GPU ('cuda', never run on hardware).")
+    ] = "numpy",
     as_json: JsonOption = False,
 ) -> None:
     """Solve from the sums that a store holds, and print the certificate. The corpus is not read.
@@ -109,12 +113,12 @@ def solve_command(
     section = _section(alpha, no_intercept, np.inf, choose_by, one_standard_error, per_target, _blocks(blocks))
     console, mixed = Console(quiet=as_json), None if weights.plain else weights
     if memory is not None or scratch is not None:
-        if plot is not None or memory is None or not alpha:
-            msg = "--memory with --plot, or without --alpha" if memory else "--scratch without --memory"
+        if plot is not None or memory is None or not alpha or backend != "numpy":
+            msg = "--memory with --plot or --backend, or without --alpha" if memory else "--scratch without --memory"
             raise ConfigError(msg, "one --alpha, and both of --memory and --scratch or --memory alone")
         solved = solve_out_of_core(opened, section, _bytes(memory), scratch, console, mixed)
     else:
-        solved = solve_store(opened, section, console, mixed)
+        solved = solve_store(opened, section, console, mixed, backend=backend)
     if as_json:
         dump({"commit": opened.head().sequence, **solved.to_json()})
     solved.solution.certificate.require(tolerance)

@@ -217,6 +217,8 @@ def related(
 ) -> None:
     """Show tokens that are used like a word, and of a list of queries those that are about the same."""
     found = Related.of(LanguageModel.load(model))
+    if unknown := found.unknown(query):
+        say(Console(stderr=True), f"{unknown} of the query's tokens are unknown to the model: left out", "yellow")
     listed: dict[str, list[Neighbour]] = {"tokens": found.tokens(query, top)}
     if among is not None:
         try:

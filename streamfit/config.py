@@ -255,9 +255,13 @@ class LanguageProblem(_Problem):
     model: ModelSection = ModelSection()
 
     @model_validator(mode="after")
-    def _network_has_features(self) -> LanguageProblem:
+    def _experts_have_what_they_need(self) -> LanguageProblem:
         if "network" in self.model.experts and not (self.features.n_centers or self.features.linear):
             msg = "model.experts: 'network' needs n_centers above 0 or linear = true"
+            raise ValueError(msg)
+        sizes, most = self.experts().clustered, self.features.vocab_size // 2
+        if sizes and max(sizes) > most and _changed(self.model, "classes"):
+            msg = f"model.classes: {max(sizes):,} classes; of a vocabulary of {most * 2:,} there are {most:,} at most"
             raise ValueError(msg)
         return self
 

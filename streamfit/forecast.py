@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Forecast:
             "flops": plan.flops_per_row * plan.n_rows,
             "sum_bytes": plan.sum_bytes,
             "worker_bytes": plan.worker_bytes,
+            "device_bytes": plan.device_bytes if plan.on_gpu else 0,
             "solve_bytes": plan.solve_bytes(self.n_folds),
             "workers": plan.n_workers,
             "rows_per_second_of_a_worker": self.rows_per_second,
@@ -140,7 +141,7 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
         todo = [shard for shard in unique if shard.content_id not in counted]
         memory = machine.worker_memory
         made = plan_for(trial, todo, n_workers=machine.workers, group_rows=problem.group_rows, source=source)
-        plan = made.within(memory)
+        plan = replace(made, on_gpu=machine.backend == "cuda").within(memory)
         if plan.n_bands > 1:
             refuse_choice(problem.solve)
         plan.check(memory, None, header.n_folds)

@@ -98,7 +98,7 @@ def fit(
             memory = int(_SOLVE_SHARE * psutil.virtual_memory().available)
             solved = solve_out_of_core(store, problem.solve, memory, None, console)
         else:
-            solved = solve_store(store, problem.solve, console)
+            solved = solve_store(store, problem.solve, console, backend=machine.solve_backend)
         model = build_model(problem, store, solved)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from rich.console import Console
 
+from streamfit.arrays import Backend
 from streamfit.centered import Centered, Statistic
 from streamfit.config import SolveSection
 from streamfit.errors import ConfigError
@@ -36,6 +37,7 @@ def solve(
     half_life: str | None = ...,
     as_of: str | None = ...,
     tolerance: float = ...,
+    backend: Backend = ...,
 ) -> Solution: ...
 @overload
 def solve(
@@ -72,6 +74,8 @@ def solve(sums: Any, alpha: float | Sequence[float] = GRID, **given: Any) -> Sol
         ISO date that age is counted from.
     tolerance : float
         Share of the targets' sum of squares to which the optimum must be proved; infinite accepts anything.
+    backend : {'numpy', 'cuda'}
+        Where a store's matrices are factored: on this host, or on its GPU, which was never run on hardware.
 
     Returns
     -------
@@ -102,8 +106,10 @@ def solve(sums: Any, alpha: float | Sequence[float] = GRID, **given: Any) -> Sol
             raise ConfigError(msg, "one alpha", "`cross_validate` and `score_alphas` choose; a store has its folds")
         return solve_moments(sums, alpha, **given)
     mixed = Mix.parse(given.pop("mix", ()), given.pop("half_life", None), given.pop("as_of", None))
+    backend = given.pop("backend", "numpy")
     section = solve_section(alpha, **given)
-    return solve_store(sums, section, Console(quiet=True), None if mixed.plain else mixed).solution
+    weights = None if mixed.plain else mixed
+    return solve_store(sums, section, Console(quiet=True), weights, backend=backend).solution
 
 
 def solve_section(

@@ -16,6 +16,8 @@ from streamfit.precision import item_bytes, n_limbs
 _LEAST_GROUP = 8 * BLOCK_ROWS
 PROCESS_BYTES = 300 * 2**20
 """What a Python process with this package's libraries loaded takes before it has any data."""
+_DEVICE_BYTES = 500 * 10**6
+"""What a CUDA context and the kernels of cuBLAS take of a GPU, as NVIDIA's tools show it for others."""
 BLOCKS_AHEAD = 4
 """Blocks of rows in a worker: one that is multiplied, two that wait, one that is being made."""
 
@@ -156,6 +158,8 @@ class Plan:
         Whether features are the rows as they are read.
     n_bands : int
         Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
+    on_gpu : bool
+        Whether products are taken on a GPU, which then holds the sums.
     """
 
     groups: tuple[Group, ...]
@@ -174,6 +178,7 @@ class Plan:
     decode_bytes: int = 0
     identity: bool = False
     n_bands: int = 1
+    on_gpu: bool = False
 
     @property
     def n_shards(self) -> int:
@@ -267,10 +272,24 @@ class Plan:
             sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
         return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
 
+    @property
+    def device_bytes(self) -> int:
+        """Memory of a worker's GPU, by the shapes that are there at a time; never compared with a GPU's own figure.
+
+        Sums; two buffers of rows as they are read; features, centred ones and products of a block; feature maps.
+        """
+        item, k = item_bytes(self.precision), self.n_targets
+        read = 2 * BLOCK_ROWS * (self.n_inputs * self.row_item + 8 * (1 if self.one_hot else k))
+        made = BLOCK_ROWS * self.n_features * ((0 if self.identity else self.row_item) + 3 * item)
+        products = item * (min(BLOCK_ROWS, k) if self.one_hot else k) * self.n_features
+        products += (item + 16) * tile_size(self.n_features) ** 2
+        return _DEVICE_BYTES + self.panel_bytes + read + made + products + self.feature_bytes
+
     def solve_bytes(self, n_folds: int) -> int:
         """Peak memory of the coordinator: a fold's sums each, and the matrices of one cross-validated solve.
 
-        What comes before and after is not in it: the sample that features are chosen from, n-gram counts, evaluation.
+        What comes before and after is not in it: the sample that features are chosen from, the n-gram counts of the
+        whole corpus, evaluation.
         """
         d, k = self.n_features, self.n_targets + self.n_targets**2 // max(1, self.n_features) * self.triangle
         return PROCESS_BYTES + (n_folds + 2) * self.sum_bytes + 8 * (10 * d * d + 9 * d * k)
@@ -284,9 +303,10 @@ class Plan:
             f" {size_text(self.sum_bytes)} of sums, {self.flops_per_row * self.n_rows / 1e9:,.0f} GFLOP"
             + (f" if {self.distinct:.1%} of a shard's rows are distinct, as in the sample" if self.piece_rows else ""),
             *self._panel_lines(),
+            *([f"GPU memory: about {size_text(self.device_bytes)} for each worker's"] if self.on_gpu else []),
             f"memory: {size_text(self.worker_bytes)} for each of {self.n_workers} workers,"
             + (f" {size_text(self.solve_bytes(n_folds))} for the solve" if self.n_bands == 1 else " the solve on disk")
-            + (" (n-gram counts and evaluation not included)" if self.tokens else ""),
+            + (" (a language model's counts and evaluation not included)" if self.tokens else ""),
         ]
 
     def _panel_lines(self) -> list[str]:

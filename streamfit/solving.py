@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from streamfit.arrays import Backend, device_array
 from streamfit.centered import Statistic
 from streamfit.config import SolveSection
 from streamfit.density import DENSE_FEATURES
 from streamfit.engine import progressing, say
 from streamfit.errors import ConfigError, SolveError, StoreError
+from streamfit.factoring import factored_on
 from streamfit.features import Concat
 from streamfit.solve import (
     AlphaPath,
@@ -101,7 +103,9 @@ class Solved:
         return {**facts, "certificate": solution.certificate.to_json()}
 
 
-def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix | None = None) -> Solved:
+def solve_store(
+    store: Store, section: SolveSection, console: Console, mix: Mix | None = None, *, backend: Backend = "numpy"
+) -> Solved:
     """Solve from the sums alone: choose alpha as asked where there are several, and certify.
 
     Parameters
@@ -111,9 +115,13 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
     console : rich Console
     mix : Mix, optional
         Weights of segments, in the folds that alpha is chosen on as well.
+    backend : {'numpy', 'cuda'}
+        Where dense matrices are factored: LAPACK on this host, or cuSOLVER on its GPU, which was never run.
 
     Raises
     ------
+    ConfigError
+        If the backend has no device here, or what is asked for does not go together.
     StoreError
         If the store holds no rows.
     SolveError
@@ -131,9 +139,10 @@ def solve_store(store: Store, section: SolveSection, console: Console, mix: Mix 
     if not store.head().n_rows:
         msg = f"{store.place} holds no rows yet"
         raise StoreError(msg, "at least one committed segment", "run `streamfit fit` or `resume` first")
+    like = device_array(np.zeros(1), backend)
     folds = store.fold_moments(mix)
     total = summed(folds)
-    with shown_warnings(console):
+    with shown_warnings(console), factored_on(like):
         if isinstance(total, SparseMoments):
             solved = _of_sparse(store, section, folds, total)
         elif section.blocks:

@@ -328,7 +328,8 @@ def test_the_offline_corpus_pipeline_writes_its_report_and_the_model_speaks(tmp_
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("sum ")
     assert first.stdout == streamfit("generate", model, "--tokens", 20, "--seed", 4, stdin="sum ").stdout
-    assert streamfit("generate", model, "--expert", "oracle").returncode == 2
+    refused = streamfit("generate", model, "sum ", "--expert", "oracle")
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert streamfit("generate", model, "--seed", -1).returncode == 2
     greedy = streamfit("generate", model, "sum ", "--tokens", 5, "--temperature", 0).stdout
     assert streamfit("generate", model, "sum ", "--tokens", 5, "--temperature", 1e-310).stdout == greedy

@@ -73,6 +73,16 @@ def test_missing_keys_and_files_are_named(tmp_path: Path):
         load_problem(tmp_path / "none.toml")
 
 
+def test_more_classes_than_half_the_vocabulary_are_refused(tmp_path: Path):
+    path = tmp_path / "p.toml"
+    text = "kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[features]\nvocab_size=1000\n[model]\n"
+    path.write_text(text + "experts=['ngram','classes']\nclasses=[100, 501]\n")
+    with pytest.raises(ConfigError, match=r"501 classes; .* 500 at most"):
+        load_problem(path)
+    path.write_text(text + "experts=['ngram','classes']\n")  # what nobody chose is cut to what there is
+    load_problem(path)
+
+
 def test_classes_need_one_column(tmp_path: Path):
     path = tmp_path / "c.toml"
     path.write_text(RIDGE.replace('["y"]', '["y", "z"]') + "n_classes = 3\n")

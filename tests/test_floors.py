@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamfit"
 FLOORS = (
-    {"errors", "arrays", "precision"},
+    {"errors", "arrays", "factoring", "precision"},
     {
         "targets",
         "exact",

@@ -107,9 +107,11 @@ def test_impossible_sampling_is_refused(bad):
 
 def test_an_unknown_expert_and_an_empty_stop_string_are_refused():
     with pytest.raises(ConfigError, match="expert 'x'"):
-        next(generate(language(), "a", expert="x"))
+        generate(language(), "a", expert="x")
+    with pytest.raises(ConfigError, match="expert 'x'"):
+        generate_text(language(), "a", expert="x")  # before anything is written, and not with the first token
     with pytest.raises(ConfigError, match="empty stop"):
-        next(generate_text(language(), "a", stop=["b", ""]))
+        generate_text(language(), "a", stop=["b", ""])
 
 
 BYTES = Tokenizer.train(["ab"], 257)

@@ -136,8 +136,8 @@ def test_repeated_content_is_counted_once():
     assert again.fold(5) == third.fold(5) == first.fold(5)
 
 
-def test_only_plans_of_tokens_speak_of_ngrams():
+def test_only_plans_of_tokens_speak_of_a_language_model():
     """Classes of a table are one-hot as well, and have none."""
     classes = Plan((), 10, 3, 10, "float32", one_hot=True, n_workers=1, feature_bytes=0)
-    assert "n-gram" not in "\n".join(classes.lines(5))
-    assert "n-gram" in "\n".join(replace(classes, tokens=True).lines(5))
+    assert "language model" not in "\n".join(classes.lines(5))
+    assert "language model" in "\n".join(replace(classes, tokens=True).lines(5))

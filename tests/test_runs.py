@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from streamfit.corpus import Files
 from streamfit.corpus.text import TextFiles
 from streamfit.counts import add_counts
-from streamfit.engine import accumulate
+from streamfit.engine import accumulate, plan_for
 from streamfit.engine.rewrite import rewrite
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.merging import BlockTable, in_memory, merge_blocks
@@ -132,13 +132,17 @@ def test_kneser_ney_in_passes_is_kneser_ney(seed, order, n_values):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-def test_a_fit_that_counts_on_disk_is_that_which_counts_in_memory(tmp_path: Path):
-    """And compaction and forgetting of its segments too."""
-    (tmp_path / "text").mkdir()
+def _documents(folder: Path) -> TextFiles:
+    (folder / "text").mkdir()
     for i in range(12):
         words = np.random.default_rng(i).integers(0, 30, 400)
-        (tmp_path / f"text/{i}.txt").write_text(" ".join(f"w{w * w // 30}" for w in words), encoding="utf-8")
-    documents = TextFiles(Files(str(tmp_path / "text")))
+        (folder / f"text/{i}.txt").write_text(" ".join(f"w{w * w // 30}" for w in words), encoding="utf-8")
+    return TextFiles(Files(str(folder / "text")))
+
+
+def test_a_fit_that_counts_on_disk_is_that_which_counts_in_memory(tmp_path: Path):
+    """And compaction and forgetting of its segments too."""
+    documents = _documents(tmp_path)
     header = prepare(
         documents, LanguageSettings(vocab_size=300, n_context=2, embedding_dims=16, n_centers=0, n_folds=2)
     )
@@ -209,3 +213,17 @@ def test_a_counter_that_is_killed_leaves_no_file(tmp_path: Path):
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_counts_the_memory_of_tallies(tmp_path):
+    """A group's grams while they are few, and never more than the budget."""
+    documents = _documents(tmp_path)
+    header = prepare(documents, LanguageSettings(vocab_size=300, n_context=2, embedding_dims=16, n_centers=0))
+    store, source = Store.create(tmp_path / "store", header), token_source(header, documents)
+    plans = [
+        plan_for(store, source.shards(), n_workers=1, source=replace(source, tally_bytes=b)) for b in (1, 2**10, 2**40)
+    ]
+    least, some, most = (plan.worker_bytes for plan in plans)
+    assert some - least == 2**10 - 1
+    rows = max(group.planned_rows for group in plans[0].groups)
+    assert rows * (8 * source.ngram_order + 96) <= most - least + 1 <= 8 * rows * (8 * source.ngram_order + 96)

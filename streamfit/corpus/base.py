@@ -127,6 +127,10 @@ class Source(ABC):
         """A fresh tally to keep beside the moments of a group, if this kind of corpus has one."""
         return None
 
+    def tally_room(self, n_rows: int) -> int:
+        """Most memory that a tally of so many rows takes, for the plan."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Files:

@@ -274,6 +274,11 @@ class Machine:
         return self.kind in ("local", "serial", "cuda")
 
     @property
+    def solve_backend(self) -> Backend:
+        """Where this process factors matrices: on a GPU only if the workers' GPUs are this host's."""
+        return "cuda" if self.kind == "cuda" else "numpy"
+
+    @property
     def workers(self) -> int:
         """Worker processes at most."""
         if self.kind == "serial":

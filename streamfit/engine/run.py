@@ -192,7 +192,7 @@ class _Job:
         plan = plan_for(
             self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows, source=self.source
         )
-        plan = plan.within(self.worker_memory)
+        plan = replace(plan, on_gpu=self.options.backend == "cuda").within(self.worker_memory)
         return plan if plan.n_bands >= self.options.n_bands else replace(plan, n_bands=self.options.n_bands)
 
     def count(self, shards: Sequence[Shard]) -> bool:
@@ -336,15 +336,18 @@ def plan_for(
     d, k = header.features.n_features, header.targets.n_targets
     _, arrays = header.features.to_spec()
     longest = max((shard.planned_rows for shard in shards), default=0)
+    groups, per_planned = tuple(make_groups(shards, header.n_folds, group_rows or header.group_rows)), 1
     if header.reader.get("kind") == "tokens":
-        longest *= BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
+        per_planned = BYTES_PER_TOKEN  # an estimate, which a text of short tokens passes, up to one a byte
+    longest *= per_planned
+    tallied = max((group.planned_rows for group in groups), default=0) * per_planned
     item, n_values = source.row_item if source else 8, 1 if header.targets.one_hot else k
     row_bytes = item * (header.features.n_inputs + n_values)
     if header.density is not None:  # of its entries alone
         row_bytes = header.density.row_bytes + 8 * n_values
     limit = piece_rows(header.features.n_inputs, n_values)
     given: dict[str, Any] = dict(  # noqa: C408 - reads as the call that it becomes
-        groups=tuple(make_groups(shards, header.n_folds, group_rows or header.group_rows)),
+        groups=groups,
         n_features=d,
         n_targets=k,
         n_inputs=header.features.n_inputs,
@@ -355,7 +358,7 @@ def plan_for(
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
         row_item=item,
-        decode_bytes=source.decode_bytes(shards, row_bytes) if source else 0,
+        decode_bytes=source.decode_bytes(shards, row_bytes) + source.tally_room(tallied) if source else 0,
         identity=isinstance(header.features, Linear),
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,

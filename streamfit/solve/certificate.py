@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from streamfit.errors import CertificateError
+from streamfit.factoring import eigvalsh
 
 TOLERANCE = 1e-6
 """Share of the targets' sum of squares that the loss may be above the optimum, where nobody says otherwise."""
@@ -169,7 +169,7 @@ def _in_own_units(
         return 0.0, float("inf")
     system /= units
     system /= units[:, None]
-    eigenvalues = scipy.linalg.eigvalsh(system, check_finite=False)
+    eigenvalues = eigvalsh(system)
     mu = float(eigenvalues[0]) - eigenvalue_noise(len(gram), float(eigenvalues[-1]))
     if mu <= 0:
         return 0.0, float("inf")

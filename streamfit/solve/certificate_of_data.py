@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from streamfit.centered import Centered
 from streamfit.errors import SolveError
+from streamfit.factoring import eigvalsh
 from streamfit.solve.certificate import Certificate, eigenvalue_noise
 from streamfit.solve.gradient import Gradient
 from streamfit.solve.ridge import Solution
@@ -43,7 +43,7 @@ class Convexity:
 
     @classmethod
     def of(cls, sums: Centered, alpha: float) -> Convexity:
-        eigenvalues = scipy.linalg.eigvalsh(sums.gram, check_finite=False)
+        eigenvalues = eigvalsh(sums.gram)
         top = max(float(eigenvalues[-1]), 0.0) + alpha
         # |E_ij| <= sqrt(noise_i noise_j) bounds the norm of the rounding E of the stored matrix by its trace.
         certain = float(eigenvalues[0]) + alpha - eigenvalue_noise(len(eigenvalues), top) - float(sums.noise.sum())
@@ -52,7 +52,7 @@ class Convexity:
         if mu < _POORLY * top and (units > 0).all():
             # As for `certify`: in units of their own, features keep digits that a common unit costs.
             scaled = sums.gram / units / units[:, None] + np.diag(alpha / units**2)
-            own = scipy.linalg.eigvalsh(scaled, check_finite=False)
+            own = eigvalsh(scaled)
             least = float(own[0]) - eigenvalue_noise(len(own), float(own[-1])) - float(np.sum(sums.noise / units**2))
         return cls(mu, top, units, max(least, 0.0))
 

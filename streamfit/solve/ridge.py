@@ -13,6 +13,7 @@ import scipy.linalg
 
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
+from streamfit.factoring import cho_solve, cholesky, condition, eigvalsh
 from streamfit.solve.certificate import TOLERANCE, Certificate, certify, eigenvalue_noise
 
 RCOND_FLOOR = 1e-14
@@ -126,7 +127,7 @@ def solve(
     method, rank = "cholesky", int((np.diag(c.gram) > 0).sum())
     weights = _cholesky(c.gram, alpha, c.cross)
     if weights is not None:
-        eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
+        eigenvalues = eigvalsh(c.gram)
         share = noise_share(c, alpha)
         if share > 1.0:
             warnings.warn(
@@ -138,7 +139,7 @@ def solve(
     else:
         method = "least_norm"
         weights, rank, involved = _by_pivots(c.gram, alpha, c.cross, names)
-        eigenvalues = scipy.linalg.eigvalsh(c.gram, check_finite=False)
+        eigenvalues = eigvalsh(c.gram)
         warnings.warn(
             f"alpha {alpha:g} leaves the system ill-conditioned: the solution of least norm, with rank {rank} of "
             f"{d}; {involved} nearly dependent or constant",
@@ -187,8 +188,7 @@ def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray |
     if factored is None or factored[2] < RCOND_FLOOR:
         return None
     factor, units, _, _ = factored
-    scaled = scipy.linalg.cho_solve((factor, True), cross / units[:, None], check_finite=False)
-    return np.asarray(scaled / units[:, None])
+    return cho_solve(factor, cross / units[:, None]) / units[:, None]
 
 
 def weights_for(c: Centered, alpha: float) -> np.ndarray:
@@ -207,15 +207,12 @@ def _factor(gram: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray, flo
         return None
     system /= units
     system /= units[:, None]
-    try:
-        factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
-    except np.linalg.LinAlgError:
+    factor = cholesky(system)
+    if factor is None:
         return None
     norm = float(np.abs(system).sum(axis=0).max())
-    rcond, info = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
-    if info != 0 or rcond <= 0:
-        return None
-    return factor, units, float(rcond), float(1.0 / (rcond * norm))
+    rcond = condition(factor, norm)
+    return (factor, units, rcond, 1.0 / (rcond * norm)) if rcond > 0 else None
 
 
 def noise_share(c: Centered, alpha: float) -> float:

@@ -20,6 +20,7 @@ import scipy.optimize
 from streamfit.arrays import Array
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
+from streamfit.factoring import eigvalsh
 from streamfit.moments import Moments
 from streamfit.solve.certificate import eigenvalue_noise
 from streamfit.solve.duality import lasso_gaps
@@ -166,7 +167,7 @@ def elastic_net_path(
     system[np.diag_indices(len(system))] += l2
     rows, z, units = _rows(system, cross)
     natural = rows * units
-    eigenvalues = scipy.linalg.eigvalsh(system, check_finite=False) if len(system) else np.zeros(1)
+    eigenvalues = eigvalsh(system) if len(system) else np.zeros(1)
     strong = max(float(eigenvalues[0]) - eigenvalue_noise(len(system), float(eigenvalues[-1])), 0.0)
     largest = largest_l1(c, nonnegative=nonnegative, fit_intercept=fit_intercept)
     weights = np.zeros(cross.shape)

@@ -15,6 +15,7 @@ import scipy.linalg
 
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import SolveError
+from streamfit.factoring import eigh, eigvalsh
 from streamfit.solve.certificate import eigenvalue_noise
 from streamfit.solve.ridge import noise_share, without_constants
 
@@ -281,9 +282,9 @@ def _eigenpairs(
     if not len(gram):
         return np.empty(0), np.empty((0, 0)), "eigh", 0.0, 0.0
     if method == "jacobi":
-        lowest = float(scipy.linalg.eigvalsh(gram, check_finite=False)[0])
+        lowest = float(eigvalsh(gram)[0])
         return *_by_jacobi(gram), "jacobi", 0.0, lowest
-    eigenvalues, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
+    eigenvalues, vectors = eigh(gram)
     lowest = float(eigenvalues[0])
     needed = eigenvalue_noise(len(gram), float(eigenvalues[-1])) / _EIGEN_DIGITS
     serves_from = max(needed - max(lowest, 0.0), 0.0)

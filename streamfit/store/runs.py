@@ -29,6 +29,12 @@ _LEAST_ROWS = 64
 _BLOCK_ROWS = 2**16
 
 
+def row_bytes(width: int) -> int:
+    """Memory of a row of a key of some numbers while rows are sorted and merged."""
+    # The key and its copy in order; a packed key, its order, and what ranking them takes; counts twice.
+    return 8 * width + 96
+
+
 class CountRuns:
     """Counts rows of integers in bounded memory; exact, and the same for any budget.
 
@@ -67,8 +73,7 @@ class CountRuns:
             msg = f"a budget of {budget} bytes for keys of {width} numbers"
             raise ConfigError(msg, "positive numbers")
         self._width, self._folder = width, folder
-        # Keys and their copy in order; a packed key, its order, and what ranking them takes; counts twice.
-        self._limit = max(_LEAST_ROWS, budget // (8 * width + 96))
+        self._limit = max(_LEAST_ROWS, budget // row_bytes(width))
         self._block = block_rows(width, budget, _FAN_IN)
         self._held: list[Block] = []
         self._n_held, self._sorted = 0, True

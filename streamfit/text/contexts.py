@@ -12,7 +12,7 @@ from streamfit.corpus.base import Tally, blocks_of
 from streamfit.frame import BLOCK_ROWS
 from streamfit.merging import Block, BlockTable, LargeTables, in_memory
 from streamfit.plan import Shard
-from streamfit.store.runs import COUNT_BYTES, CountRuns
+from streamfit.store.runs import COUNT_BYTES, CountRuns, row_bytes
 from streamfit.text.ngram import NgramCounts, check_ids, check_sizes
 from streamfit.text.tokenizer import Tokenizer
 
@@ -131,6 +131,9 @@ class TokenSource(Source):
 
     def tally(self) -> NgramTally:
         return NgramTally(self.ngram_order, self.tokenizer.vocab_size, self.tally_bytes)
+
+    def tally_room(self, n_rows: int) -> int:
+        return min(self.tally_bytes, n_rows * row_bytes(self.ngram_order))
 
 
 class NgramTally(Tally):

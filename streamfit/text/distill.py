@@ -242,7 +242,7 @@ def model_bytes(model: LanguageModel) -> int:
     """Bytes of a model's arrays, as they are saved."""
     total = model.mixture.nbytes + sum(array.nbytes for array in model.counts.packed().values())
     total += sum(ids.nbytes for ids in model.clusters.values())
-    for part in (model.network, model.topic):
+    for part in (model.network, model.topic, model.cache):
         if part is not None:
             total += sum(array.nbytes for array in part.to_parts()[1].values())
     return int(total)

@@ -104,11 +104,11 @@ def generate(
     ConfigError
         If there is no such expert.
     """
-    return _tokens(model, model.tokenizer.encode([prompt])[0], sampling or Sampling(), expert)
+    before = model.tokenizer.encode([prompt])[0]
+    return _tokens(model, before, sampling or Sampling(), NextToken(model, expert))
 
 
-def _tokens(model: LanguageModel, before: np.ndarray, sampling: Sampling, expert: Expert) -> Iterator[int]:
-    following = NextToken(model, expert)
+def _tokens(model: LanguageModel, before: np.ndarray, sampling: Sampling, following: NextToken) -> Iterator[int]:
     rng = np.random.default_rng(sampling.seed)
     context = context_rows([before], model.n_context)[0][-1].copy()
     for _ in range(sampling.n_tokens):
@@ -151,8 +151,12 @@ def generate_text(
         If there is no such expert, or a stop string is empty.
     """
     before = model.tokenizer.encode([prompt])[0]
-    stream = TextStream(model.tokenizer, before.tolist(), stop)
-    for token in _tokens(model, before, sampling or Sampling(), expert):
+    stream, following = TextStream(model.tokenizer, before.tolist(), stop), NextToken(model, expert)
+    return _pieces(stream, _tokens(model, before, sampling or Sampling(), following))
+
+
+def _pieces(stream: TextStream, tokens: Iterator[int]) -> Iterator[str]:
+    for token in tokens:
         if piece := stream.add(token):
             yield piece
         if stream.stopped:

@@ -235,11 +235,25 @@ class LanguageModel:
                 likelihoods[:, column] = self.count_experts[name].probability(contexts, tokens)
         mixture = fit_buckets(likelihoods, buckets(*self.support(contexts)), n_buckets(self.counts.order))
         model = self.keeping(replace(model, mixture=mixture, topic=None))
-        if self.topic is None:
-            return model
+        return model if self.topic is None else model.about(self.topic, contexts, tokens)
+
+    def about(self, topic: Topic, contexts: np.ndarray, tokens: np.ndarray) -> LanguageModel:
+        """The same mixture multiplied by a topic, its alpha and power chosen on some of the held-out rows given.
+
+        Parameters
+        ----------
+        topic : Topic
+        contexts : integer array of shape (n_rows, n_context)
+        tokens : integer array of shape (n_rows,)
+
+        Raises
+        ------
+        SolveError
+            If the loss has no minimum below a power of 8.
+        """
         some = np.linspace(0, len(tokens) - 1, min(len(tokens), max(1, _TOPIC_ENTRIES // self.vocab_size))).astype(int)
-        topic = self.topic.calibrated(contexts[some], tokens[some], self.unigram, model._mixed, self._batches)
-        return self.keeping(replace(model, topic=topic))
+        chosen = topic.calibrated(contexts[some], tokens[some], self.unigram, self._mixed, self._batches)
+        return self.keeping(replace(self, topic=chosen))
 
     def keeping(self, other: LanguageModel) -> LanguageModel:
         """Another model of the same counts, clusters and experts, whose tables need not be made again."""

@@ -136,7 +136,7 @@ class Related:
         found = []
         for text in among:
             ids = self._ids(text)
-            if text.strip() != query.strip() and self.counts[ids].any():
+            if text.strip() != query.strip() and len(self._known(ids)):
                 found.append(Neighbour(text, float(self._vector(text, ids) @ mine)))
         return sorted(found, key=lambda each: -each.similarity)[:n]
 
@@ -145,8 +145,17 @@ class Related:
         ways = [self.tokenizer.encode([each])[0] for each in (text, f" {text}")]
         return min(ways, key=lambda ids: (len(ids), -int(self.counts[ids].sum())))
 
+    def unknown(self, query: str) -> int:
+        """Tokens of a query that say nothing, as they were not seen in training or stand for any unknown word."""
+        ids = self._ids(query)
+        return len(ids) - len(self._known(ids))
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        seen = self.counts[ids] > 0
+        return ids[seen if self.tokenizer.unknown is None else seen & (ids != self.tokenizer.unknown)]
+
     def _vector(self, text: str, ids: np.ndarray) -> np.ndarray:
-        known = ids[self.counts[ids] > 0]
+        known = self._known(ids)
         if not len(known):
             msg = f"{text!r}, of which no token was seen in training"
             raise ConfigError(msg, "words of the model's corpus")
