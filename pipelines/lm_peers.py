@@ -117,7 +117,7 @@ def make(kind: str, vocab_size: int, width: int) -> Any:
             embedded = self.embed(x) * width**0.5 + self.place[: x.shape[1]]
             return self.body(embedded, mask=mask, is_causal=True), None
 
-    model = {"lstm": Tied, "adaptive": Recurrent, "transformer": Attention}[kind]()
+    model: Any = {"lstm": Tied, "adaptive": Recurrent, "transformer": Attention}[kind]()
     nn.init.normal_(model.embed.weight, 0.0, width**-0.5 if kind == "transformer" else 0.1)
     return model
 

@@ -56,7 +56,7 @@ def cholesky(system: np.ndarray) -> np.ndarray | None:
 def cho_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve ``L L' x = right`` with the lower factor L; `right` of shape (n,) or (n, k)."""
     if isinstance(_PLACE.get(_HOST), np.ndarray):
-        return cholesky_solve(factor, right)
+        return np.asarray(cholesky_solve(factor, right))
     there, columns = _placed(factor, 3), right.reshape(len(right), -1)
     found = [
         to_host(cholesky_solve(there, to_device_of(np.ascontiguousarray(columns[:, lo : lo + _COLUMNS]), there)))

@@ -91,7 +91,7 @@ def _one_hot(graph: Graph, name: str, levels: tuple[str, ...], fill: tuple[float
     """A column for each value; of no text the shares of all values, where these stand for what is missing."""
     shared = fill is not None and "" not in levels
     known = [*levels, ""] if shared else [*levels]
-    attributes = {"cats_strings": known, "zeros": int(not strict), "domain": "ai.onnx.ml"}
+    attributes: dict[str, Any] = {"cats_strings": known, "zeros": int(not strict), "domain": "ai.onnx.ml"}
     found = graph.cast(graph.node("OneHotEncoder", name, **attributes), graph.dtype, "float32")
     if not shared:
         return found

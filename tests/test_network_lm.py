@@ -35,7 +35,8 @@ def test_the_pipeline_runs_from_a_model_to_tables(tmp_path: Path, monkeypatch: p
         (data / f"{part}.txt").write_text("\n".join(lines))
     small = replace(compare_lm.SETTINGS, vocab_size=300, topic_dims=8, topic_window=32)
     monkeypatch.setattr(compare_lm, "SETTINGS", small)
-    monkeypatch.setattr(compare_lm, "EXPERTS", ExpertSettings(("ngram", "refined"), classes=(20,), class_dims=16, cache=500))
+    few = ExpertSettings(("ngram", "refined"), classes=(20,), class_dims=16, cache=500)
+    monkeypatch.setattr(compare_lm, "EXPERTS", few)
     assert isinstance(small, LanguageSettings)
     run = ["--data", str(data), "--run", str(tmp_path / "run")]
     compare_lm.main(compare_lm.parsed([*run, "--peers-times", "", "--fractions", ""]))

@@ -76,12 +76,12 @@ def test_the_command_shows_related_words(tmp_path: Path):
 
 
 def test_unknown_words_count_nothing_and_are_told():
-    texts = ["the cat eats fish", "the dog eats bread"] * 40 + ["once"]
-    tokenizer = Tokenizer.train(texts, 9, "words")  # the rarest is <unk>
+    texts = ["the cat eats fish", "the dog eats bread", "the <unk> eats bread"] * 40
+    tokenizer = Tokenizer.train(texts, 257, "words")
     contexts, tokens = context_rows(tokenizer.encode(texts), 2)
     counts = NgramCounts.from_rows(contexts, tokens, tokenizer.vocab_size)
     found = Related.of(replace(language(), tokenizer=tokenizer, counts=counts), dims=4)
-    assert counts.lower(1).counts[counts.lower(1).grams[:, 0] == tokenizer.unknown].sum() > 0
+    assert counts.lower(1).counts[counts.lower(1).grams[:, 0] == tokenizer.unknown].sum() == 40, "seen, and yet unknown"
     assert found.unknown("cat zebra") == 1
     assert found.unknown("cat") == 0
     assert found.tokens("cat zebra", 3, least=1) == found.tokens("cat", 3, least=1)

@@ -148,7 +148,7 @@ class Parquet(Format):
         own = [name for name in columns if name in schema.names]
         chunks = chunks_of(group, own)
         pages = sum(chunk.total_compressed_size + chunk.total_uncompressed_size for chunk in chunks)
-        return pages + 3 * min(READ_BYTES, n_rows * decoded_row_bytes(schema, group, own))
+        return int(pages) + 3 * min(READ_BYTES, n_rows * decoded_row_bytes(schema, group, own))
 
 
 def byte_range(group: pq.RowGroupMetaData) -> tuple[int, int]:

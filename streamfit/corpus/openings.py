@@ -198,7 +198,7 @@ def open_file(uri: str) -> BinaryIO:
         return Path(uri).open("rb")
 
 
-class _Files(pafs.FileSystemHandler):
+class _Files(pafs.FileSystemHandler):  # type: ignore[misc]  # Arrow has no annotations
     """Files and objects by their addresses, as Arrow asks for them; it travels to workers."""
 
     def get_type_name(self) -> str:

@@ -188,7 +188,7 @@ def _cholesky(gram: np.ndarray, alpha: float, cross: np.ndarray) -> np.ndarray |
     if factored is None or factored[2] < RCOND_FLOOR:
         return None
     factor, units, _, _ = factored
-    return cho_solve(factor, cross / units[:, None]) / units[:, None]
+    return np.asarray(cho_solve(factor, cross / units[:, None]) / units[:, None])
 
 
 def weights_for(c: Centered, alpha: float) -> np.ndarray:

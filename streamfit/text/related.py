@@ -152,7 +152,7 @@ class Related:
 
     def _known(self, ids: np.ndarray) -> np.ndarray:
         seen = self.counts[ids] > 0
-        return ids[seen if self.tokenizer.unknown is None else seen & (ids != self.tokenizer.unknown)]
+        return np.asarray(ids[seen if self.tokenizer.unknown is None else seen & (ids != self.tokenizer.unknown)])
 
     def _vector(self, text: str, ids: np.ndarray) -> np.ndarray:
         known = self._known(ids)
