@@ -111,7 +111,9 @@ class Related:
         for token in np.argsort(-near, kind="stable"):
             text = self.tokenizer.decode([int(token)]) if token else ""
             # The same word with a space before it is another token, and no news.
-            if self.counts[token] >= least and text.strip() and text.strip() not in own:
+            if token == self.tokenizer.unknown or self.counts[token] < least:
+                continue
+            if text.strip() and text.strip() not in own:
                 own.add(text.strip())
                 found.append(Neighbour(text, float(near[token]), int(self.counts[token])))
             if len(found) == n:
