@@ -7,11 +7,12 @@ DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one para
 empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
 all tokens, `<unk>` and line ends included, normalised over the whole vocabulary of 33,278.
 
-Every choice is made on validation text; the test text is scored once, at the end. Static: parameters are those of the
-training text, and a prediction sees the tokens before it in its stream (four for the experts, 256 for the topic), as a
-recurrent net carries its state. Adaptive: what was scored becomes new data. Peers are trained in one thread for as many
-CPU-seconds as the closed form took, times the numbers of `--peers-times`; they need the extra `bench`. Writes
-compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
+Every choice is made on validation text; the test text is scored once, at the end. The closed form's own validation
+figures are cross-fitted: each half of that text is scored by weights and a topic chosen on the other half. Static:
+parameters are those of the training text, and a prediction sees the tokens before it in its stream (four for the
+experts, 256 for the topic), as a recurrent net carries its state. Adaptive: what was scored becomes new data. Peers
+are trained in one thread for as many CPU-seconds as the closed form took, times the numbers of `--peers-times`; they
+need the extra `bench`. Writes compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
 """
 
 from __future__ import annotations
@@ -162,20 +163,34 @@ def score_test(model: LanguageModel, windows: Windows, text: str, every: int) ->
     return table
 
 
-def quick(model: LanguageModel, windows: Windows, n_rows: int = 4000) -> float:
-    """Perplexity on some rows of a text, evenly spread."""
-    rows = np.linspace(0, len(windows) - 1, n_rows).astype(int)
-    p = [
-        model.distribution(windows[part])[np.arange(len(part)), windows.tokens[part]]
-        for part in np.array_split(rows, -(-n_rows // model.batch_rows))
-    ]
-    return perplexity(np.concatenate(p))
+def crossed(model: LanguageModel, windows: Windows, n_rows: int = 20_000, n_chosen: int = 220_000) -> float:
+    """Perplexity on rows of a text, evenly spread, each by weights and a topic chosen on the other half of that text.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows that are scored.
+    n_chosen : int
+        Rows that choices are made on, at most, both halves together.
+    """
+    middle, scored = len(windows) // 2, []
+    halves_of = (0, middle), (middle, len(windows))
+    for (lo, hi), other in zip(halves_of, reversed(halves_of), strict=True):
+        rows = np.linspace(other[0], other[1] - 1, min(n_chosen // 2, other[1] - other[0])).astype(int)
+        chosen = model.calibrated(windows[rows], windows.tokens[rows])
+        rows = np.linspace(lo, hi - 1, min(n_rows // 2, hi - lo)).astype(int)
+        scored += [
+            chosen.distribution(windows[part])[np.arange(len(part)), windows.tokens[part]]
+            for part in np.array_split(rows, -(-len(rows) // model.batch_rows))
+        ]
+    return perplexity(np.concatenate(scored))
 
 
 def point(model: LanguageModel, clock: Clock, valid: Windows, share: float, n_rows: int) -> dict[str, float]:
     """One point of the closed form's curves."""
     flops = sum(closed_form_flops(model, n_rows).values())
-    return {"cpu_seconds": sum(clock.stages.values()), "flops": flops, "valid": quick(model, valid), "share": share}
+    seconds, found = sum(clock.stages.values()), crossed(model, valid, n_chosen=n_rows)
+    return {"cpu_seconds": seconds, "flops": flops, "valid": found, "share": share}
 
 
 def closed_form_flops(model: LanguageModel, n_rows: int) -> dict[str, float]:
@@ -248,6 +263,14 @@ def markdown(report: dict[str, Any]) -> str:
     for peer in report["peers"]:
         name = f"{NAMES[peer['kind']]}, {peer['times']:g} x the CPU-seconds"
         lines.append(f"| {name} | {peer['test']:.1f} | {peer['top1']:.2%} |")
+    lines += ["", "| validation | CPU-s | GFLOP | perplexity |", "|---|---|---|---|"]
+    for at in report["closed_form_curve"]:
+        name = f"closed form, {at['share']:g} of the text, each half scored by the other's weights and topic"
+        lines.append(f"| {name} | {at['cpu_seconds']:.0f} | {at['flops'] / 1e9:,.0f} | {at['valid']:.1f} |")
+    for peer in report["peers"]:
+        for at in peer["curve"]:
+            name = f"{NAMES[peer['kind']]}, of {peer['cpu_seconds']:.0f} CPU-s"
+            lines.append(f"| {name} | {at['cpu_seconds']:.0f} | {at['flops'] / 1e9:,.0f} | {at['valid']:.1f} |")
     lines += ["", "| experts, validation, before the topic | perplexity |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in report["ablation"].items()]
     lines += ["", "| stage | CPU-s |", "|---|---|"]
@@ -279,7 +302,7 @@ def closed_form(arguments: argparse.Namespace, console: Console) -> dict[str, An
     model.save(run / "model")
     valid, test = (Windows(model.tokenizer.encode([texts[part]]), model.n_context) for part in ("valid", "test"))
     curve.append(point(model, clock, valid, 1.0, arguments.rows))
-    console.print(f"validation, some rows: {curve[-1]['valid']:.1f}")
+    console.print(f"validation, cross-fitted: {curve[-1]['valid']:.1f}")
     report: dict[str, Any] = {"cpu_seconds": clock.stages, "closed_form_curve": curve, "peers": []}
     report["flops"] = closed_form_flops(model, arguments.rows)
     report["ablation"] = ablation(model, valid)

@@ -59,6 +59,8 @@ def _slid(model: Any, ids: Any) -> Iterator[tuple[Any, Any]]:
         yield logits[0, lo - start :], y
 
 
+VALIDATED = 40_000
+"""First tokens of the validation text, on which a peer is looked at while it is trained: all of them take minutes."""
 CUTOFFS = (2000, 10_000)
 """Ids, which go by frequency, at which the adaptive softmax begins a cluster of rarer words."""
 
@@ -178,11 +180,8 @@ def train(told: dict[str, Any]) -> dict[str, Any]:
         spent += time.process_time() - clock
         if spent >= marks[0]:
             marks.pop(0)
-            sample = parts["valid"][:40_000]
-            valid = perplexity(model, torch, sample)[0]
-            flops = (
-                6.0 * n_weights * n_tokens
-            )  # tied output weights are multiplied, the look-up is free: the usual count
+            valid = perplexity(model, torch, parts["valid"][:VALIDATED])[0]
+            flops = 6.0 * n_weights * n_tokens  # the usual count: tied weights are multiplied, the look-up is free
             curve.append({"cpu_seconds": spent, "valid": valid, "tokens": n_tokens, "flops": flops})
     test, top1 = perplexity(model, torch, parts["test"])
     total = {"weights": sum(p.numel() for p in model.parameters()), "flops": curve[-1]["flops"]}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines import compare_lm
+from streamfit.text.contexts import Windows
 from streamfit.text.mixture import n_buckets
 
 
@@ -23,6 +24,29 @@ def test_weights_come_of_the_other_half():
     assert n_buckets(order) > 1
     same = compare_lm.halves(np.full((n, 2), 0.5), bucket, order)
     assert same == pytest.approx(2.0)
+
+
+class Halved:
+    """A model of two tokens, as probable as they were among the rows that it was chosen on."""
+
+    batch_rows = 7
+
+    def __init__(self, chosen_on: float = 0.0) -> None:
+        self.chosen_on = chosen_on
+
+    def calibrated(self, contexts: np.ndarray, tokens: np.ndarray) -> Halved:
+        return Halved(float(tokens.mean()))
+
+    def distribution(self, contexts: np.ndarray) -> np.ndarray:
+        return np.tile([1.0 - self.chosen_on, self.chosen_on], (len(contexts), 1))
+
+
+def test_rows_are_scored_by_choices_on_the_other_half_alone():
+    tokens = np.r_[np.arange(50) % 2, np.arange(49) % 5 == 0]  # a half of the first are 1, a fifth of the others
+    windows = Windows([tokens.astype(np.int32)], 2)
+    first, second = windows.tokens[:50], windows.tokens[50:]
+    right = [np.where(half, other.mean(), 1 - other.mean()) for half, other in ((first, second), (second, first))]
+    assert compare_lm.crossed(Halved(), windows) == pytest.approx(compare_lm.perplexity(np.concatenate(right)))
 
 
 @pytest.mark.slow
