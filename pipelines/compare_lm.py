@@ -1,7 +1,7 @@
 """The closed-form language model on WikiText-2, word level, official split, beside its parts and its peers.
 
     python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10]
-                                   [--fractions 0.1,0.3] [--resume]
+                                   [--peers lstm adaptive transformer] [--fractions 0.1,0.3] [--resume]
 
 DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one paragraph a line; lines end in `<eos>`,
 empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
@@ -322,7 +322,7 @@ def write(report: dict[str, Any], run: Path) -> None:
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fit, choose, score, compare. The tied LSTM, the slowest for its figure, has no more time than the closed form."""
+    """Fit, choose, score, compare."""
     console, run = Console(), Path(arguments.run)
     if arguments.peers_times and importlib.util.find_spec("torch") is None:
         msg = "peers without torch"
@@ -331,9 +331,9 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     report = json.loads(there.read_text()) if arguments.resume and there.is_file() else closed_form(arguments, console)
     seconds = sum(report["cpu_seconds"].values())
     for factor in arguments.peers_times:
-        kinds = NAMES if factor <= 1 else [kind for kind in NAMES if kind != "lstm"]
         known = {(peer["kind"], peer["times"]) for peer in report["peers"]}
-        report["peers"] += peers(run, [k for k in kinds if (k, factor) not in known], seconds, factor, console)
+        kinds = [kind for kind in arguments.peers if (kind, factor) not in known]
+        report["peers"] += peers(run, kinds, seconds, factor, console)
         write(report, run)
     console.print(markdown(report))
     return dict(report)
@@ -351,6 +351,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=0, help="tokens between solves of adaptive scores; 0: cache alone")
     parser.add_argument("--rows", type=int, default=220_000, help="validation rows that weights are chosen on")
     parser.add_argument("--peers-times", type=numbers, default=[1.0, 10.0], help="'' for none")
+    parser.add_argument("--peers", nargs="+", choices=[*NAMES], default=[*NAMES])
     parser.add_argument("--fractions", type=numbers, default=[0.1, 0.3], help="of the training text, for the curve")
     parser.add_argument("--resume", action="store_true", help="take the closed form, and peers, that the run has")
     return parser.parse_args(arguments)
