@@ -410,7 +410,7 @@ def test_rows_in_memory_cannot_be_found_again_by_a_header():
     source = ArrowRows(TABLE, recipe=Recipe(("days(t)",), ("y",), missing_target="drop"))
     header = prepare_table(source, [Block("linear")], precision="float64", n_folds=2, seed=0, sample_rows=10)
     with pytest.raises(MismatchError, match="memory"):
-        table_source(header.reader, None)
+        table_source(header.reader, Files("nowhere"))
 
 
 def test_a_bucket_is_a_folder(s3, tmp_path):
