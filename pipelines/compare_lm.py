@@ -239,7 +239,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, both = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=True, layout="constrained")
+    figure, both = plt.subplots(1, 2, figsize=(9.6, 4.6), sharey=True, layout="constrained")
     for axes, key in zip(both, ("cpu_seconds", "flops"), strict=True):
         curve = report["closed_form_curve"]
         axes.plot([c[key] for c in curve], [c["valid"] for c in curve], "o-", label="closed form, static")
@@ -247,9 +247,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
             label = f"{NAMES[peer['kind']]}, {peer['cpu_seconds']:.0f} CPU-s"
             axes.plot([c[key] for c in peer["curve"]], [c["valid"] for c in peer["curve"]], "s--", label=label)
         axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     both[0].set(xlabel="CPU-seconds, one thread", ylabel="validation perplexity")
     both[1].set(xlabel="floating-point operations")
-    both[0].legend(frameon=False)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
