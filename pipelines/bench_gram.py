@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from streamfit import RBF, Dense, Files, Frame, Linear, OneHot, ParquetTable, RandomFourier, Store, WorkOptions
 from streamfit.arrays import Precision
+from streamfit.cli import exits
 from streamfit.corpus.base import _hash_once
 from streamfit.engine import accumulate
 from streamfit.engine.cluster_spec import environment
@@ -285,9 +286,9 @@ if __name__ == "__main__":
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         if name in os.environ:
             Console().print(f"{name} is set, and slows current BLAS down: unset it")
-    measured, crossed = main(
-        [Case.of(text) for text in options.cases], options.gflop, options.repeats, Console(width=200)
-    )
+    with exits():
+        asked = [Case.of(text) for text in options.cases]
+        measured, crossed = main(asked, options.gflop, options.repeats, Console(width=200))
     if options.json:
         options.json.write_text(json.dumps({"cases": [asdict(m) for m in measured], "classes": crossed}, indent=1))
     if options.markdown:

@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 from pipelines.scaling_coordinator import Coordination, growth, simulate
 from pipelines.scaling_model import TERMS, Costs, Point, Projection, Site, project
 from streamfit import Store
+from streamfit.cli import exits
 from streamfit.corpus import Files, ParquetTable
 from streamfit.engine import Machine, accumulate, connect
 from streamfit.engine.machine import cores
@@ -316,17 +317,18 @@ if __name__ == "__main__":
     chosen = QUICK if given.quick else FULL
     if given.groups:
         chosen = Sizes(chosen.n_features, chosen.n_shards, chosen.shard_rows, tuple(given.groups))
-    result = main(
-        chosen,
-        folder=given.folder,
-        n_workers=given.workers,
-        n_features=given.features,
-        gpus=given.gpus,
-        gpu_tflops=given.gpu_tflops,
-        storage_gb_s=given.storage_gb_s,
-        parallel=not given.quick,
-        profile=given.profile,
-    )
+    with exits():
+        result = main(
+            chosen,
+            folder=given.folder,
+            n_workers=given.workers,
+            n_features=given.features,
+            gpus=given.gpus,
+            gpu_tflops=given.gpu_tflops,
+            storage_gb_s=given.storage_gb_s,
+            parallel=not given.quick,
+            profile=given.profile,
+        )
     text = markdown(result)
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
     if given.json:

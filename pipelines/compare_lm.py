@@ -33,9 +33,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from streamfit.cli import exits
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
-from streamfit.errors import ConfigError, SolveError
+from streamfit.errors import ConfigError, CorpusError, SolveError
 from streamfit.solve import solve
 from streamfit.store import Store
 from streamfit.text import (
@@ -54,7 +55,7 @@ from streamfit.text.mixture import buckets, fit_buckets, n_buckets
 PARTS = ("train", "valid", "test")
 ALPHA = 1e5
 TOKENS = "tokens.npz"
-NAMES = {"lstm": "LSTM", "adaptive": "LSTM with adaptive softmax", "transformer": "transformer"}
+NAMES = {"lstm": "LSTM", "adaptive": "LSTM with adaptive softmax", "transformer": "transformer with adaptive softmax"}
 EXPERTS = ExpertSettings(("ngram", "suffix_ridge", "classes", "refined", "skip"), cache=4000)
 SETTINGS = LanguageSettings(
     vocab_size=33_278, tokenizer="words", n_context=4, n_centers=0, linear=False, ngram_order=5,
@@ -84,6 +85,9 @@ def lay_out(data: Path, run: Path) -> dict[str, Path]:
         folders[part] = run / "text" / part
         folders[part].mkdir(parents=True, exist_ok=True)
         plain, packed = data / f"{part}.txt", data / f"{part}.txt.gz"
+        if not (plain.is_file() or packed.is_file()):
+            msg = f"no {part}.txt and no {part}.txt.gz in {data}"
+            raise CorpusError(msg, "train, valid and test of WikiText-2", "give their folder as --data")
         content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
         (folders[part] / f"{part}.txt").write_bytes(content)
     return folders
@@ -361,4 +365,5 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parsed())
+    with exits():
+        main(parsed())

@@ -31,6 +31,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from pipelines.compare_lm import PARTS, lay_out, perplexity
+from streamfit.cli import exits
 from streamfit.errors import ConfigError
 from streamfit.features import Chain, Concat, FeatureMap, RandomFourier
 from streamfit.features.windows import Decayed, Nearest
@@ -52,7 +53,7 @@ _SAMPLE = 16_384
 
 @dataclass(frozen=True)
 class Scored:
-    """Perplexity and top-1 of some rows, and CPU-seconds that the network took to sum and to solve."""
+    """Perplexity and top-1 of some rows, and CPU-seconds that the network's sums took."""
 
     name: str
     perplexity: float
@@ -207,5 +208,5 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with threadpool_limits(1):
+    with exits(), threadpool_limits(1):
         main(parsed())

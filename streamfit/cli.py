@@ -10,7 +10,8 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -78,17 +79,21 @@ app.add_typer(config_app)
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
-    _guarded(app)
+    with exits():
+        app()
 
 
 def script(function: Callable[..., object]) -> None:
     """Run a pipeline's function with its arguments from the command line, and the same errors and exit codes."""
-    _guarded(lambda: typer.run(function))
+    with exits():
+        typer.run(function)
 
 
-def _guarded(command: Callable[[], object]) -> None:
+@contextmanager
+def exits() -> Iterator[None]:
+    """End the process as the commands do: an error of ours as one line with exit code 2 or 3, an interrupt with 130."""
     try:
-        command()
+        yield
     except StreamfitError as error:
         say(Console(stderr=True), f"error: {error}", "red")
         sys.exit(_NOT_CERTIFIED if isinstance(error, CertificateError) else 2)

@@ -259,9 +259,11 @@ class LanguageProblem(_Problem):
         if "network" in self.model.experts and not (self.features.n_centers or self.features.linear):
             msg = "model.experts: 'network' needs n_centers above 0 or linear = true"
             raise ValueError(msg)
-        sizes, most = self.experts().clustered, self.features.vocab_size // 2
-        if sizes and max(sizes) > most and _changed(self.model, "classes"):
-            msg = f"model.classes: {max(sizes):,} classes; of a vocabulary of {most * 2:,} there are {most:,} at most"
+        sizes, vocab_size = self.experts().clustered, self.features.vocab_size
+        most = vocab_size // 2
+        trained = self.features.tokenizer in TRAINED  # one that is read has a vocabulary of its own
+        if trained and _changed(self.model, "classes") and max(sizes, default=0) > most:
+            msg = f"model.classes: {max(sizes):,}; of a vocabulary of {vocab_size:,} there are {most:,} at most"
             raise ValueError(msg)
         return self
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from streamfit.corpus import Files, ParquetTable, Source
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
-from streamfit.corpus.kinds import of_another_kind, read_alike
+from streamfit.corpus.kinds import of_another_kind, read_alike, told_options
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.table import Table
 from streamfit.corpus.text_formats import TextFormat
@@ -85,8 +85,8 @@ def table_source(
         recipe = Recipe.from_json(reader["recipe"]) if "recipe" in reader else plain
         return of_another_kind(kind or origin["kind"], recipe, origin, files, label, hashed)
     if "recipe" in reader:
-        if kind == "csv" and ".tsv" in files.root.lower():
-            origin = {**origin, "options": {**origin["options"], "delimiter": "\t"}}
+        if told := told_options(kind, files):
+            origin = {**origin, "options": {**origin["options"], **told}}
         return read_alike(reader["recipe"], origin, files, label, hashed)
     return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from streamfit.config import LanguageProblem
@@ -71,3 +72,13 @@ def many_experts() -> LanguageModel:
 
 
 MODELS = {"two experts": language, "many experts": many_experts}
+
+
+def benchmark_text(folder: Path) -> Path:
+    """Train, validation and test text of words by a power law, in a folder as that of WikiText-2."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for part, n_lines in (("train", 1500), ("valid", 250), ("test", 250)):
+        lines = [" ".join(f"w{w}" for w in rng.zipf(1.3, 12) % 400) for _ in range(n_lines)]
+        (folder / f"{part}.txt").write_text("\n".join(lines))
+    return folder

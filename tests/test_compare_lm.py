@@ -11,6 +11,7 @@ import pytest
 from pipelines import compare_lm
 from streamfit.text.contexts import Windows
 from streamfit.text.mixture import n_buckets
+from tests.languages import benchmark_text
 
 
 def test_weights_come_of_the_other_half():
@@ -51,12 +52,7 @@ def test_rows_are_scored_by_choices_on_the_other_half_alone():
 
 @pytest.mark.slow
 def test_the_comparison_runs_from_text_to_tables(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    data = tmp_path / "data"
-    data.mkdir()
-    for part, n_lines in (("train", 1500), ("valid", 250), ("test", 250)):
-        lines = [" ".join(f"w{w}" for w in rng.zipf(1.3, 12) % 400) for _ in range(n_lines)]
-        (data / f"{part}.txt").write_text("\n".join(lines))
+    data = benchmark_text(tmp_path / "data")
     folders = ["--data", str(data), "--run", str(tmp_path / "run")]
     options = ["--peers-times", "", "--fractions", "0.5", "--every", "1500"]
     report = compare_lm.main(compare_lm.parsed([*folders, *options]))

@@ -77,9 +77,12 @@ def test_more_classes_than_half_the_vocabulary_are_refused(tmp_path: Path):
     path = tmp_path / "p.toml"
     text = "kind='language_model'\nrun='r'\n[corpus]\nroot='d'\n[features]\nvocab_size=1000\n[model]\n"
     path.write_text(text + "experts=['ngram','classes']\nclasses=[100, 501]\n")
-    with pytest.raises(ConfigError, match=r"501 classes; .* 500 at most"):
+    with pytest.raises(ConfigError, match=r"classes: 501; .* 500 at most"):
         load_problem(path)
     path.write_text(text + "experts=['ngram','classes']\n")  # what nobody chose is cut to what there is
+    load_problem(path)
+    (tmp_path / "t.json").write_text("{}")  # a tokenizer that is read says itself how many tokens it has
+    path.write_text(text.replace("vocab_size=1000", "tokenizer='t.json'") + "experts=['classes']\nclasses=[3000]\n")
     load_problem(path)
 
 

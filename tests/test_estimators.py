@@ -293,7 +293,7 @@ def test_pipelines_searches_pickles_and_clones(rows, estimator):
     search = GridSearchCV(make_pipeline(StandardScaler(), clone(estimator)), {f"{step}__alpha": [1e-3, 1e6]}, cv=3)
     search.fit(pd.DataFrame(x, columns=list("abc")), y)
     assert search.best_params_ == {f"{step}__alpha": 1e-3}
-    back = pickle.loads(pickle.dumps(search.best_estimator_))
+    back = pickle.loads(pickle.dumps(search.best_estimator_))  # bytes of this very process, as joblib sends them
     frame = pd.DataFrame(x, columns=list("abc"))
     assert np.array_equal(back.predict(frame), search.predict(frame))
     assert back[-1].partial_fit(x, y).moments_.n_rows == 1200

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines import compare_lm, network_lm
 from streamfit.features.windows import Decayed
-from streamfit.text import ExpertSettings, LanguageSettings
+from streamfit.text import ExpertSettings
+from tests.languages import benchmark_text
 
 
 @pytest.mark.parametrize("decay", network_lm.DECAYS)
@@ -27,17 +28,11 @@ def test_sums_of_another_decay_have_the_spread_of_the_first(decay: float):
 
 @pytest.mark.slow
 def test_the_pipeline_runs_from_a_model_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rng = np.random.default_rng(0)
-    data = tmp_path / "data"
-    data.mkdir()
-    for part, n_lines in (("train", 1500), ("valid", 250), ("test", 250)):
-        lines = [" ".join(f"w{w}" for w in rng.zipf(1.3, 12) % 400) for _ in range(n_lines)]
-        (data / f"{part}.txt").write_text("\n".join(lines))
+    data = benchmark_text(tmp_path / "data")
     small = replace(compare_lm.SETTINGS, vocab_size=300, topic_dims=8, topic_window=32)
     monkeypatch.setattr(compare_lm, "SETTINGS", small)
     few = ExpertSettings(("ngram", "refined"), classes=(20,), class_dims=16, cache=500)
     monkeypatch.setattr(compare_lm, "EXPERTS", few)
-    assert isinstance(small, LanguageSettings)
     run = ["--data", str(data), "--run", str(tmp_path / "run")]
     compare_lm.main(compare_lm.parsed([*run, "--peers-times", "", "--fractions", ""]))
     options = ["--model", str(tmp_path / "run/model"), "--features", "20", "--centers", "10", "--rows", "400"]

@@ -219,7 +219,7 @@ def test_the_same_rows_from_any_source_are_the_same_sums(kind, tmp_path, referen
     (tmp_path / "data").mkdir()
     source = KINDS[kind](tmp_path / "data")
     assert moments_of(source, tmp_path / "store") == reference
-    again = pickle.loads(pickle.dumps(source))
+    again = pickle.loads(pickle.dumps(source))  # bytes of this very process: a source travels to workers so
     assert [s.content_id for s in again.shards()] == [s.content_id for s in source.shards()]
     assert len({s.content_id for s in source.shards()}) == len(source.shards())
 

@@ -54,6 +54,11 @@ def read_alike(
     raise MismatchError(msg, f"files of kind {', '.join(KINDS)}", "give them by Python's `add` again")
 
 
+def told_options(kind: str | None, files: Files) -> dict[str, Any]:
+    """Options of a format that names of files tell: tabs between the values of .tsv."""
+    return {"delimiter": "\t"} if kind == "csv" and ".tsv" in files.root.lower() else {}
+
+
 def of_another_kind(
     kind: str, recipe: Recipe, origin: Mapping[str, Any], files: Files, label: str, hashed: Hashed | None
 ) -> Table:
@@ -78,10 +83,9 @@ def of_another_kind(
     if kind in ARRAYS:
         return ArrayFiles(files, kind, recipe=recipe, label=label, hashed=hashed)
     parts = origin.get("partitions", "")
-    options = {"delimiter": "\t"} if kind == "csv" and ".tsv" in files.root.lower() else {}
     partitions = parts if isinstance(parts, str) else tuple(parts)
     given = {"partitions": partitions, "recipe": recipe, "label": label, "hashed": hashed}
-    return DatasetFiles.of(kind, files, options=options, **given).settled()
+    return DatasetFiles.of(kind, files, options=told_options(kind, files), **given).settled()
 
 
 def _tuples(value: Any) -> Any:

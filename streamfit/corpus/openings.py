@@ -216,7 +216,9 @@ class _Files(pafs.FileSystemHandler):  # type: ignore[misc]  # Arrow has no anno
     open_input_stream = open_input_file
 
     def _unasked(self, *arguments: Any, **more: Any) -> Any:
-        raise NotImplementedError
+        """What a whole file system has beside; a data set of one file, opened to be read, asks for none of it."""
+        msg = "files are read here, one by one"
+        raise io.UnsupportedOperation(msg)
 
     get_file_info_selector = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _unasked
     delete_file = move = copy_file = open_output_stream = open_append_stream = _unasked

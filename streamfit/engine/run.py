@@ -160,8 +160,19 @@ def accumulate(
     n_shards = job.n_shards + (replaced.added_shards if replaced else 0)
     seconds = time.perf_counter() - started
     gflops = n_rows * plan.flops_per_row / seconds / 1e9
-    found_of = (already, tuple(repeats), tuple(job.refused))
-    return RunSummary(plan, n_rows, n_shards, *found_of, seconds, gflops, kept_out, replaced, job.peak_bytes)
+    return RunSummary(
+        plan=plan,
+        n_rows=n_rows,
+        n_shards=n_shards,
+        already=already,
+        repeats=tuple(repeats),
+        refused=tuple(job.refused),
+        seconds=seconds,
+        gflops=gflops,
+        kept_out=kept_out,
+        replaced=replaced,
+        peak_bytes=job.peak_bytes,
+    )
 
 
 @dataclass
