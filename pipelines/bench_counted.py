@@ -22,6 +22,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from streamfit.arrays import Precision
+from streamfit.cli import exits
 from streamfit.corpus import Files, TextFiles
 from streamfit.counted import count_rows
 from streamfit.features import FeatureMap, Lookup
@@ -154,7 +155,8 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--vocab", type=int, default=4096)
     given = parser.parse_args()
-    if not Path(given.root).is_dir():
-        parser.error(f"no folder at {given.root}")
-    wide = Console(width=140, highlight=False)
-    main(given.root, given.contexts, int(given.shard_mb * 2**20), given.rows, given.vocab, wide)
+    with exits():
+        if not Path(given.root).is_dir():
+            parser.error(f"no folder at {given.root}")
+        wide = Console(width=140, highlight=False)
+        main(given.root, given.contexts, int(given.shard_mb * 2**20), given.rows, given.vocab, wide)

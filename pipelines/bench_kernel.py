@@ -50,6 +50,7 @@ from rich.table import Table
 from scipy.io import netcdf_file
 
 from pipelines.kernel_ways import WAYS, Predict
+from streamfit.cli import exits
 from streamfit.errors import ConfigError
 from streamfit.features import choose_centers, median_gamma
 from streamfit.solve import IllConditionedWarning
@@ -283,16 +284,17 @@ if __name__ == "__main__":
     for kind in ("figure", "json", "markdown"):
         parser.add_argument(f"--{kind}", type=Path)
     given = parser.parse_args()
-    for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # where they are set, they cost up to half
-        os.environ.pop(variable, None)
-    os.environ["OPENBLAS_NUM_THREADS"] = str(given.threads)
-    out = Console(highlight=False)
-    told = main(given.data, out, airports=given.airports, n_rows=given.rows, centers=sorted(given.centers),
-                ways=given.ways, n_threads=given.threads, memory=given.memory * 1e9)  # fmt: skip
-    show(told, out)
-    if given.json:
-        given.json.write_text(json.dumps(told, indent=1))
-    if given.markdown:
-        given.markdown.write_text(markdown(told) + "\n")
-    if given.figure:
-        draw(told, given.figure)
+    with exits():
+        for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # where they are set, they cost up to half
+            os.environ.pop(variable, None)
+        os.environ["OPENBLAS_NUM_THREADS"] = str(given.threads)
+        out = Console(highlight=False)
+        told = main(given.data, out, airports=given.airports, n_rows=given.rows, centers=sorted(given.centers),
+                    ways=given.ways, n_threads=given.threads, memory=given.memory * 1e9)  # fmt: skip
+        show(told, out)
+        if given.json:
+            given.json.write_text(json.dumps(told, indent=1))
+        if given.markdown:
+            given.markdown.write_text(markdown(told) + "\n")
+        if given.figure:
+            draw(told, given.figure)

@@ -34,6 +34,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from streamfit import Dense, Frame, Header, RandomFourier, Solution, Store
+from streamfit.cli import exits
 from streamfit.frame import BLOCK_ROWS, tile_pairs
 from streamfit.moments import MomentsAccumulator
 from streamfit.plan import Shard
@@ -196,13 +197,14 @@ if __name__ == "__main__":
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--folder", type=Path, help="where to put store and scratch; not a file system in memory")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as made:
-        found = main(
-            options.features,
-            int(options.memory * 1e9),
-            n_groups=options.groups,
-            group_rows=options.rows,
-            alpha=options.alpha,
-            folder=Path(made),
-        )
-    Console().print_json(json.dumps(found))
+    with exits():
+        with tempfile.TemporaryDirectory(dir=options.folder) as made:
+            found = main(
+                options.features,
+                int(options.memory * 1e9),
+                n_groups=options.groups,
+                group_rows=options.rows,
+                alpha=options.alpha,
+                folder=Path(made),
+            )
+        Console().print_json(json.dumps(found))

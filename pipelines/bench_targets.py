@@ -19,6 +19,7 @@ import scipy.linalg
 from rich.console import Console
 
 from streamfit.centered import Centered
+from streamfit.cli import exits
 from streamfit.solve import decompose, score_alphas, solve_targets
 
 
@@ -85,4 +86,5 @@ if __name__ == "__main__":
     parser.add_argument("--targets", type=int, default=32_000)
     parser.add_argument("--alphas", type=int, default=20)
     given = parser.parse_args()
-    main(given.features, given.targets, given.alphas, Console(width=140, highlight=False))
+    with exits():
+        main(given.features, given.targets, given.alphas, Console(width=140, highlight=False))

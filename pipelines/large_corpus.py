@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Printed
 
+from streamfit.cli import exits
 from streamfit.store.runs import CountRuns
 from streamfit.text.contexts import Windows
 from streamfit.text.streamed import streamed_probability
@@ -269,16 +270,17 @@ if __name__ == "__main__":
     parser.add_argument("--run", type=Path, default=Path("runs/large_corpus"))
     parser.add_argument("--folder", type=Path, help="where tokens and runs are put; not a file system in memory")
     options = parser.parse_args()
-    options.run.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        main(
-            sorted(path for path in options.corpus.rglob(options.include) if path.is_file()),
-            [int(1e6 * float(size)) for size in options.sizes.split(",")],
-            order=options.order,
-            vocab_size=options.vocab,
-            tokenizer=options.tokenizer,
-            memory_bytes=int(options.memory * 1e9),
-            held_out_bytes=int(options.held_out * 1e6),
-            folder=Path(scratch),
-            report=lambda points: write(points, options.run, options.order),
-        )
+    with exits():
+        options.run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+            main(
+                sorted(path for path in options.corpus.rglob(options.include) if path.is_file()),
+                [int(1e6 * float(size)) for size in options.sizes.split(",")],
+                order=options.order,
+                vocab_size=options.vocab,
+                tokenizer=options.tokenizer,
+                memory_bytes=int(options.memory * 1e9),
+                held_out_bytes=int(options.held_out * 1e6),
+                folder=Path(scratch),
+                report=lambda points: write(points, options.run, options.order),
+            )

@@ -28,6 +28,7 @@ from rich.table import Table
 from streamfit import Dense, Frame, Moments, Solution, Triangle
 from streamfit.arrays import Precision
 from streamfit.centered import Centered
+from streamfit.cli import exits
 from streamfit.solve import Refinement, solve, solve_triangle
 from streamfit.solve.ridge import without_constants
 
@@ -236,7 +237,8 @@ if __name__ == "__main__":
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 1e-6])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    found = [row for alpha in given.alpha for row in main(given.rows, given.features, alpha, Console(width=140))]
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    sys.exit(any(row["holds"] is False for row in found))
+    with exits():
+        found = [row for alpha in given.alpha for row in main(given.rows, given.features, alpha, Console(width=140))]
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        sys.exit(any(row["holds"] is False for row in found))
