@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
         todo = [shard for shard in unique if shard.content_id not in counted]
         memory = machine.worker_memory
         made = plan_for(trial, todo, n_workers=machine.workers, group_rows=problem.group_rows, source=source)
-        plan = replace(made, on_gpu=machine.backend == "cuda").within(memory)
+        plan = made.worked_by(machine.threads, on_gpu=machine.backend == "cuda").within(memory)
         if plan.n_bands > 1:
             refuse_choice(problem.solve)
         plan.check(memory, None, header.n_folds)

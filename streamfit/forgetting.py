@@ -65,9 +65,8 @@ def forget(
     if not shards and not where:
         msg = "neither --shard nor --where"
         raise ConfigError(msg, "what to forget", "for instance --where doc_id=17")
-    options = WorkOptions(
-        n_threads=machine.threads, backend=machine.backend, n_bands=bands_of(store, machine.worker_memory)
-    )
+    bands = bands_of(store, machine.worker_memory, machine.threads)
+    options = WorkOptions(n_threads=machine.threads, backend=machine.backend, n_bands=bands)
     given, source = source, source or reader_of(store, corpus)
     if given is not None:
         there = {shard.bytes_id: shard for shard in given.shards()}

@@ -89,7 +89,7 @@ def fit(
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)
         remember(problem, machine)
         source = training_source(problem, store)
-        if bands_of(store, machine.worker_memory, source) > 1:
+        if bands_of(store, machine.worker_memory, machine.threads, source) > 1:
             refuse_choice(problem.solve)  # now, and not after the pass
         summary = accumulate_into(store, source, machine, client, console,
                                   group_rows=problem.group_rows, skip_bad_shards=skip_bad_shards)  # fmt: skip

@@ -7,7 +7,7 @@ blocks of rows and `Moments` is the frozen result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -215,7 +215,8 @@ class MomentsAccumulator:
         Tiles of the Gram matrix that are multiplied at the same time. Each product must itself run on one
         BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not matter.
     overwrite : bool
-        Rows of features are not needed once they are added: they may be centred where they lie, which saves a copy.
+        Rows of features are not needed once they are added: they may be centred where they lie, which saves a copy, and
+        with several threads a block may still be multiplied while the next one is made, which must lie elsewhere.
     panel : Panel, optional
         The part of the Gram matrix to sum, and so of the cross-moments; all of it without one.
     """
@@ -263,6 +264,7 @@ class MomentsAccumulator:
         self._sums = {name: GridAccumulator(s, limbs, self._like) for name, (s, limbs) in shapes.items()}
         self._n_rows = 0
         self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+        self._multiplied: list[Future[None]] = []
 
     def _on_device(self, host: np.ndarray) -> Array:
         return to_device_of(host, self._like)
@@ -341,6 +343,7 @@ class MomentsAccumulator:
             y_peak, add_targets = self._class_block(wz, y, weights)
         else:
             y_peak, add_targets = self._dense_block(wz, y, weights)
+        self._finish()
         sums["gram"].reserve(1.01 * peak)
         sums["cross"].reserve(1.01 * float(np.sqrt(peak * y_peak)))
         sums["weight"].reserve(weight)
@@ -368,7 +371,15 @@ class MomentsAccumulator:
             for place in enumerate(self._tiles):
                 multiply(place)
         else:
-            list(self._pool.map(multiply, enumerate(self._tiles)))
+            self._multiplied = [self._pool.submit(multiply, place) for place in enumerate(self._tiles)]
+            if not self._overwrite:  # what the caller does with its rows is not known
+                self._finish()
+
+    def _finish(self) -> None:
+        """Wait for the tiles of the last block: one thread prepares a block, and the others need not wait for it."""
+        for tile in self._multiplied:
+            tile.result()
+        self._multiplied = []
 
     def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, tuple[Array, ...], Array, float]:
         """Rows to multiply, the same times their weights, whole and in parts that products take as they are.
@@ -407,6 +418,7 @@ class MomentsAccumulator:
         return z, wz, weighted, sum_x, float(xp.max(squares))
 
     def _buffer(self, n_rows: int) -> Array:
+        self._finish()  # it may hold the last block
         if self._room is None or self._room.shape[0] < n_rows:
             shape = (n_rows, self._frame.n_features)
             self._room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
@@ -516,6 +528,7 @@ class MomentsAccumulator:
 
         With a panel, `gram` has its tiles alone, and `cross` its columns.
         """
+        self._finish()
         if self._pool is not None:
             self._pool.shutdown()
         sums: dict[str, Any] = {name: accumulator.total() for name, accumulator in self._sums.items()}

@@ -160,6 +160,8 @@ class Plan:
         Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
     on_gpu : bool
         Whether products are taken on a GPU, which then holds the sums.
+    overlaps : bool
+        Whether a block is prepared while the last one is still multiplied, as several threads do it.
     """
 
     groups: tuple[Group, ...]
@@ -179,6 +181,7 @@ class Plan:
     identity: bool = False
     n_bands: int = 1
     on_gpu: bool = False
+    overlaps: bool = False
 
     @property
     def n_shards(self) -> int:
@@ -241,6 +244,10 @@ class Plan:
         """
         return next((plan for plan in self._banded() if limit is None or plan.worker_bytes <= limit), self)
 
+    def worked_by(self, n_threads: int, *, on_gpu: bool) -> Plan:
+        """The same plan for workers of so many threads, or of a GPU each."""
+        return replace(self, on_gpu=on_gpu, overlaps=n_threads > 1 and not on_gpu)
+
     def _banded(self) -> Iterator[Plan]:
         """The same plan in one band, in two, and so on, until a band is one tile wide."""
         most = 1 if self.triangle else -(-self.n_features // tile_size(self.n_features))
@@ -256,6 +263,8 @@ class Plan:
         if self.precision not in ("float32", "float64"):
             copies += 3 * item  # bits while they are rounded, and parts of weighted features
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
+        if self.overlaps:  # the last one, as it was read and as features
+            rows += BLOCK_ROWS * self.row_item * (self.n_inputs + (0 if self.identity else self.n_features))
         if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
             rows += BLOCK_ROWS * item * self.n_features
         if self.one_hot:  # products of the classes that a block holds

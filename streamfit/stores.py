@@ -292,9 +292,8 @@ def verify_store(
         raise ConfigError(msg, "a share in (0, 1]")
     found = verify(store)
     if against is not None and not found.faults:
-        options = WorkOptions(
-            n_threads=machine.threads, backend=machine.backend, n_bands=bands_of(store, machine.worker_memory)
-        )
+        bands = bands_of(store, machine.worker_memory, machine.threads)
+        options = WorkOptions(n_threads=machine.threads, backend=machine.backend, n_bands=bands)
         source, found_at = reader_of(store, against), locate(store, against)
         recount(store, source, found_at, share, seed, found, client=client, options=options)
     return found

@@ -1,6 +1,7 @@
 """Moments add like the rows they sum: on integers against NumPy's int64, on real data bit for bit."""
 
 import itertools
+import time
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamfit.arrays import transposed_product
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
 from streamfit.moments import Moments, MomentsAccumulator
@@ -172,6 +174,36 @@ def test_threads_do_not_change_a_bit(precision):
     one.add(phi, y)
     three.add(phi, y)
     assert same_bits(one.moments(), three.moments())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_block_that_is_prepared_while_the_last_is_multiplied_changes_no_bit(
+    monkeypatch, precision, shifted, overwrite
+):
+    """Products are slowed down, so that each is still at work when the next block comes."""
+    rng = np.random.default_rng(0)
+    blocks = [(rng.normal(size=(50, 1100)).astype(np.float32), rng.normal(size=(50, 1))) for _ in range(4)]
+    frame = Frame.from_sample(*blocks[0], Dense(1)) if shifted else Frame.identity(1100, 1)
+    expected = sum((Moments.from_rows(x, y, frame, Dense(1), precision=precision) for x, y in blocks[1:]),
+                   Moments.from_rows(*blocks[0], frame, Dense(1), precision=precision))  # fmt: skip
+    done = []
+
+    def slow(*given, product=transposed_product):
+        time.sleep(0.005)
+        done.append(product(*given))
+        return done[-1]
+
+    monkeypatch.setattr("streamfit.moments.transposed_product", slow)
+    sums, waiting = MomentsAccumulator(frame, Dense(1), precision, n_threads=2, overwrite=overwrite), []
+    for i, (x, y) in enumerate(blocks):
+        sums.add(x, y)
+        waiting.append(len(done) < (i + 1) * n_tiles(1100))
+        if not overwrite:
+            x[:] = np.nan  # the rows are the caller's again
+    assert same_bits(sums.moments(), expected)
+    assert any(waiting) == overwrite
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

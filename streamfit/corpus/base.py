@@ -12,10 +12,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
 from glob import has_magic
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,8 @@ from streamfit.merging import LargeTables
 from streamfit.plan import Shard
 
 _SETTLED_NS = 2 * 10**9
+_HASHED_BYTES = 2**18
+"""Read at a time for hashing: what is read is hashed while it is in the cache."""
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
 
@@ -271,10 +275,11 @@ def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
         If a file cannot be read.
     """
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda part: _hash_once(*part, *_stamp(part[0])), parts))
+        return list(pool.map(lambda part: _hash_once(*part, *file_stamp(part[0])), parts))
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """Size, and times of modification and change: another stamp, other content."""
     try:
         found = path.stat()
     except OSError as error:
@@ -302,23 +307,35 @@ def _hash_once(path: Path, start: int, stop: int, size: int, modified: int, chan
 
 def hash_range(path: Path, start: int, stop: int) -> str:
     """SHA-256 of the bytes [start, stop) of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    for block in _blocks(path, start, stop):
-        digest.update(block)
+    digest, room = hashlib.sha256(), memoryview(bytearray(min(_HASHED_BYTES, max(1, stop - start))))
+    with _readable(path) as file:
+        file.seek(start)
+        left = stop - start
+        while left > 0 and (n := file.readinto(room[:left])):
+            digest.update(room[:n])
+            left -= n
     return digest.hexdigest()
 
 
-def _blocks(path: Path, start: int, stop: int, size: int = 2**22) -> Iterator[bytes]:
+@contextmanager
+def _readable(path: Path) -> Iterator[FileIO]:
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            left = stop - start
-            while left > 0 and (block := file.read(min(size, left))):
-                left -= len(block)
-                yield block
+        with path.open("rb", buffering=0) as file:
+            yield file
     except OSError as error:
         msg = f"{path}: {error.strerror}"
         raise CorpusError(msg, "a readable file", "check its permissions, or leave it out") from error
+
+
+def _bytes_of(path: Path, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file; fewer where it ends before."""
+    with _readable(path) as file:
+        file.seek(start)
+        parts, left = [], stop - start
+        while left > 0 and (part := file.read(left)):  # a system reads 2 GB at once at most
+            parts.append(part)
+            left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def read_unchanged(shard: Shard) -> bytes:
@@ -330,7 +347,7 @@ def read_unchanged(shard: Shard) -> bytes:
         If they are no longer what was hashed, or no longer there.
     """
     try:
-        data = b"".join(_blocks(Path(shard.uri), shard.start, shard.stop))
+        data = _bytes_of(Path(shard.uri), shard.start, shard.stop)
     except CorpusError as error:
         msg = f"{shard.key}: {error.got}"
         raise ShardChangedError(msg, "the file that was found when the run began", "run again") from error

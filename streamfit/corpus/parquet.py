@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from sys import intern
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamfit.corpus.base import Files, Rows, Source, content_ids, hash_range, stamp_of
+from streamfit.corpus.base import Files, Rows, Source, content_ids, file_stamp, hash_range, stamp_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, chunks_of, class_ids, matrix, weights_of
@@ -63,11 +64,11 @@ class ParquetTable(Source):
         return [*features, *self.target, *([self.weight] if self.weight else [])]
 
     def shards(self) -> list[Shard]:
-        footers = [(name, path, _footer(path)) for name, path in self.files.find()]
-        found = [(name, path, *group) for name, path, footer in footers for group in _groups(path, footer)]
-        stamps = {path: stamp_of(path) for _, path, _ in footers}  # before the bytes are hashed
+        laid = [(name, path, _layout(path)) for name, path in self.files.find()]
+        found = [(name, path, *group) for name, path, layout in laid for group in layout.groups]
+        stamps = {path: stamp_of(path) for _, path, _ in laid}  # before the bytes are hashed
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
-        schemas = {path: _describe(footer.schema.to_arrow_schema()) if footer else "" for _, path, footer in footers}
+        schemas = {path: layout.schema for _, path, layout in laid}
         ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
         parts = [
             (
@@ -175,7 +176,7 @@ class ParquetTable(Source):
 @contextmanager
 def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
     try:
-        opened = pq.ParquetFile(shard.uri)
+        opened = pq.ParquetFile(shard.uri, metadata=_footer(Path(shard.uri)))
     except (pa.ArrowException, OSError) as error:
         if shard.start < 0:  # it could not be read when it was listed, either
             msg = f"{shard.key}: {_first_line(error)}"
@@ -228,23 +229,51 @@ def _combinations(keys: tuple[str, ...], *parts: Shard) -> tuple[tuple[tuple[Sel
     return tuple(found)
 
 
+class _Layout(NamedTuple):
+    """What listing needs of a file: small, where a footer of thousands of columns takes megabytes.
+
+    Parameters
+    ----------
+    schema : str
+        Names and types; empty for a file without a footer.
+    groups : tuple of (number, rows, start, stop)
+        Row groups that have rows, and their byte ranges.
+    """
+
+    schema: str
+    groups: tuple[tuple[int, int, int, int], ...]
+
+
+def _layout(path: Path) -> _Layout:
+    """Row groups of a file; one without a footer is one shard, to be refused."""
+    stamp = file_stamp(path)
+    try:
+        return _layout_once(path, *stamp)
+    except (pa.ArrowException, OSError):
+        return _Layout("", ((-1, 0, 0, stamp[0]),))
+
+
+@cache
+def _layout_once(path: Path, size: int, modified: int, changed: int) -> _Layout:
+    footer = _footer_once(path, size, modified, changed)
+    spans = [(g, footer.row_group(g)) for g in range(footer.num_row_groups)]
+    groups = tuple((g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows)
+    schema = intern(_describe(footer.schema.to_arrow_schema()))  # the same in all files of a corpus
+    sound = all(0 <= start < stop <= size for _, _, start, stop in groups)
+    return _Layout(schema, groups if sound else ((-1, 0, 0, size),))
+
+
 def _footer(path: Path) -> pq.FileMetaData | None:
     try:
-        return pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
+        return _footer_once(path, *file_stamp(path))
+    except (pa.ArrowException, OSError, CorpusError):
         return None  # one shard that reading will refuse
 
 
-def _groups(path: Path, footer: pq.FileMetaData | None) -> list[tuple[int, int, int, int]]:
-    """Number, rows, and byte range of each row group; a file without a footer is one shard, to be refused."""
-    size = path.stat().st_size
-    if footer is None:
-        return [(-1, 0, 0, size)]
-    spans = [(g, footer.row_group(g)) for g in range(footer.num_row_groups)]
-    groups = [(g, span.num_rows, *_byte_range(span)) for g, span in spans if span.num_rows]
-    if any(not 0 <= start < stop <= size for _, _, start, stop in groups):
-        return [(-1, 0, 0, size)]
-    return groups
+@lru_cache(2)
+def _footer_once(path: Path, size: int, modified: int, changed: int) -> pq.FileMetaData:
+    # Row groups of a file are read one after another; its footer may take longer to decode than some of their columns.
+    return pq.read_metadata(path)
 
 
 def _describe(schema: pa.Schema) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from streamfit.corpus import Source
+from streamfit.corpus.spare import BLOCKS
+from streamfit.engine.ahead import ReadAhead
 from streamfit.engine.cluster import planned_workers
 from streamfit.engine.deaths import REMEDY, Deaths, peak_bytes, watched
-from streamfit.engine.tasks import Task
+from streamfit.engine.tasks import Count, Task
 from streamfit.engine.work import WorkOptions
 from streamfit.errors import PlanError, StreamfitError
 from streamfit.store import Store
@@ -64,11 +66,17 @@ class Crew:
         StreamfitError
             The first that a task met; what was finished before it was given out.
         """
-        while self._waiting:
-            task = self._waiting.popleft()
-            result = task.run(self._store, self._source, self._options, self._report)
-            self.peak_bytes = peak_bytes()
-            yield [(task, result)]
+        ahead = ReadAhead(self._source)
+        with BLOCKS.reused(), closing(ahead):
+            while self._waiting:
+                task = self._waiting.popleft()
+                following = next((later for later in self._waiting if isinstance(later, Count)), None)
+                # Where bad shards are skipped, or panels summed, a group is read more than once.
+                if isinstance(task, Count) and following and not self._options.skip_bad_shards:
+                    ahead.follow(task.group.shards[-1], following.group.shards[0])
+                result = task.run(self._store, ahead, self._options, self._report)
+                self.peak_bytes = peak_bytes()
+                yield [(task, result)]
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """As `batches`, one by one."""

@@ -203,7 +203,7 @@ class _Job:
         plan = plan_for(
             self.store, todo, n_workers=n_workers(self.client), group_rows=self.group_rows, source=self.source
         )
-        plan = replace(plan, on_gpu=self.options.backend == "cuda").within(self.worker_memory)
+        plan = plan.worked_by(self.options.n_threads, on_gpu=self.options.backend == "cuda").within(self.worker_memory)
         return plan if plan.n_bands >= self.options.n_bands else replace(plan, n_bands=self.options.n_bands)
 
     def count(self, shards: Sequence[Shard]) -> bool:
@@ -380,13 +380,14 @@ def plan_for(
     return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
 
 
-def bands_of(store: Store, worker_memory: int | None, source: Source | None = None) -> int:
+def bands_of(store: Store, worker_memory: int | None, n_threads: int, source: Source | None = None) -> int:
     """Bands that a store's Gram matrix is summed in by workers of some memory; 1 where it fits, or nothing helps.
 
     Shards are those of the source, or those that are counted.
     """
     shards = list(store.counted().values()) if source is None else source.shards()
-    return plan_for(store, shards, n_workers=1, source=source).within(worker_memory).n_bands
+    plan = plan_for(store, shards, n_workers=1, source=source).worked_by(n_threads, on_gpu=False)
+    return plan.within(worker_memory).n_bands
 
 
 def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:

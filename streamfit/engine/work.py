@@ -42,7 +42,7 @@ class WorkOptions:
         Record shards that cannot be read and go on, instead of stopping. Each shard is then decoded twice,
         once to check it whole, since nothing of a bad one may be added.
     n_threads : int
-        Tiles multiplied at the same time.
+        Tiles multiplied at the same time on the host; a GPU has threads of its own.
     backend : {'numpy', 'cuda'}
         Array library of the products. `cuda` has not been run on hardware.
     n_bands : int
@@ -220,7 +220,7 @@ def sum_shards(
     n_rows: dict[Shard, int] = {}
     tally = source.tally()
     with threadpool_limits(1):
-        sums = header.accumulator(like, options.n_threads, panel)
+        sums = header.accumulator(like, options.n_threads if options.backend == "numpy" else 1, panel)
         read = _pieces(header, source, shards, options.skip_bad_shards)
         # Counted rows are looked for on the host, and travel when they are found.
         moving = ((tag, None if header.counted else _arrays_of(tag[1])) for tag in read)
