@@ -79,7 +79,7 @@ class FilesSection(Section):
 def _dated(files: Files, columns: Sequence[str]) -> bool:
     """Whether columns of Parquet hold dates or times, which the way for plain numbers does not read."""
     try:
-        schema = pq.read_schema(files.find()[0][1])
+        schema = pq.read_schema(files.of_rows()[0][1])
     except (pa.ArrowException, OSError, CorpusError):
         return False  # reading will say what is wrong
     kinds = [schema.field(name).type for name in columns if name in schema.names]

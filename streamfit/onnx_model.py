@@ -76,7 +76,9 @@ def onnx_model(model: LinearModel, *, dtype: Dtype = "float32", std: bool = Fals
         raise MismatchError(msg, "one that carries it", "save it by `streamfit solve --std`")
     graph = _Graph(dtype)
     solution, reader = model.solution, model.info.get("reader", {})
-    recipe = Recipe.from_json(reader["recipe"]) if reader.get("recipe", {}).get("categories") else None
+    recipe = Recipe.from_json(reader["recipe"]) if "recipe" in reader else None
+    if recipe is not None and not recipe.categories and recipe.missing != "mean":
+        recipe = None  # the numbers are all there is
     x, inputs = inputs_of(graph, recipe, model.features.n_inputs)
     phi = graph.features(model.features, x)
     product = graph.node("MatMul", phi, graph.constant(solution.weights, dtype))

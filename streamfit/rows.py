@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from streamfit.config_corpus import TableSection
@@ -88,6 +89,10 @@ class Corpus:
         Columns that are in the path.
     kind : str
         Format of files, where their names do not tell.
+    include, exclude : sequence of str
+        Patterns of names of files in a folder; see `streamfit.corpus.Files`.
+    delimiter : str
+        Between the values of CSV; a tab for files that end in .tsv, a comma otherwise.
     spool : str or Path
         Folder that a stream is written to, so that it can be read again; without it rows are held in memory.
     label : str
@@ -121,6 +126,9 @@ class Corpus:
     split_column: str = ""
     partitions: str | Sequence[str] = ""
     kind: str = ""
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    delimiter: str = ""
     spool: str | Path = ""
     label: str = "corpus"
     labels: Labels = field(default=NO_LABELS)
@@ -137,7 +145,11 @@ class Corpus:
             If there is nothing there, or it gives no rows.
         """
         if isinstance(self.rows, str | Path):
-            return replace(self._section(self.kind or kind_of(str(self.rows))).table(hashed), labels=self.labels)
+            kind = self.kind or kind_of(str(self.rows))
+            if self.delimiter and kind != "csv":
+                msg = f"delimiter {self.delimiter!r} for files of kind {kind}"
+                raise ConfigError(msg, "one for CSV alone")
+            return replace(self._section(kind).table(hashed), labels=self.labels)
         given: dict[str, Any] = {
             "recipe": self._section().recipe(),
             "label": self.label,
@@ -145,7 +157,8 @@ class Corpus:
             "hashed": hashed,
         }
         if isinstance(self.rows, Mapping):
-            return ArrayRows(self.rows, self.label, **given)
+            arrays = {name: _array(name, each) for name, each in self.rows.items()}
+            return ArrayRows(arrays, self.label, **given)
         if self.spool:
             return spool(self.rows, self.spool, **given)
         batches = list(batches_from(self.rows))
@@ -161,6 +174,8 @@ class Corpus:
         given = {
             "root": str(self.rows) if isinstance(self.rows, str | Path) else "memory",
             "kind": kind,
+            "include": _columns(self.include),
+            "exclude": _columns(self.exclude),
             "features": _columns(self.features),
             "target": _columns(self.target),
             "weight": self.weight,
@@ -174,6 +189,8 @@ class Corpus:
             "partitions": self.partitions if isinstance(self.partitions, str) else tuple(self.partitions),
             "label": self.label,
         }
+        if kind == "csv":
+            given["delimiter"] = self.delimiter or ("\t" if ".tsv" in str(given["root"]).lower() else ",")
         return checked("Corpus", TableSection, given)
 
 
@@ -182,6 +199,17 @@ def _columns(names: Sequence[str]) -> tuple[str, ...]:
         msg = f"columns given as the text {names!r}"
         raise ConfigError(msg, f"a list, such as [{names!r}]")
     return tuple(names)
+
+
+def _array(name: str, values: Any) -> Any:
+    """An array as it is, a list as one."""
+    whole = type(values).__module__.startswith("datasets.")
+    if hasattr(values, "shape") and not whole:
+        return values
+    if whole or not isinstance(values, Sequence) or isinstance(values, str):
+        msg = f"rows given as a mapping whose {name!r} is a {type(values).__name__}"
+        raise CorpusError(msg, "arrays by name", "of a dictionary of data sets, give the one that is meant")
+    return np.asarray(values)
 
 
 def kind_told(root: str) -> str | None:
@@ -217,15 +245,15 @@ def kind_of(root: str) -> str:
             return "zarr"
         if (path / "dataset_info.json").is_file():
             return "dataset"
+        if (path / "dataset_dict.json").is_file():
+            parts = sorted(each.parent.name for each in path.glob("*/dataset_info.json"))
+            msg = f"{root} holds the data sets {', '.join(parts)}"
+            raise ConfigError(msg, "one data set", f"give the folder of one, such as {path / (parts or ['train'])[0]}")
         names = sorted(each.name for each in islice(path.rglob("*"), _LOOKED_AT) if each.is_file())
-    for name in names:
-        if name.endswith(".npy"):
-            return "npy"
-        if name.endswith(".zarr"):
-            return "zarr"
-        for kind in ("parquet", "arrow", "csv", "jsonl"):
-            if name.lower().endswith(FORMATS[kind]().endings):
-                return kind
+    told = {kind: FORMATS[kind]().endings for kind in ("parquet", "arrow", "csv", "jsonl")}
+    for kind, found in {"npy": (".npy",), "zarr": (".zarr",), **told}.items():  # a README beside Parquet is no CSV
+        if any(name.lower().endswith(found) for name in names):
+            return kind
     few = ", ".join(names[:3]) or "nothing"
     msg = f"{root} holds {few}, which says of no kind of table what it is"
     raise ConfigError(msg, f"files of kind {', '.join(FORMATS)}, npy or zarr", "say of which with `kind`")

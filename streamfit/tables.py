@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from streamfit.sparse_sample import spread_sample
 from streamfit.store import Header, StatisticKind
 from streamfit.targets import Dense, OneHot
 
+BlockKind = Literal["linear", "rbf", "fourier", "nystroem", "hashed"]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -48,11 +50,24 @@ class Block:
         Centers, frequencies or hashed columns; without effect on a linear block, which has the table's columns.
     gamma : float, optional
         Without it 1 / median squared distance of the standardised sample.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind, or a number is out of range.
     """
 
-    kind: Literal["linear", "rbf", "fourier", "nystroem", "hashed"]
+    kind: BlockKind
     n: int = 256
     gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BlockKind):
+            msg = f"a block of features of kind {self.kind!r}"
+            raise ConfigError(msg, f"one of {', '.join(get_args(BlockKind))}")
+        if self.n < 1 or not (self.gamma is None or self.gamma > 0):
+            msg = f"a block of {self.kind} features with n = {self.n} and gamma = {self.gamma}"
+            raise ConfigError(msg, "n at least 1, and gamma above 0 or None")
 
 
 def prepare_table(

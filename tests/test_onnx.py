@@ -160,6 +160,17 @@ def test_categories_are_text_and_become_one_hot_as_in_the_fit(missing, unseen, o
         session.run(None, strange)
 
 
+def test_means_stand_for_what_is_missing_without_categories_too():
+    recipe = Recipe(("a", "b"), ("u",), missing="mean", fills=(("a", (2.0,)), ("b", (-1.0,))))
+    x = RNG.normal(size=(50, 2))
+    solution = posterior(Moments.from_rows(x, x[:, :1], Frame.identity(2, 1), Dense(1)), 1.0).solution
+    model = LinearModel(Linear(2), solution, {"reader": {"kind": "table", "recipe": recipe.to_json()}})
+    made = onnx_model(model, dtype="float64").SerializeToString()
+    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+    found = session.run(["predicted"], {"x": np.array([[1.0, np.nan], [np.nan, np.nan]])})[0]
+    np.testing.assert_allclose(found, model.predict(np.array([[1.0, -1.0], [2.0, -1.0]])), rtol=1e-12)
+
+
 def test_categories_that_cannot_leave_are_named():
     def model(order: tuple[str, ...], n: int, name: str) -> LinearModel:
         recipe = Recipe(order, ("u",), categories=((name, ("N", "S")),))

@@ -338,12 +338,18 @@ def test_quoted_line_ends_take_files_whole(tmp_path):
 
 
 def test_spooling_again_writes_nothing_new(tmp_path):
-    """Files are named by their rows, and rows that are of other columns are refused."""
+    """Nor does a stream that goes on rewrite the ranges that stay; rows that are of other columns are refused."""
     one = spool(OneShot(TABLE), tmp_path, shard_rows=1000, recipe=RECIPE)
     names = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     spool(datasets.Dataset(TABLE), tmp_path, shard_rows=1000, recipe=RECIPE)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == names
     assert sum(shard.planned_rows for shard in one.shards()) == N_ROWS
+    longer = spool([TABLE, TABLE], tmp_path, shard_rows=1000, recipe=RECIPE)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert sum(shard.planned_rows for shard in longer.shards()) == 2 * N_ROWS
+    assert {name: kept[name] for name in sorted(names)[:-1]} == dict(sorted(names.items())[:-1])
+    shorter = spool(TABLE.slice(0, 1500), tmp_path, shard_rows=1000, recipe=RECIPE)
+    assert [shard.planned_rows for shard in shorter.shards()] == [1000, 500]
     with pytest.raises(CorpusError, match="columns"):
         spool([TABLE, TABLE.drop_columns(["w"])], tmp_path / "other", recipe=RECIPE)
     with pytest.raises(CorpusError, match="int"):

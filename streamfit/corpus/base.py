@@ -194,6 +194,17 @@ class Files:
             raise CorpusError(msg, "at least one", "check the path and the patterns")
         return sorted(kept)
 
+    def of_rows(self) -> list[tuple[str, Path]]:
+        """As `find`, without what writers of tables leave beside the rows: _SUCCESS, .part-0.parquet.crc.
+
+        Raises
+        ------
+        CorpusError
+            If the root does not exist or no file is left.
+        """
+        pairs = self.find()
+        return [pair for pair in pairs if not _is_beside(pair[0])] or pairs
+
     def _walk(self, root: Path) -> Iterator[tuple[str, Path]]:
         unwanted = _Patterns(tuple(p for p in self.exclude if "/" not in p))
         for folder, names, files in os.walk(root):
@@ -205,6 +216,11 @@ class Files:
             for name in files:
                 path = Path(folder, name)
                 yield path.relative_to(root).as_posix(), path
+
+
+def _is_beside(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.startswith(".") or (last.startswith("_") and not last.endswith(".parquet"))
 
 
 def _resolved(path: Path) -> Path:

@@ -72,7 +72,14 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
     """Which rows meet a condition."""
     values = each.value if isinstance(each.value, tuple) else (each.value,)
     try:
-        wanted = pa.array([_as(column.type, value) for value in values]).cast(column.type)
+        wanted = pa.array([_as(column.type, value) for value in values])
+        if _is_number(column.type) and wanted.type != column.type:  # 2.5 among whole numbers, 300 among bytes, halves
+            column = column.cast(pa.float32()).cast(pa.float64()) if column.type == pa.float16() else column
+            try:
+                wanted = wanted.cast(column.type)
+            except pa.ArrowInvalid:
+                column, wanted = column.cast(pa.float64(), safe=False), wanted.cast(pa.float64())
+        wanted = wanted.cast(column.type)
         if each.operator in ("in", "not in"):
             found = pc.is_in(column, value_set=wanted, skip_nulls=True)
             found = pc.and_(pc.invert(found), column.is_valid()) if each.operator == "not in" else found
@@ -84,6 +91,10 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
     if pa.types.is_floating(column.type):
         found = pc.and_(found, pc.is_finite(column))
     return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False)).astype(bool)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _as(kind: pa.DataType, value: Any) -> Any:

@@ -182,7 +182,12 @@ def _times(where: str, column: str, values: pa.Array) -> pa.Array:
         return values
     if pa.types.is_date(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
-            return values.cast(pa.timestamp("us"))
+            try:
+                return values.cast(pa.timestamp("us"))
+            except pa.ArrowInvalid:  # instants, such as JSON has them: 2026-01-01T05:00:00Z
+                if pa.types.is_date(kind):
+                    raise
+                return _times(where, column, values.cast(pa.timestamp("us", "UTC")))
         except pa.ArrowInvalid as error:
             msg = f"{where}: column {column!r}: {str(error).splitlines()[0]}"
             raise ShardError(msg, "ISO 8601 dates or times") from error
@@ -204,6 +209,8 @@ def numbers(where: str, table: pa.RecordBatch, name: str) -> np.ndarray:
         return _lists(where, name, column)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return _days(_times(where, name, column))[:, None]
+    if pa.types.is_decimal(kind):
+        return _floats(column.cast(pa.float64()))[:, None]
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         msg = f"{where}: column {name!r} has type {kind}"
         hint = "name a column of names in `categories`, or hash it; parts of dates are like weekday(date)"

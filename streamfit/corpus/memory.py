@@ -105,6 +105,8 @@ def _computed(array: Any, start: int, stop: int) -> np.ndarray:
         rows = array if array.format in ("csr", "csc", "lil") else array.tocsr()
         return np.asarray(rows[start:stop].toarray())
     part = array[start:stop]
+    if isinstance(part, np.ma.MaskedArray):
+        return part
     if hasattr(part, "compute"):
         part = part.compute(scheduler="synchronous")
         part = part.toarray() if scipy.sparse.issparse(part) else part

@@ -64,7 +64,7 @@ class ParquetTable(Source):
         return [*features, *self.target, *([self.weight] if self.weight else [])]
 
     def shards(self) -> list[Shard]:
-        laid = [(name, path, _layout(path)) for name, path in self.files.find()]
+        laid = [(name, path, _layout(path)) for name, path in self.files.of_rows()]
         found = [(name, path, *group) for name, path, layout in laid for group in layout.groups]
         stamps = {path: stamp_of(path) for _, path, _ in laid}  # before the bytes are hashed
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
@@ -100,7 +100,7 @@ class ParquetTable(Source):
     @property
     def row_item(self) -> int:
         try:
-            schema = pq.read_schema(self.files.find()[0][1])
+            schema = pq.read_schema(self.files.of_rows()[0][1])
             kinds = [schema.field(name).type for name in self.features]
         except (pa.ArrowException, OSError, KeyError, CorpusError):
             return 8  # reading will say what is wrong
@@ -168,7 +168,8 @@ class ParquetTable(Source):
             if is_class and not pa.types.is_integer(kind):
                 msg = f"{shard.key}: column {column!r} has type {kind}"
                 raise ShardError(msg, "integer class ids")
-            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
+            plain = pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)
+            if not (plain or pa.types.is_decimal(kind)):
                 msg = f"{shard.key}: column {column!r} has type {kind}"
                 raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
 

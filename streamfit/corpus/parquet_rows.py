@@ -143,6 +143,8 @@ def column(shard: Shard, batch: Batch, name: str) -> np.ndarray:
             msg = f"{shard.key}, row {batch.positions[row]}: null inside the list in column {name!r}"
             raise ShardError(msg, "a number in every element")
         return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(values), -1)
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(values), 1)
 
 

@@ -143,6 +143,11 @@ class Recipe:
         return self == bare and not any(date_part(name)[1] for name in self.features)
 
     @property
+    def chooses(self) -> bool:
+        """Whether some rows may not count, by what they say or lack."""
+        return bool(self.filters or self.split_column) or "drop" in (self.missing, self.missing_target)
+
+    @property
     def is_frozen(self) -> bool:
         """Whether nothing is left to be found in the data."""
         filled = {name for name, _ in self.fills}

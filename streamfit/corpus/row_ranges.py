@@ -130,14 +130,21 @@ def batch_of(columns: dict[str, np.ndarray]) -> pa.RecordBatch:
         values = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
         try:
             if values.ndim <= 1:
-                made[name] = pa.array(values)
+                made[name] = _nullable(values)
             else:
-                flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+                flat = _nullable(values.reshape(-1))
                 made[name] = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
         except pa.ArrowException as error:
             msg = f"column {name!r} of type {array.dtype} and shape {array.shape}"
             raise CorpusError(msg, "numbers, booleans, dates or strings, rows first") from error
     return pa.RecordBatch.from_pydict(made)
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+    """One dimension; what a mask hides is null."""
+    if isinstance(values, np.ma.MaskedArray):
+        return pa.array(np.ascontiguousarray(values.data), mask=np.ascontiguousarray(np.ma.getmaskarray(values)))
+    return pa.array(np.ascontiguousarray(values))
 
 
 def row_hash(batch: pa.RecordBatch) -> str:
@@ -172,14 +179,18 @@ def row_hash(batch: pa.RecordBatch) -> str:
 
 def plain(column: pa.Array) -> pa.Array:
     """A column in the one way that its values are kept in: no dictionary, no views, short offsets."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    if pa.types.is_dictionary(column.type):  # whose values may be views, of which Arrow takes none by index
+        values = pa.DictionaryArray.from_arrays(column.indices, plain(column.dictionary))
+        column = values.dictionary_decode()
     if pa.types.is_large_string(column.type) or column.type == pa.string_view():
         return column.cast(pa.string())
     if pa.types.is_large_binary(column.type) or column.type == pa.binary_view():
         return column.cast(pa.binary())
     if pa.types.is_large_list(column.type):
-        return column.cast(pa.list_(column.type.value_type))
+        column = column.cast(pa.list_(column.type.value_type))
+    if pa.types.is_list(column.type):
+        kind = plain(pa.array([], column.type.value_type)).type
+        return column if kind == column.type.value_type else column.cast(pa.list_(kind))
     return column
 
 

@@ -1,8 +1,9 @@
 """Streams of rows, written once to a folder of Arrow files, from which they are read again and again. Floor 4.
 
 A stream can be read only once, but a store must be able to go on after a crash, to verify and to forget. So what comes
-from a query, a generator or a data set that is streamed is spooled: ranges of rows are written as Arrow files that are
-named by their content, in bounded memory. Spooling the same rows again writes nothing new.
+from a query, a generator or a data set that is streamed is spooled: ranges of rows are written as Arrow files in
+bounded memory. A folder is the copy of one stream, and a file the range of it that its name counts: spooling the same
+rows again writes nothing, and a stream that has grown or changed is seen as a file is that has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from streamfit.corpus.table import SHARD_ROWS
 from streamfit.errors import CorpusError
 
 _HF_ROWS = 1024
+_NAMES = "rows-*.arrow"
 
 
 def batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
@@ -55,7 +57,8 @@ def batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
     else:
         msg = f"rows from a {type(rows).__name__}"
         expected = "an Arrow stream, a Hugging Face data set, a dask data frame, or Arrow batches"
-        raise CorpusError(msg, expected)
+        remedy = "collect it first: rows.collect()" if hasattr(rows, "collect") else ""
+        raise CorpusError(msg, expected, remedy)
 
 
 def _batches(each: Any) -> Iterator[pa.RecordBatch]:
@@ -78,7 +81,7 @@ def spool(rows: Any, folder: str | Path, *, shard_rows: int = SHARD_ROWS, **give
     rows : object
         As in `batches_from`.
     folder : str or Path
-        Files that it already has stay, and belong to the source as well.
+        Of this stream alone: what it has of another, or of more rows than there are now, gives way.
     shard_rows : int
         Rows of a file.
     **given
@@ -91,14 +94,16 @@ def spool(rows: Any, folder: str | Path, *, shard_rows: int = SHARD_ROWS, **give
     """
     target = Path(folder).expanduser().absolute()
     target.mkdir(parents=True, exist_ok=True)
-    found = False
-    for batch in _ranges(batches_from(rows), shard_rows):
-        found = True
-        _write(target / f"{row_hash(batch)}.arrow", batch)
-    if not found:
+    written = set()
+    for i, batch in enumerate(_ranges(batches_from(rows), shard_rows)):
+        written.add(path := target / f"rows-{i:06d}.arrow")
+        _write(path, batch)
+    if not written:
         msg = f"a {type(rows).__name__} without rows"
         raise CorpusError(msg, "at least one")
-    return DatasetFiles(Files(str(target), include=("*.arrow",)), "arrow", ArrowFile(), **given)
+    for left in {*target.glob(_NAMES)} - written:
+        left.unlink()
+    return DatasetFiles(Files(str(target), include=(_NAMES,)), "arrow", ArrowFile(), **given)
 
 
 def _ranges(batches: Iterable[pa.RecordBatch], n_rows: int) -> Iterator[pa.RecordBatch]:
@@ -124,8 +129,16 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
+def _holds(path: Path, batch: pa.RecordBatch) -> bool:
+    try:
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
+            return file.num_record_batches == 1 and row_hash(file.get_batch(0)) == row_hash(batch)
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _write(path: Path, batch: pa.RecordBatch) -> None:
-    if path.exists():
+    if _holds(path, batch):
         return
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:

@@ -21,7 +21,7 @@ from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import Batch
 from streamfit.corpus.recipe import Recipe
-from streamfit.corpus.values import column_of, is_plain, kept, matching, selected, strings_of
+from streamfit.corpus.values import column_of, is_plain, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
@@ -143,39 +143,49 @@ class Table(Source):
 
     def _counted(self, shard: Shard) -> Iterator[Batch]:
         """Batches of the rows that count, and where each row stands in its part."""
-        wanted = self.columns
-        read = list(dict.fromkeys([*wanted, *(column_of(key)[0] for key, _ in shard.select)]))
+        wanted, first = self.columns, True
+        for batch in self._chosen(shard, wanted):
+            if first and self.hashed is not None:
+                for name in self.recipe.features:
+                    check_hashable(shard, batch.table.schema.field(column_of(name)[0]).type, name, self.hashed)
+            first = False
+            mask = counting(shard.key, batch.table, self.recipe, self.split)
+            rows = batch if mask.all() else _narrowed(batch, mask)
+            yield Batch(rows.table.select(wanted), rows.positions)
+
+    def _chosen(self, shard: Shard, columns: list[str]) -> Iterator[Batch]:
+        """Batches of the rows that the shard selects and does not leave out, whatever the recipe says of them.
+
+        What does not count is gone first: its values may be missing, or of no category.
+        """
+        read = list(dict.fromkeys([*columns, *(column_of(key)[0] for key, _ in shard.select)]))
         without = np.asarray(shard.without, np.int64)
         first = 0
         for table in self.batches(shard, read):
-            if first == 0 and self.hashed is not None:
-                for name in self.recipe.features:
-                    check_hashable(shard, table.schema.field(column_of(name)[0]).type, name, self.hashed)
             positions = np.arange(first, first + table.num_rows)
             first += table.num_rows
             mask = ~np.isin(positions, without, assume_unique=True)
             mask &= selected(table.num_rows, shard.select, table.column)
-            # What does not count is gone first: its values may be missing, or of no category.
-            if not mask.all():
-                table, positions = table.filter(pa.array(mask)), positions[mask]
-            mask = counting(shard.key, table, self.recipe, self.split)
-            if not mask.all():
-                table, positions = table.filter(pa.array(mask)), positions[mask]
-            yield Batch(table.select(wanted), positions)
+            whole = Batch(table, positions)
+            yield whole if mask.all() else _narrowed(whole, mask)
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
+        # A row that the recipe leaves out is not counted, whatever its value here is.
         found: list[int] = []
-        first = 0
-        for table in self.batches(shard, list({column, *(column_of(key)[0] for key, _ in shard.select)})):
-            kind = table.schema.field(column).type
+        for batch in self._chosen(shard, [column, *(self.columns if self.recipe.chooses else ())]):
+            kind = batch.table.schema.field(column).type
             if not is_plain(kind):
                 msg = f"{shard.key}: column {column!r} has type {kind}"
                 raise ShardError(msg, "numbers, strings or dates")
-            mask = matching(table.column(column), values) & selected(table.num_rows, shard.select, table.column)
-            found += (first + np.flatnonzero(mask)).tolist()
-            first += table.num_rows
-        there = kept(first, shard.without)
-        return tuple(row for row in found if there[row])
+            mask = matching(batch.table.column(column), values)
+            if self.recipe.chooses:
+                mask &= counting(shard.key, batch.table, self.recipe, self.split)
+            found += batch.positions[mask].tolist()
+        return tuple(found)
+
+
+def _narrowed(batch: Batch, mask: np.ndarray) -> Batch:
+    return Batch(batch.table.filter(pa.array(mask)), batch.positions[mask])
 
 
 _COLUMNS = "every configured column"

@@ -422,7 +422,9 @@ def _refuse_other_cuts(found: Sequence[Shard], counted: Mapping[str, Shard]) -> 
 
 def _changed_error(now: Shard, before: Shard) -> ShardChangedError:
     msg = f"{now.key} has changed since it was counted: now {now.content_id[:12]}"
-    remedy = "restore the file, or swap it by `streamfit add STORE PATH --replace`; nothing was counted"
+    remedy = (
+        "restore the file, or swap it by `streamfit add STORE PATH --replace` (replace_changed); nothing was counted"
+    )
     if now.uri.startswith("memory:"):
         remedy = "give other rows another label, or swap them with replace_changed; nothing was counted"
     return ShardChangedError(msg, f"content {before.content_id[:12]} ({before.key})", remedy)

@@ -1,0 +1,141 @@
+"""Rows as other programs hand them over: masks, categories, decimals, instants, folders with things beside the rows."""
+
+import decimal
+
+import datasets
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streamfit import Block, Corpus, accumulate, add, forget
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError
+
+
+def fit(rows, folder, **given):
+    """The store and weights of y = 2 x, or of what `features` says."""
+    features = given.pop("features", ["x"])
+    store = accumulate(Corpus(rows, features, ["y"], **given), folder, precision="float64", n_folds=1)
+    return store, store.moments().centered()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("policy", ["filters", "split", "missing", "target"])
+def test_only_rows_that_count_are_forgotten(tmp_path, policy, fast):
+    """As many rows of user 1 are left out as rows of user 2 count: nobody else's may leave in their place."""
+    counts = np.array([0, 0, 0, 1, 1, 1, 0, 1, 0, 0])
+    x, y = np.arange(10.0), np.arange(10.0)
+    holes = np.where(counts, x, np.nan)
+    given = {
+        "filters": {"filters": [("keep", "==", 1)]},
+        "split": {"split_column": "part"},
+        "missing": {"missing": "drop"},
+        "target": {"missing_target": "drop"},
+    }[policy]
+    (tmp_path / "in").mkdir()
+    columns = {"user": [1, 1, 1, 2, 2, 2, 3, 1, 3, 3], "keep": counts, "part": np.where(counts, "train", "test")}
+    columns |= {"x": holes if policy == "missing" else x, "y": holes if policy == "target" else y}
+    pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
+    store, _ = fit(str(tmp_path / "in"), tmp_path / "s", **given)
+    with pytest.raises(MismatchError, match="no counted row"):
+        forget(store, where={"user": 3}, why="asked", fast=fast)
+    forget(store, where={"user": 1}, why="asked", fast=fast)
+    left = store.moments()
+    assert left.n_rows == 3
+    np.testing.assert_allclose(left.centered().mean_x, [4.0])
+
+
+def test_what_a_mask_hides_is_missing(tmp_path):
+    x = np.ma.MaskedArray(np.where(np.arange(10) == 5, 1e6, np.arange(10.0)), mask=np.arange(10) == 5)
+    _, sums = fit({"x": x, "y": np.arange(10.0)}, tmp_path / "s", missing="drop")
+    assert sums.n_rows == 9
+    assert sums.mean_x[0] == pytest.approx(np.arange(10.0)[np.arange(10) != 5].mean())
+    wide = np.ma.MaskedArray(np.ones((4, 2)), mask=[[0, 0], [0, 1], [0, 0], [0, 0]])
+    assert fit({"x": wide, "y": np.ones(4)}, tmp_path / "w", missing="drop")[1].n_rows == 3
+
+
+def test_lists_are_rows_and_other_things_are_not(tmp_path):
+    assert fit({"x": [1.0, 2.0, 4.0], "y": [1, 2, 4]}, tmp_path / "s")[1].mean_x[0] == pytest.approx(7 / 3)
+    with pytest.raises(CorpusError, match="'train' is a Dataset"):
+        fit(datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1.0]})}), tmp_path / "t")
+
+
+def test_categories_and_words_of_polars(tmp_path):
+    frame = pl.DataFrame({"c": ["p", "q", "p", "p"], "words": [["a"], [], ["b", "c"], ["a"]], "y": [1.0, 2, 3, 4]})
+    kinds = [pl.Categorical, pl.Enum(["p", "q"]), pl.String]
+    sums = [fit(frame.with_columns(pl.col("c").cast(kind)), tmp_path / str(i), features=["c"], categories=["c"])[1]
+            for i, kind in enumerate(kinds)]  # fmt: skip
+    assert [s.mean_x.tolist() for s in sums] == [[0.75, 0.25]] * 3
+    store = accumulate(Corpus(frame, ["words"], ["y"]), tmp_path / "h", features=[Block("hashed", 64)])
+    assert store.head().n_rows == 4
+    with pytest.raises(CorpusError, match=r"collect it first"):
+        fit(frame.lazy(), tmp_path / "l")
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_decimals_are_numbers(tmp_path, by_recipe):
+    prices = [decimal.Decimal("1.25"), decimal.Decimal("2.50"), decimal.Decimal("-4.00")]
+    pq.write_table(pa.table({"x": pa.array(prices, pa.decimal128(9, 2)), "y": [1.0, 2, 3]}), tmp_path / "p.parquet")
+    given = {"filters": [("y", ">", 0)]} if by_recipe else {}
+    assert fit(str(tmp_path / "p.parquet"), tmp_path / "s", **given)[1].mean_x[0] == pytest.approx(-0.25 / 3)
+
+
+def test_instants_in_text_are_times(tmp_path):
+    rows = pa.table({"at": ["2026-01-01T05:00:00Z", "2026-01-01T05:00:00+02:00"], "y": [1.0, 2.0]})
+    assert fit(rows, tmp_path / "s", features=["hour(at)"])[1].mean_x[0] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "n"),
+    [("f2", ("x", ">", 3), 6), ("u1", ("x", "<", 300), 10), ("i8", ("x", ">", 2.5), 7), ("i8", ("x", "in", [1, 2]), 2)],
+)
+def test_filters_compare_numbers_of_any_type(tmp_path, kind, condition, n):
+    rows = pa.table({"x": np.arange(10).astype(kind), "y": np.arange(10.0)})
+    assert fit(rows, tmp_path / "s", filters=[condition])[1].n_rows == n
+
+
+def test_tabs_and_other_signs_between_values(tmp_path):
+    (tmp_path / "t.tsv").write_text("x\ty\n1\t2\n3\t6\n")
+    (tmp_path / "t.csv").write_text("x;y\n1;2\n3;6\n")
+    assert fit(str(tmp_path / "t.tsv"), tmp_path / "s")[1].mean_x[0] == 2.0
+    assert fit(str(tmp_path / "t.csv"), tmp_path / "c", delimiter=";")[1].mean_x[0] == 2.0
+
+
+def test_a_folder_as_other_writers_leave_it(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(2):
+        pq.write_table(pa.table({"x": [1.0, 2.0], "y": [float(i), 2.0]}), folder / f"part-{i}.parquet")
+    for name in ("_SUCCESS", ".part-0.parquet.crc", "README.txt"):
+        (folder / name).write_text("x, y")
+    with pytest.raises(CorpusError, match=r"README\.txt"):
+        fit(str(folder), tmp_path / "s")
+    assert fit(str(folder), tmp_path / "t", exclude=["README.txt"])[1].n_rows == 4
+
+
+def test_of_several_saved_data_sets_one_is_asked_for(tmp_path):
+    part = datasets.Dataset.from_dict({"x": [1.0, 2.0], "y": [1.0, 2.0]})
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "in")
+    with pytest.raises(ConfigError, match=r"data sets test, train; .*one data set"):
+        fit(str(tmp_path / "in"), tmp_path / "s")
+    assert fit(str(tmp_path / "in" / "train"), tmp_path / "t")[1].n_rows == 2
+
+
+def test_a_stream_that_has_grown_is_not_counted_twice(tmp_path):
+    def rows(n):
+        return pa.table({"x": np.arange(float(n)), "y": np.ones(n)})
+
+    store, _ = fit(rows(10), tmp_path / "s", spool=tmp_path / "spool")
+    longer = Corpus(rows(20), ["x"], ["y"], spool=tmp_path / "spool")
+    with pytest.raises(ShardChangedError, match="replace_changed"):
+        add(store, longer)
+    assert add(store, longer, replace_changed=True).head().n_rows == 20
+
+
+def test_unknown_blocks_of_features_are_refused(tmp_path):
+    for wrong in ("poly", "RBF"):
+        with pytest.raises(ConfigError, match=f"kind '{wrong}'; expected one of linear"):
+            accumulate(Corpus({"x": np.ones(3), "y": np.ones(3)}, ["x"], ["y"]), tmp_path / "s", features=[wrong])
+    with pytest.raises(ConfigError, match="n at least 1"):
+        Block("rbf", 0)
