@@ -171,7 +171,7 @@ def _column(name: str, column: pa.ChunkedArray) -> Column:
     if pa.types.is_boolean(kind):
         return Column(name, "number", n_values, missing, True, 1, str(kind))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        values = np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         values = values[np.isfinite(values)]
         missing = len(array) - len(values)
         whole = bool(len(values)) and bool((values == np.round(values)).all())

@@ -140,6 +140,7 @@ def _json_rows(lines: Lines) -> Iterator[dict[str, Any]]:
 def _csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
     reader = csv.reader(lines)
     header = next(reader, [])
+    header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]  # what some programs begin UTF-8 with
     for row in reader:
         if not row:
             continue
@@ -160,7 +161,7 @@ def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text
         plain, told = dict.fromkeys(predictor.numbers, pa.float64()), predictor.types
         columns = [_typed(column, plain.get(n), told.get(n), text) for n, column in zip(names, columns, strict=True)]
         columns = [_fixed(column) for column in columns]
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         msg = f"standard input, rows {first} to {first + len(rows) - 1}: {str(error).splitlines()[0]}"
         raise ShardError(msg, "a number for every feature") from error
     return pa.RecordBatch.from_arrays(columns, names)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from distributed import Client
 
+from streamfit.corpus.dataset import Partitions, path_values
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.parquet_rows import Batch, matrix
@@ -88,6 +89,31 @@ class Predictor:
         if made is None:
             return frozenset(self.inputs)
         return frozenset(name for name in self.inputs if made.levels(name) is None and date_part(name)[1] is None)
+
+    @property
+    def partitions(self) -> Partitions:
+        """Columns that the paths of files have."""
+        found = self.model.info["reader"].get("origin", {}).get("partitions", "")
+        return ("hive" if found else "") if isinstance(found, str) else tuple(found)
+
+    def in_path(self, path: str) -> dict[str, pa.Scalar]:
+        """Values that a file's path gives to columns: text for categories, else numbers.
+
+        Raises
+        ------
+        ShardError
+            If one is no number.
+        """
+        recipe, found = self.recipe, {}
+        for name, value in path_values(path, self.partitions).items():
+            if name in self.columns:
+                text = pa.scalar(value, pa.string())
+                try:
+                    found[name] = text if recipe is None or recipe.levels(name) is not None else text.cast(pa.float64())
+                except pa.ArrowInvalid as error:
+                    msg = f"{path}: {value!r} in the path for column {name!r}"
+                    raise ShardError(msg, "a number, as the model was fitted with") from error
+        return found
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -196,7 +222,7 @@ def predict_files(
     ConfigError
         If the output is a folder that holds something.
     """
-    pieces = pieces_of(paths, predictor.columns, predictor.types)
+    pieces = pieces_of(paths, predictor.columns, predictor.types, predictor.partitions)
     if ending_of(str(output)):
         with writing(output) as write:
             n_rows = sum(write(table) for table in _in_order(_predicted, predictor, pieces, client))
@@ -207,9 +233,12 @@ def predict_files(
 
 
 def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
-    tables, first = [], 0
+    tables, first, there = [], 0, predictor.in_path(piece.path)
+    own = [name for name in predictor.columns if name not in there]
     with told(piece.path):
-        for batch in piece.to_batches(columns=predictor.columns, batch_size=BLOCK_ROWS, use_threads=False):
+        for batch in piece.to_batches(columns=own, batch_size=BLOCK_ROWS, use_threads=False):
+            for name, value in there.items():
+                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
             if batch.num_rows:
                 tables.append(predictor.of(batch, piece.path, first))
                 first += batch.num_rows

@@ -60,7 +60,8 @@ def checked(path: str | Path, model: type[_Model], data: dict[str, Any]) -> _Mod
     try:
         return TypeAdapter(model).validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = error.errors()  # a key that is missing is often one that is misspelt
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             valid = sorted(_keys_at(model, first["loc"][:-1]))

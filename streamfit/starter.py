@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 
 from streamfit.corpus.base import SPLITS
-from streamfit.errors import ConfigError
+from streamfit.errors import ConfigError, CorpusError
 from streamfit.look import Column, Look, look
 
 _CLASSES = 20
@@ -47,10 +48,17 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(root.rstrip("/*")).stem).strip("-") or "fit"
     run = run or f"runs/{name}"
     path = Path(root).expanduser()
+    files = [p for p in islice(path.rglob("*"), 10_000) if p.is_file()] if path.is_dir() else [path]
+    if "://" not in root and not has_magic(root) and not path.exists():
+        msg = f"no file or directory at {root}"
+        raise CorpusError(msg, "data to look at")
+    if files and {p.suffix for p in files} <= {".txt"} and not _is_table(files[0]):
+        return _text_starter(root, run, "text", [".txt"], len(files))
+    if path.suffixes[:1] == [".tar"] or path.suffix == ".tgz":
+        return _text_starter(root, run, "tar", [], 1)
     try:
         found = look(root)
     except ConfigError:
-        files = [p for p in islice(path.rglob("*"), 10_000) if p.is_file()] if path.is_dir() else [path]
         endings = sorted({p.suffix for p in files if p.suffix in _TEXTS})
         if not endings:
             raise
@@ -59,6 +67,16 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
     if found.kind in ("jsonl", "dataset") and texts and not target:
         return _text_starter(root, run, found.kind, [], found.n_rows, texts[0])
     return _table_starter(found, tuple(target), run)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether the first lines of a .txt have as many values each, more than one."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [line for line in islice(file, 20) if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(len({line.count(sign) for line in lines}) == 1 and sign in lines[0] for sign in ",;\t|" if lines)
 
 
 def _text_starter(root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text") -> str:

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from streamfit.corpus import Files
+from streamfit.corpus.dataset import Partitions, path_values
 from streamfit.corpus.openings import FILES, is_empty, listed, local_path, put_file
 from streamfit.errors import ConfigError, CorpusError, StoreError
 
@@ -29,7 +30,10 @@ def ending_of(path: str) -> str:
 
 
 def pieces_of(
-    paths: Sequence[str], columns: Sequence[str], types: Mapping[str, pa.DataType] | None = None
+    paths: Sequence[str],
+    columns: Sequence[str],
+    types: Mapping[str, pa.DataType] | None = None,
+    partitions: Partitions = "",
 ) -> list[ds.Fragment]:
     """Files, and of Parquet files row groups, in the order in which they lie; columns of CSV with some types.
 
@@ -38,8 +42,10 @@ def pieces_of(
     paths : sequence of str
         Files, directories, patterns, or addresses in an object store.
     columns : sequence of str
-        That each file must have.
+        That each file, or its path, must have.
     types : mapping of str to DataType, optional
+    partitions : '', 'hive' or sequence of str
+        Columns that are in the path.
 
     Returns
     -------
@@ -63,7 +69,8 @@ def pieces_of(
         form = ds.CsvFileFormat(parse_options=options, convert_options=convert) if kind == "csv" else kind
         with told(path):
             table = ds.dataset(path, format=form, filesystem=FILES if "://" in path else None)
-            missing = [name for name in columns if name not in table.schema.names]
+            there = {*table.schema.names, *path_values(path, partitions)}
+            missing = [name for name in columns if name not in there]
             if missing:
                 msg = f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(table.schema.names)}"
                 raise CorpusError(msg, "every feature of the model, and every column to keep")
@@ -126,14 +133,21 @@ class _Written:
     def __init__(self, path: Path, output: str | Path, kind: str) -> None:
         self._path, self._output, self._kind = path, output, kind
         self._writer: Any = None
+        self._schema = pa.schema([])
 
     def __call__(self, table: pa.Table | None) -> int:
         if table is None:
             return 0
         if self._writer is None:
-            self._writer = _writer(self._kind, self._path, table.schema)
-        schema = getattr(self._writer, "schema", None)
-        self._writer.write_table(table if schema is None else table.cast(schema))
+            self._writer, self._schema = _writer(self._kind, self._path, table.schema), table.schema
+        if table.schema != self._schema and self._kind != "json":
+            try:
+                table = table.cast(self._schema)
+            except (pa.ArrowException, ValueError) as error:
+                msg = f"rows of {table.schema.to_string(show_field_metadata=False)!r} for {self._output}"
+                remedy = "keep other columns, or predict each file into one of its own"
+                raise CorpusError(msg, f"those of the first: {self._schema.to_string()!r}", remedy) from error
+        self._writer.write_table(table)
         return int(table.num_rows)
 
     def close(self) -> None:
@@ -160,7 +174,10 @@ def _writer(kind: str, path: Path, schema: pa.Schema) -> Any:
     if kind == "feather":
         return pa.ipc.new_file(path, schema)
     if kind == "csv":
-        return pyarrow.csv.CSVWriter(path, schema)
+        tabs = ".tsv" in path.suffixes
+        return pyarrow.csv.CSVWriter(
+            path, schema, write_options=pyarrow.csv.WriteOptions(delimiter="\t" if tabs else ",")
+        )
     return _JsonWriter(path)
 
 

@@ -1,16 +1,21 @@
 """Rows as other programs hand them over: masks, categories, decimals, instants, folders with things beside the rows."""
 
 import decimal
+import itertools
+import tarfile
 
 import datasets
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from streamfit import Block, Corpus, accumulate, add, forget
+from streamfit import Block, Corpus, accumulate, add, forget, model_of, solve
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError
+from streamfit.predicting import Predictor, predict_files
+from streamfit.starter import starter
 
 
 def fit(rows, folder, **given):
@@ -139,3 +144,44 @@ def test_unknown_blocks_of_features_are_refused(tmp_path):
             accumulate(Corpus({"x": np.ones(3), "y": np.ones(3)}, ["x"], ["y"]), tmp_path / "s", features=[wrong])
     with pytest.raises(ConfigError, match="n at least 1"):
         Block("rbf", 0)
+
+
+def test_predictions_of_partitions_of_tabs_and_of_files_that_differ(tmp_path):
+    """What a fit reads of a data set, a prediction of it reads alike."""
+    for place, year in itertools.product("ns", (1, 2, 3)):
+        folder = tmp_path / "in" / f"place={place}" / f"year={year}"
+        folder.mkdir(parents=True)
+        x = np.arange(4.0) + year
+        pq.write_table(pa.table({"x": x, "y": x + 10 * year + 100 * (place == "s")}), folder / "p.parquet")
+    corpus = Corpus(str(tmp_path / "in"), ["x", "year", "place"], ["y"], categories=["place"], partitions="hive")
+    store = accumulate(corpus, tmp_path / "s", precision="float64")
+    predictor = Predictor(model_of(store, solve(store, alpha=1e-9, tolerance=float("inf"))))
+    assert predict_files(predictor, [str(tmp_path / "in")], tmp_path / "out.tsv") == (24, 6)
+    told = pa.csv.read_csv(tmp_path / "out.tsv", parse_options=pa.csv.ParseOptions(delimiter="\t"))
+    rows = Corpus(str(tmp_path / "in"), ["x"], ["y"]).source()
+    expected = np.concatenate([each.y[:, 0] for shard in rows.shards() for each in rows.read(shard)])
+    np.testing.assert_allclose(told["y_predicted"], expected, atol=1e-5)
+
+    plain = accumulate(Corpus(str(tmp_path / "in"), ["x"], ["y"]), tmp_path / "p", precision="float64")
+    predictor = Predictor(model_of(plain, solve(plain, alpha=1.0)), keep=("id",))
+    for i, name in enumerate([[1, 2], ["a", "b"]]):
+        pq.write_table(pa.table({"x": [1.0, 2.0], "id": name}), tmp_path / f"{i}.parquet")
+    with pytest.raises(CorpusError, match="those of the first"):
+        predict_files(predictor, [str(tmp_path / "0.parquet"), str(tmp_path / "1.parquet")], tmp_path / "o.parquet")
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_look_at_what_is_no_plain_table(tmp_path):
+    """Hashes as numbers, prose, tar files, and nothing at all."""
+    pq.write_table(pa.table({"x": [1.0, 2.0, 4.0], "h": [2**62 + i for i in (1, 5, 3)]}), tmp_path / "h.parquet")
+    assert '"h"' in starter(str(tmp_path / "h.parquet"), ["x"])
+    (tmp_path / "prose").mkdir()
+    (tmp_path / "prose" / "a.txt").write_text("One line, with a comma.\nAnother, with two, of them.\nNone.\n")
+    assert 'kind = "language_model"' in starter(str(tmp_path / "prose"))
+    (tmp_path / "t.txt").write_text("x;y\n1;2\n2;3\n")
+    assert 'kind = "ridge"' in starter(str(tmp_path / "t.txt"))
+    with tarfile.open(tmp_path / "texts.tar.gz", "w:gz") as made:
+        made.add(tmp_path / "prose" / "a.txt", "a.txt")
+    assert 'kind = "tar"' in starter(str(tmp_path / "texts.tar.gz"))
+    with pytest.raises(CorpusError, match="no file or directory"):
+        starter(str(tmp_path / "nothing"))

@@ -35,6 +35,9 @@ FORMATS: dict[str, type[Format]] = {
 """Formats by the `kind` of a config's corpus; `dataset` is a Hugging Face data set saved to disk."""
 
 
+Partitions = Literal["", "hive"] | tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class DatasetFiles(Table):
     """Files of rows.
@@ -54,7 +57,7 @@ class DatasetFiles(Table):
     files: Files
     kind: str = "parquet"
     format: Format = field(default_factory=Parquet)
-    partitions: Literal["", "hive"] | tuple[str, ...] = ""
+    partitions: Partitions = ""
 
     @classmethod
     def of(cls, kind: str, files: Files, *, options: dict[str, Any] | None = None, **given: Any) -> Self:
@@ -127,14 +130,7 @@ class DatasetFiles(Table):
 
     def _values(self, uri: str) -> dict[str, str | None]:
         """Values that a file's path gives to columns."""
-        folders = uri.partition("://")[2].split("/")[1:-1] if "://" in uri else uri.split("/")[:-1]
-        if self.partitions == "hive":
-            keys = [part.partition("=")[0] for part in folders if "=" in part]
-            flavor: Any = ds.HivePartitioning(pa.schema([(key, pa.string()) for key in dict.fromkeys(keys)]))
-        else:
-            keys, folders = [*self.partitions], folders[len(folders) - len(self.partitions) :]
-            flavor = ds.DirectoryPartitioning(pa.schema([(key, pa.string()) for key in keys]))
-        return dict(ds.get_partition_keys(flavor.parse("/".join(folders) + "/"))) if keys else {}
+        return path_values(uri, self.partitions)
 
     def batches(self, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
         self._check_unchanged(shard)
@@ -185,6 +181,26 @@ class DatasetFiles(Table):
         largest, n_rows = max(shards, key=lambda shard: shard.size), max(shard.planned_rows for shard in shards)
         read = dict.fromkeys([*self.columns, *(column_of(key)[0] for key, _ in largest.select)])
         return self.format.decode_bytes(largest, n_rows, list(read))
+
+
+def path_values(uri: str, partitions: Partitions) -> dict[str, str | None]:
+    """Values that a file's path gives to columns.
+
+    Examples
+    --------
+    >>> path_values("data/year=2026/month=11/part-0.csv", "hive")
+    {'year': '2026', 'month': '11'}
+    >>> path_values("data/2026/11/part-0.csv", ("year", "month"))
+    {'year': '2026', 'month': '11'}
+    """
+    folders = uri.partition("://")[2].split("/")[1:-1] if "://" in uri else uri.split("/")[:-1]
+    if partitions == "hive":
+        keys = [part.partition("=")[0] for part in folders if "=" in part]
+        flavor: Any = ds.HivePartitioning(pa.schema([(key, pa.string()) for key in dict.fromkeys(keys)]))
+    else:
+        keys, folders = [*partitions], folders[len(folders) - len(partitions) :]
+        flavor = ds.DirectoryPartitioning(pa.schema([(key, pa.string()) for key in keys]))
+    return dict(ds.get_partition_keys(flavor.parse("/".join(folders) + "/"))) if keys else {}
 
 
 def identity(described: str, digest: str) -> str:
