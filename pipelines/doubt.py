@@ -109,7 +109,7 @@ def _about(model: LanguageModel, judge: Doubt, s: Signals) -> dict[str, float]:
         "suffix_length": float(s.length.mean()),
         "entropy": float(s.entropy.mean()),
         "doubt": float(judge.score(s).mean()),
-        "unlike": judge.unlike(s),
+        "unlike": judge.unlike(s) or 0.0,
     }
 
 

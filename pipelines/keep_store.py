@@ -29,11 +29,11 @@ import typer
 from rich.console import Console
 
 from streamfit.cli import script
-from streamfit.config import SolveSection, load_machine
+from streamfit.config import SolveSection, load_machine, load_problem
 from streamfit.drift import drift
 from streamfit.engine import connect, say
 from streamfit.errors import MismatchError
-from streamfit.jobs import linear_model
+from streamfit.jobs import licence_of, linear_model
 from streamfit.solve import IllConditionedWarning
 from streamfit.solving import Solved, solve_store
 from streamfit.store import Pin, Store, collect, compact
@@ -45,20 +45,24 @@ def main(
     new: list[str],
     *,
     label: list[str] | None = None,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     corpus: str | None = None,
     sample: float = 0.02,
     machine: Path | None = None,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> dict[str, Any]:
-    """Do the night's work; returns what changed, and fails if the store has faults."""
+    """Do the night's work; returns what changed, and fails if the store has faults.
+
+    A run is solved as its config says; a bare store, or with --alpha, by one alpha, which is 1 if none is given.
+    """
     console, opened, where = Console(), open_any(store), load_machine(machine)
     before = opened.head()
-    old = solved(opened, alpha, Console(quiet=True))
+    section = asked_of(store, alpha)
+    old = solved(opened, section, Console(quiet=True))
     corpus_of_run = Corpus.of(store).labelled(labels_of(label or []))
     with connect(where) as client:
         add(opened, new, where, client, console, corpus=corpus_of_run)
-        now = solved(opened, alpha, console)
+        now = solved(opened, section, console)
         fewer = compact(opened)
         collected = collect(opened)
         checked = opened.head().sequence
@@ -72,7 +76,7 @@ def main(
     month = datetime.now(UTC).strftime("%Y-%m")
     move_pin(opened, month, checked)
     if output is not None and now is not None:
-        linear_model(opened, now).save(output)
+        linear_model(opened, now, licence=licence_of(store)).save(output)
 
     after = opened.head()
     pinned = next(pin.sequence for pin in after.pins if pin.name == month)
@@ -89,7 +93,7 @@ def main(
         "pin": f"{month} on commit {pinned}",
         "digest of the sums": found.digest,
     }
-    if told := drifted(opened, alpha):
+    if now is not None and (told := drifted(opened, now.solution.alpha)):
         changed["drift"] = told
     for name, text in changed.items():
         say(console, f"{name}: {text}")
@@ -110,9 +114,16 @@ def drifted(store: Store, alpha: float) -> str:
     )
 
 
-def solved(store: Store, alpha: float, console: Console) -> Solved | None:
+def asked_of(store: str, alpha: float | None) -> SolveSection:
+    """How to solve: as the run's config says, or by one alpha."""
+    config = Path(store) / "problem.json"
+    if alpha is None and "://" not in store and config.is_file():
+        return load_problem(config).solve
+    return SolveSection.model_construct(alphas=(1.0 if alpha is None else alpha,), folds=2, fit_intercept=True)
+
+
+def solved(store: Store, section: SolveSection, console: Console) -> Solved | None:
     """Solve everything that a store holds, if it holds anything."""
-    section = SolveSection.model_construct(alphas=(alpha,), folds=2, fit_intercept=True)
     return solve_store(store, section, console) if store.head().n_rows else None
 
 

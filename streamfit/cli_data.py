@@ -49,7 +49,9 @@ def add(
     replace: Annotated[
         bool, typer.Option("--replace", help="Swap files that changed since they were counted, in one commit.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Count shards again that were forgotten whole.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Count again what was forgotten: shards, and all of changed files.")
+    ] = False,
     skip_bad_shards: Annotated[
         bool, typer.Option("--skip-bad-shards", help="Record shards that cannot be counted and go on.")
     ] = False,

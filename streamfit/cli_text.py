@@ -154,8 +154,10 @@ def doubt(
         )  # fmt: skip
     console = Console()
     console.print(table)
-    say(console, f"doubt {score.mean():+.3f} on average; held-out text is doubted less in {judge.unlike(seen):.0%} of"
-                 f" windows of {WINDOW} tokens", "bold")  # fmt: skip
+    unlike = judge.unlike(seen)
+    told = f"held-out text is doubted less in {unlike:.0%} of windows of {WINDOW} tokens" if unlike is not None else (
+        f"{len(rows)} tokens are too few to say whether it is text of another kind: {WINDOW} or more")  # fmt: skip
+    say(console, f"doubt {score.mean():+.3f} on average; {told}", "bold")
 
 
 @app.command(epilog="Example: streamfit distill runs/demo/model --keep 0.99 -o small --prompts typical.txt")
@@ -280,10 +282,22 @@ def write_file(path: Path, text: str) -> None:
 
 
 def read_prompt(given: str | None) -> str:
-    """The text that was given, or what comes through standard input; nothing where that is a terminal."""
+    """The text that was given, or what comes through standard input; nothing where that is a terminal.
+
+    Raises
+    ------
+    ConfigError
+        If it is not UTF-8.
+    """
     if given == "-" or (given is None and not sys.stdin.isatty()):
-        return sys.stdin.read()
-    return given or ""
+        found = sys.stdin.buffer.read()
+    else:
+        found = os.fsencode(given or "")
+    try:
+        return found.decode()
+    except UnicodeDecodeError as error:
+        msg = f"the prompt: {error}"
+        raise ConfigError(msg, "text in UTF-8") from error
 
 
 @contextmanager

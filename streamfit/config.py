@@ -82,7 +82,7 @@ class LanguageSection(Section):
     ngram_order: Annotated[int, Field(ge=2, le=8)] = 3
     topic_dims: Annotated[int, Field(ge=0)] = 0
     topic_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    topic_window: Count = 256
+    topic_window: Annotated[int, Field(ge=1, le=2**16)] = 256
     sample_bytes: Count = 64_000_000
 
     @field_validator("tokenizer")

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from distributed import Client
 
+from streamfit.corpus import Files
 from streamfit.corpus.dataset import Partitions, path_values
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
+from streamfit.corpus.openings import listed
 from streamfit.corpus.parquet_rows import Batch, matrix
 from streamfit.corpus.recipe import Recipe, date_part
 from streamfit.corpus.text_formats import type_of
@@ -120,7 +122,9 @@ class Predictor:
         """Types that text is taken for: all columns' where the model was fitted on text, else those of dates alone."""
         reader = self.model.info["reader"]
         told = dict(reader.get("origin", {}).get("options", {}).get("types", ())) | reader.get("types", {})
-        return {name: type_of(text) for name, text in told.items()}
+        found = {name: type_of(text) for name, text in told.items()}
+        named = [] if self.recipe is None else [n for n, _ in self.recipe.categories if date_part(n)[1] is None]
+        return dict.fromkeys(named, pa.string()) | found
 
     def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
         """Predictions of some rows.
@@ -222,6 +226,11 @@ def predict_files(
     ConfigError
         If the output is a folder that holds something.
     """
+    if "://" not in str(output):
+        there = {each.uri for given in paths if "://" not in given for each in listed(Files(given))}
+        if str(Path(output).expanduser().resolve()) in there:
+            msg = f"{output} for predictions of itself"
+            raise ConfigError(msg, "another file", "name one with -o that is not read")
     pieces = pieces_of(paths, predictor.columns, predictor.types, predictor.partitions)
     if ending_of(str(output)):
         with writing(output) as write:

@@ -25,6 +25,8 @@ class RemovalCertificate:
         Content id, key, rows that left, whether whole, and positions.
     still_counted : tuple of str
         Content ids that are counted now with rows that left: rows of theirs were added again since.
+    renewed : tuple of str
+        Keys of shards that left under which other content is counted now: it may hold the rows again.
     still_held : tuple of str
         Segments with the rows in them whose bytes are still there.
     without_ledger : int
@@ -44,6 +46,7 @@ class RemovalCertificate:
     commit: str
     shards: tuple[dict[str, Any], ...]
     still_counted: tuple[str, ...]
+    renewed: tuple[str, ...]
     still_held: tuple[str, ...]
     without_ledger: int
     held_by: tuple[str, ...]
@@ -78,7 +81,12 @@ class RemovalCertificate:
                 " `streamfit collect STORE --grace 0`"
             )
         lines.append(f"sums of the store now: SHA-256 {self.digest}")
-        if not self.still_counted:
+        if self.renewed:
+            lines.append(
+                f"other content is counted now under the names of {', '.join(self.renewed[:8])}: whether these rows are"
+                " in it again, their keeper must say"
+            )
+        elif not self.still_counted:
             equal = "" if self.exact else ", but for rounding: a triangular factor is kept"
             lines.append(f"the sums are those of a store that never saw the rows, cut into the same shards{equal}")
         lines.append(
@@ -113,6 +121,7 @@ def certificates(store: Store, sequence: int | None = None) -> list[RemovalCerti
 def _certificate(store: Store, removal: Removal, counted: Mapping[str, Shard], digest: str) -> RemovalCertificate:
     left = store.departures(removal)
     held, unknown = _holding(store, left)
+    names = {shard.key: shard.content_id for shard in counted.values()} if removal.kind == "forgotten" else {}
     pins = [pin.name for pin in store.head().pins if {s.id for s in store.record(pin.sequence).segments} & {*held}]
     return RemovalCertificate(
         store.url,
@@ -122,6 +131,7 @@ def _certificate(store: Store, removal: Removal, counted: Mapping[str, Shard], d
         store.record(removal.sequence).commit,
         tuple({**asdict(d), "positions": list(d.positions)} for d in left),
         tuple(d.content_id for d in left if d.content_id in counted and _is_in(d, counted[d.content_id])),
+        tuple(sorted({d.key for d in left if names.get(d.key, d.content_id) != d.content_id})),
         held,
         unknown,
         tuple(pins),

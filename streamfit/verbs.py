@@ -32,10 +32,12 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import pyarrow as pa
 from distributed import Client
 
 from streamfit import forgetting
@@ -309,9 +311,10 @@ def forget(
     2
     """
     conditions = [
-        f"{column}={_text(value)}"
+        f"{column}={text}"
         for column, given in (where or {}).items()
         for value in (given if isinstance(given, list | tuple | set | frozenset) else [given])
+        for text in _texts(value)
     ]
     given = [corpus] if isinstance(corpus, Corpus) else [] if corpus is None or isinstance(corpus, str) else [*corpus]
     forgetting.forget(
@@ -328,5 +331,15 @@ def forget(
     return store
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
+def _texts(value: Any) -> set[str]:
+    """A value as rows are compared with it: 2.0 as 2, and a time in every unit that a column of times may have."""
+    if isinstance(value, str):
+        return {value}
+    kinds = [pa.string()]
+    if isinstance(value, datetime):
+        kinds += [pa.timestamp(unit, None if value.tzinfo is None else "UTC") for unit in ("s", "ms", "us", "ns")]
+    found = set()
+    for kind in kinds:
+        with suppress(pa.ArrowException, TypeError, ValueError):
+            found.add(str(pa.scalar(value).cast(kind).cast(pa.string()).as_py()))
+    return found or {str(value)}

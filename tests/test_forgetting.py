@@ -272,6 +272,24 @@ def test_a_certificate_names_the_pin_that_holds_rows_and_what_was_counted_again(
     assert "counted again since" in "\n".join(certificate.lines())
 
 
+def test_a_changed_file_does_not_bring_back_what_was_taken_out_of_it(there, serial, quiet):
+    """Positions mean nothing in new content: it is refused, or counted whole, as the certificate then says."""
+    folder, store = there
+    forget(store, serial, None, where=[f"doc_id={name_of(2)}"])
+    (before,) = certificates(store)
+    assert "never saw the rows" in "\n".join(before.lines())
+    write_tables(folder, (3,))
+    head = store.head()
+    with pytest.raises(MismatchError, match=r"rows had been taken out of what it was.*--again"):
+        add(store, [str(folder)], serial, None, quiet, replace_changed=True)
+    assert store.head() == head
+    add(store, [str(folder)], serial, None, quiet, replace_changed=True, recount_forgotten=True)
+    after = certificates(store)[0]
+    assert after.renewed
+    assert "their keeper must say" in "\n".join(after.lines())
+    assert "never saw the rows" not in "\n".join(after.lines())
+
+
 def test_there_is_no_certificate_of_what_did_not_happen(there, serial):
     _, store = there
     with pytest.raises(MismatchError, match="no removal; expected a store that has forgotten something"):

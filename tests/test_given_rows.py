@@ -1,20 +1,25 @@
 """Rows as other programs hand them over: masks, categories, decimals, instants, folders with things beside the rows."""
 
+import datetime
 import decimal
 import itertools
+import json
 import tarfile
+from contextlib import nullcontext
 
 import datasets
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from streamfit import Block, Corpus, accumulate, add, forget, model_of, solve
+from streamfit import Block, Corpus, Dense, Frame, Moments, accumulate, add, forget, model_of, posterior, solve
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError
 from streamfit.predicting import Predictor, predict_files
+from streamfit.solve import IllConditionedWarning
 from streamfit.starter import starter
 
 
@@ -185,3 +190,61 @@ def test_a_look_at_what_is_no_plain_table(tmp_path):
     assert 'kind = "tar"' in starter(str(tmp_path / "texts.tar.gz"))
     with pytest.raises(CorpusError, match="no file or directory"):
         starter(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(("missing", "n"), [("drop", 30), ("mean", 40)])
+def test_nan_in_a_category_of_numbers_is_missing(tmp_path, missing, n):
+    rows = pa.table({"c": [1.5, 0.1, 2.0, float("nan")] * 10, "y": np.arange(40.0)})
+    _, sums = fit(rows, tmp_path / "s", features=["c"], categories=["c"], missing=missing)
+    assert (sums.n_rows, sums.mean_x.tolist()) == (n, pytest.approx([1 / 3] * 3))
+
+
+def test_values_to_forget_are_those_of_the_column(tmp_path):
+    at = [datetime.datetime(2026, 1, day) for day in (1, 2, 3, 4)]
+    rows = {"u": [1.0, 2.0, 2.0, 3.0], "at": pa.array(at, pa.timestamp("s")), "x": [1.0, 2, 3, 4], "y": [1.0, 2, 3, 4]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    store, _ = fit(str(tmp_path / "t.parquet"), tmp_path / "s")
+    assert forget(store, where={"u": 2.0}, why="asked").head().n_rows == 2
+    assert forget(store, where={"at": at[0]}, why="asked").head().n_rows == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("unseen", ["error", "zero"])
+def test_categories_are_the_same_in_every_format(tmp_path, kind, unseen):
+    """Codes with leading zeros, truth values, days and numbers as names: fitted on Parquet, predicted from anything."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "zip": rng.choice(["01234", "00501", "90210"], 300),
+        "flag": rng.choice(["True", "False"], 300),
+        "day": rng.choice(["2026-01-01", "2026-02-01"], 300),
+        "size": rng.choice([1.0, 2.0, 3.5], 300),
+    }
+    table = pa.table(columns)
+    effects = [pd.factorize(values)[0] * 10.0**i for i, values in enumerate(columns.values())]
+    pq.write_table(table.append_column("y", pa.array(sum(effects))), tmp_path / "rows.parquet")
+    corpus = Corpus(str(tmp_path / "rows.parquet"), [*columns], ["y"], categories=[*columns], unseen=unseen)
+    store = accumulate(corpus, tmp_path / "s", precision="float64")
+    predictor = Predictor(model_of(store, solve(store, alpha=1e-6, tolerance=float("inf"))))
+    path = tmp_path / f"new.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ","))
+    predict_files(predictor, [str(path)], tmp_path / "out.parquet")
+    np.testing.assert_allclose(pq.read_table(tmp_path / "out.parquet")["y_predicted"], sum(effects), atol=1e-3)
+    with pytest.raises(ConfigError, match="predictions of itself"):
+        predict_files(predictor, [str(tmp_path)], tmp_path / "rows.parquet")
+
+
+def test_noise_that_float32_sums_cannot_show_is_said():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 100, (1000, 1))
+    for sigma, precision, seen in [(3.0, "float32", True), (0.003, "float32", False), (0.003, "float64", True)]:
+        frame = Frame.from_sample(x, 2 * x, Dense(1))
+        sums = Moments.from_rows(x, 2 * x + sigma * rng.normal(size=x.shape), frame, Dense(1), precision=precision)
+        with nullcontext() if seen else pytest.warns(IllConditionedWarning, match="count in float64"):
+            found = posterior(sums, 1e-9)
+        if seen:
+            assert found.noise_variance[0] == pytest.approx(sigma**2, rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_buckets_cover_every_support_and_thin_ones_share_weights():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.01, 1, size=(500, 2))
     bucket = np.repeat([0, 1], [450, 50])
-    weights = fit_buckets(p, bucket, 3)
+    weights, gap = fit_buckets(p, bucket, 3)
+    assert 0 <= gap <= 1e-6
     np.testing.assert_allclose(weights[1], fit_mixture(p).weights)
     np.testing.assert_allclose(weights[0], fit_mixture(p[:450]).weights)
 
@@ -239,3 +241,29 @@ def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial
     left = held_out(store, test)
     assert {s.content_id for s in left.shards()} == {s.content_id for s in test.shards()} - set(store.counted())
     assert len(left.shards()) < len(test.shards())
+
+
+class Lossy:
+    """A tokenizer that keeps neither case nor more than one space, as those of words forget what they do not know."""
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def encode(self, texts):
+        return self.whole.encode([" ".join(text.lower().split()) for text in texts])
+
+    def decode(self, ids):
+        return self.whole.decode(ids)
+
+
+def test_what_a_tokenizer_loses_is_not_compared_by_byte_or_word(fitted):
+    """What is lost costs a model nothing, so its bits per byte would be a lie."""
+    _, model = fitted
+    lossy = Evaluator(replace(model, tokenizer=Lossy(model.tokenizer)))
+    for text, left in [("import os", {"bits_per_byte", "word_perplexity"}), ("import  os", {"word_perplexity"})]:
+        *_, found = lossy.documents([text]).values()
+        assert {"bits_per_byte", "word_perplexity"} & found.to_json().keys() == left
+    *_, found = lossy.documents(["import os", "class A"]).values()
+    assert np.isnan([found.bits_per_byte, found.word_perplexity]).all()
+    *_, spelled = lossy.documents(["import os", "class a"]).values()
+    assert found.perplexity == spelled.perplexity

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamfit.corpus.base import Split
-from streamfit.corpus.encode import numbers, plain_column, values_of
+from streamfit.corpus.encode import names_of, numbers, plain_column, values_of
 from streamfit.corpus.recipe import Filter, Recipe
-from streamfit.corpus.values import matching, strings_of
+from streamfit.corpus.values import matching
 from streamfit.errors import ShardError
 
 _COMPARE = {
@@ -60,8 +60,9 @@ def counting(where: str, table: pa.RecordBatch, recipe: Recipe, split: Split | N
 
 def lacking(where: str, table: pa.RecordBatch, name: str, recipe: Recipe) -> np.ndarray:
     """Which rows have no value for a feature, or NaN; of lists, in any element. A boolean array of shape (n_rows,)."""
-    if recipe.levels(name) is not None:
-        return np.asarray(strings_of(values_of(where, table, name)).is_null().to_numpy(zero_copy_only=False))
+    levels = recipe.levels(name)
+    if levels is not None:
+        return np.asarray(names_of(where, table, name, levels).is_null().to_numpy(zero_copy_only=False))
     column = values_of(where, table, name)
     if not column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         return np.zeros(len(column), bool)

@@ -78,7 +78,11 @@ class DatasetFiles(Table):
             return self
         first = self.found()[0]
         whole = frozenset(self.target if self.n_classes is not None else ())
-        return replace(self, format=self.format.typed(first.uri, whole, self._typed_columns()))
+        made = self.format.typed(first.uri, whole, self._typed_columns())
+        if self.kind == "csv":  # names that look like numbers: 00501 is not 501
+            named = {name for name, levels in self.recipe.categories if levels and date_part(name)[1] is None}
+            made = replace(made, types=tuple((name, "string" if name in named else t) for name, t in made.types))
+        return replace(self, format=made)
 
     def _typed_columns(self) -> frozenset[str]:
         """Columns whose type matters: numbers, dates, and what filters compare. All others are names of something."""

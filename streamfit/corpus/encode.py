@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ _PARTS: dict[DatePart, Any] = {
     "hour": pc.hour,
     "minute": pc.minute,
 }
+
+
+_MIDNIGHTS = (" 00:00:00", "T00:00:00", " 00:00:00.000000", " 00:00:00.000000000")
+"""What a day may end with, once it has been taken for a time."""
 
 
 def features_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
@@ -134,7 +139,7 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
         block = numbers(where, batch.table, name)
         lost = np.isnan(block)
     else:
-        texts = strings_of(values_of(where, batch.table, name))
+        texts = names_of(where, batch.table, name, levels)
         block = _one_hot(where, batch, name, texts, levels, recipe)
         lost = np.asarray(texts.is_null().to_numpy(zero_copy_only=False))[:, None]
     if not lost.any():
@@ -147,6 +152,30 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
     else:  # a list may lack one of its elements: the others stay
         block = np.where(lost, np.asarray(fill, block.dtype), block)
     return block
+
+
+def names_of(where: str, table: pa.RecordBatch, name: str, levels: tuple[str, ...]) -> pa.Array:
+    """A category's values as text; NaN is none, unless a dictionary of before has it."""
+    values = values_of(where, table, name)
+    if pa.types.is_floating(values.type) and "nan" not in levels:
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    texts = strings_of(values)
+    if not levels or texts.type != pa.string():
+        return texts
+    # The same rows in another format, such as CSV, may spell a number, a day or a truth value otherwise.
+    spelled = texts.dictionary_encode()
+    told = [_spelled(text, frozenset(levels)) for text in spelled.dictionary.to_pylist()]
+    return texts if told == spelled.dictionary.to_pylist() else pa.array(told, pa.string()).take(spelled.indices)
+
+
+def _spelled(text: str, levels: frozenset[str]) -> str:
+    """A value as it stands in a dictionary, where it is there in another spelling."""
+    if text in levels:
+        return text
+    others = [text.removesuffix(ending) for ending in _MIDNIGHTS] + [text.capitalize(), text.lower()]
+    with suppress(ValueError):
+        others.append(str(pa.scalar(float(text)).cast(pa.string()).as_py()))
+    return next((other for other in others if other in levels), text)
 
 
 def values_of(where: str, table: pa.RecordBatch, name: str) -> pa.Array:

@@ -16,7 +16,6 @@ from streamfit.corpus.base import Source
 from streamfit.corpus.choosing import counting
 from streamfit.corpus.recipe import MAX_LEVELS, Recipe, date_part
 from streamfit.corpus.table import Table
-from streamfit.corpus.values import strings_of
 from streamfit.errors import CorpusError, ShardError
 
 _Any = TypeVar("_Any", bound=Source)
@@ -105,7 +104,7 @@ def _found(table: Table, skip: bool) -> Recipe:
             for whole in table.batches(shard, list(dict.fromkeys(read))):
                 batch = whole.filter(pa.array(counting(shard.key, whole, rows, table.split)))
                 for name in {*levels, *shares}:
-                    texts = strings_of(encode.values_of(shard.key, batch, name))
+                    texts = encode.names_of(shard.key, batch, name, recipe.levels(name) or ())
                     _count(texts, levels.get(name), shares.get(name))
                     if len(levels.get(name, ())) > MAX_LEVELS:
                         msg = f"more than {MAX_LEVELS} values of the category {name!r}"

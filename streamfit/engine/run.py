@@ -109,7 +109,8 @@ def accumulate(
     replace_changed : bool
         Swap files whose content has changed since it was counted, old for new, in one commit.
     recount : bool
-        Count shards again that were forgotten whole; rows that were taken out of shards stay out.
+        Count shards again that were forgotten whole, and all rows of changed files; rows that were taken out of shards
+        that have not changed stay out.
 
     Returns
     -------
@@ -121,6 +122,8 @@ def accumulate(
         If the corpus is empty, or a shard cannot be counted (`ShardError`, naming it) and is not skipped.
     ShardChangedError
         If a file has changed since it was counted, and is not to be replaced.
+    MismatchError
+        If rows were taken out of a file that has changed, and it is not to be counted again all the same.
     PlanError
         If the plan does not fit into memory.
     StoreError
@@ -140,6 +143,8 @@ def accumulate(
     changed = changed_files(found, counted)
     if changed and not replace_changed:
         raise _changed_error(*changed[0])
+    if not recount:
+        _refuse_bringing_back(changed)
     unique, repeats = counted_twice(_narrowed(store, found))
     already = tuple(s for s in unique if s.content_id in counted)
     forgotten = {} if recount else store.forgotten_among(unique)
@@ -418,6 +423,18 @@ def _refuse_other_cuts(found: Sequence[Shard], counted: Mapping[str, Shard]) -> 
             raise MismatchError(
                 msg, "each row once", "use the label columns that it was counted with, or forget it first"
             )
+
+
+def _refuse_bringing_back(changed: Sequence[tuple[Shard, Shard]]) -> None:
+    """Rows that were taken out of a file are known by their place in it, which new content does not keep."""
+    for now, before in changed:
+        if before.without:
+            msg = f"{now.key} has changed, and {len(before.without):,} rows had been taken out of what it was"
+            remedy = (
+                "take them out of the file; then swap it by `streamfit add STORE PATH --replace --again` (recount),"
+                " which counts all that it has, or forget the file"
+            )
+            raise MismatchError(msg, "content that does not bring them back, which cannot be told", remedy)
 
 
 def _changed_error(now: Shard, before: Shard) -> ShardChangedError:

@@ -12,15 +12,16 @@ from streamfit.solve import AlphaPath, AlphaScores, Pruned
 
 
 def plot_models(rows: Sequence[Mapping[str, Any]]) -> Drawing:
-    """Bits per byte of each model, the best accented."""
+    """Bits per byte of each model, or per token where bytes are lost; the best accented."""
     figure, pair = axes()
     names = [row["model"] for row in rows][::-1]
-    bits = [row["bits_per_byte"] for row in rows][::-1]
+    unit = "byte" if "bits_per_byte" in rows[0] else "token"
+    bits = [row.get("bits_per_byte", float(np.log2(row["perplexity"]))) for row in rows][::-1]
     bars = pair.barh(names, bits, color=[ACCENT if b == min(bits) else MUTED for b in bits])
-    labels = [f"{row['bits_per_byte']:.3f}   (perplexity {row['perplexity']:,.1f})" for row in rows][::-1]
+    labels = [f"{b:.3f}   (perplexity {row['perplexity']:,.1f})" for b, row in zip(bits, rows[::-1], strict=True)]
     pair.bar_label(bars, labels, padding=4, fontsize=9, color=INK)
     pair.set_xlim(0, 1.35 * max(bits))
-    pair.set_xlabel("bits per byte of held-out text; less is better")
+    pair.set_xlabel(f"bits per {unit} of held-out text; less is better")
     return Drawing(figure, rows)
 
 

@@ -29,7 +29,7 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
         outcome = (" loses" if change > 0 else " wins") if name in closed else ""
         result = "" if name == baseline else f"{change:+.1%}{outcome}"
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
-        cells = (f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares, result)
+        cells = (f"{row['perplexity']:,.2f}", _bits(row), *shares, result)
         table.add_row(name, *cells, style="bold" if score.nats == best else "")
     console.print(table)
     say(console, verdict(scores))
@@ -44,8 +44,13 @@ def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
     for name, score in scores.items():
         row = score.to_json()
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
-        table.add_row(name, f"{row['perplexity']:,.2f}", f"{row['bits_per_byte']:.3f}", *shares)
+        table.add_row(name, f"{row['perplexity']:,.2f}", _bits(row), *shares)
     console.print(table)
+
+
+def _bits(row: Mapping[str, float]) -> str:
+    """Bits per byte, where tokens keep all bytes."""
+    return f"{row['bits_per_byte']:.3f}" if "bits_per_byte" in row else "–"
 
 
 def verdict(scores: Mapping[str, Score]) -> str:

@@ -200,9 +200,10 @@ def add_scores(report: Report, scores: Mapping[str, Score]) -> None:
     rows: list[dict[str, Any]] = [{"model": name, **score.to_json()} for name, score in scores.items()]
     report.heading("How well it predicts")
     better = {"perplexity": "min", "bits_per_byte": "min", "top1": "max", "top5": "max"}
-    report.table("models", rows, better)
+    report.table("models", rows, {name: way for name, way in better.items() if name in rows[0]})
     report.text(verdict(scores))
-    report.figure("models", plot_models(rows), "Bits per byte on held-out text.")
+    unit = "byte" if "bits_per_byte" in rows[0] else "token"
+    report.figure("models", plot_models(rows), f"Bits per {unit} on held-out text.")
 
 
 def add_samples(report: Report, samples: Mapping[str, str]) -> None:

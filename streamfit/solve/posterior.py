@@ -6,6 +6,7 @@ serves every target, for they differ only in their noise variance.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from streamfit.arrays import Array, cached_rows, to_host
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import ConfigError, MismatchError, SolveError
 from streamfit.solve.inverse import inverse_factor
-from streamfit.solve.ridge import Solution, solve, without_constants
+from streamfit.solve.ridge import IllConditionedWarning, Solution, solve, without_constants
 
 Spread = Literal["posterior", "sampling"]
 """Which standard errors: of the Bayesian posterior, or of the estimate over repeated draws of the noise."""
@@ -258,7 +259,7 @@ def posterior(
     Warns
     -----
     IllConditionedWarning
-        If rounding of the stored sums would decide the weights.
+        If rounding of the stored sums would decide the weights, or the noise variance that is estimated.
 
     Notes
     -----
@@ -295,7 +296,9 @@ def posterior(
             msg = f"{observed:g} observations for {dof:.6g} degrees of freedom"
             remedy = "add rows, drop features or raise alpha; or give the noise variance"
             raise SolveError(msg, "more observations than degrees of freedom", remedy)
-        variance = _residual_squares(c, solution.weights) / left
+        squares = _residual_squares(c, solution.weights)
+        _warn_of_rounding(squares, c.ss_y, getattr(moments, "precision", "float64"))
+        variance = squares / left
     else:
         variance, left = _given(noise_variance, len(c.mean_y)), np.inf
     # The mean stands for the intercept, which is mean_y - mean_x'B: the two are independent.
@@ -321,6 +324,21 @@ def posterior(
         sampling_scale=sampling_scale,
         fit_intercept=fit_intercept,
     )
+
+
+_RESOLVED: dict[str, float] = {"float32": 2.0**-19, "tf32": 2.0**-10, "bf16": 2.0**-7}
+"""Share of the targets' squares below which rounding of products decides what is left of them."""
+
+
+def _warn_of_rounding(left: np.ndarray, squares: np.ndarray, precision: str) -> None:
+    lost = (left <= _RESOLVED.get(precision, 0.0) * squares) & (squares > 0)
+    if precision in _RESOLVED and lost.any():
+        msg = (
+            f"residuals of {int(lost.sum())} target(s) are below {_RESOLVED[precision]:.1g} of their squares, which"
+            f" products in {precision} do not resolve: noise, standard errors and deviations are not to be relied on; count in"
+            " float64, or give the noise variance"
+        )
+        warnings.warn(msg, IllConditionedWarning, stacklevel=3)
 
 
 def _residual_squares(c: Centered, weights: np.ndarray) -> np.ndarray:

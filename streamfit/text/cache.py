@@ -146,7 +146,7 @@ class Cache:
         length : int array of shape (n_rows,)
         n_lengths : int
         """
-        weights = fit_buckets(np.column_stack([own, kernels]), length, n_lengths)
+        weights = fit_buckets(np.column_stack([own, kernels]), length, n_lengths).weights
         return Cache(self.vectors, self.window, self.reach, self.kernels, weights)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

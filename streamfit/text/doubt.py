@@ -155,7 +155,7 @@ class Doubt:
         moments : Moments
             The sums that its network was solved from.
         texts : sequence of str
-            Held-out text, of which the first tokens are used.
+            Held-out text, of which the first tokens of each document are used.
         n_tokens : int
 
         Raises
@@ -191,8 +191,13 @@ class Doubt:
         z = ((seen.columns() - self.mean) / self.scale) @ self.slopes + self.intercept
         return np.asarray(scipy.special.expit(z))
 
-    def unlike(self, seen: Signals) -> float:
-        """Share of held-out windows that are doubted less than this text is: near 1, it is of another kind."""
+    def unlike(self, seen: Signals) -> float | None:
+        """Share of held-out windows that are doubted less than this text is: near 1, it is of another kind.
+
+        None of fewer tokens than a window has: the mean of few is far off in text of the same kind, too.
+        """
+        if len(seen.tokens) < WINDOW:
+            return None
         return float(np.interp(self.score(seen).mean(), self.quantiles, np.linspace(0, 1, 101)))
 
     def save(self, model: str | Path) -> None:
@@ -222,13 +227,16 @@ class Doubt:
 
 
 def _first(model: LanguageModel, texts: Sequence[str], n_tokens: int) -> list[str]:
+    """Beginnings of all documents, about as many tokens of each, so that no single one decides what is usual."""
+    each = max(WINDOW, -(-n_tokens // max(1, len(texts))))
     kept: list[str] = []
     for text in texts:
         if n_tokens <= 0:
             break
         ids = model.tokenizer.encode([text])[0]
-        kept.append(text if len(ids) <= n_tokens else model.tokenizer.decode(ids[:n_tokens]))
-        n_tokens -= len(ids) + 1
+        room = min(each, n_tokens)
+        kept.append(text if len(ids) <= room else model.tokenizer.decode(ids[:room]))
+        n_tokens -= min(len(ids), room) + 1
     return kept
 
 

@@ -31,6 +31,9 @@ class Score:
         Tokens that were the most probable, or among the five most probable.
     n_words : int
         Words between white space, and one for the end of each document, which is predicted too.
+    n_lossy, n_unknown : int
+        Texts that cannot be told from their tokens to the byte, and those of them with words that are not in the
+        vocabulary: what a tokenizer does not keep costs a model nothing.
     """
 
     n_tokens: int = 0
@@ -39,6 +42,8 @@ class Score:
     top1: int = 0
     top5: int = 0
     n_words: int = 0
+    n_lossy: int = 0
+    n_unknown: int = 0
 
     def __add__(self, other: Score) -> Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -50,18 +55,20 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model needs for a byte of text: comparable across tokenizers."""
-        return float(self.nats / np.log(2.0) / max(self.n_bytes, 1))
+        """Bits that the model needs for a byte of text: comparable across tokenizers, and NaN where one loses bytes."""
+        return float("nan") if self.n_lossy else float(self.nats / np.log(2.0) / max(self.n_bytes, 1))
 
     @property
     def word_perplexity(self) -> float:
-        """Perplexity per word, whatever the tokens: comparable across tokenizers as well."""
+        """Perplexity per word, whatever the tokens: comparable across tokenizers, and NaN where one loses words."""
+        if self.n_unknown:
+            return float("nan")
         with np.errstate(over="ignore"):  # a file without white space is one long word
             return float(np.exp(self.nats / max(self.n_words, 1)))
 
     def to_json(self) -> dict[str, float]:
-        """Figures of a table row."""
-        return {
+        """Figures of a table row; without those per byte or word of a tokenizer that loses some."""
+        found = {
             "tokens": self.n_tokens,
             "bytes": self.n_bytes,
             "perplexity": self.perplexity,
@@ -70,6 +77,7 @@ class Score:
             "top1": self.top1 / self.n_tokens,
             "top5": self.top5 / self.n_tokens,
         }
+        return {name: value for name, value in found.items() if value == value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +112,15 @@ class Evaluator:
             In the order of a table: baselines first, the mixture last.
         """
         texts = list(texts)
+        encoded = self.model.tokenizer.encode(texts)
+        told = [self.model.tokenizer.decode(ids) for ids in encoded]
         spelled = Score(
-            n_bytes=sum(len(text.encode()) for text in texts), n_words=sum(len(text.split()) + 1 for text in texts)
+            n_bytes=sum(len(text.encode()) for text in texts),
+            n_words=sum(len(text.split()) + 1 for text in texts),
+            n_lossy=sum(text != own for text, own in zip(texts, told, strict=True)),
+            n_unknown=sum(text.split() != own.split() for text, own in zip(texts, told, strict=True)),
         )
-        windows = Windows(self.model.tokenizer.encode(texts), self.model.n_context)
+        windows = Windows(encoded, self.model.n_context)
         tokens = windows.tokens
         total = {
             "uniform": _score_fixed(np.full(self.model.vocab_size, 1.0 / self.model.vocab_size), tokens),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -109,7 +110,21 @@ def fit_mixture(likelihoods: np.ndarray) -> MixtureFit:
     return MixtureFit(weights, float(-np.log(p @ weights).mean()), gap)
 
 
-def fit_buckets(likelihoods: np.ndarray, bucket: np.ndarray, count: int) -> np.ndarray:
+class BucketFit(NamedTuple):
+    """Weights of several buckets.
+
+    Parameters
+    ----------
+    weights : float64 array of shape (n_buckets, n_experts)
+    gap : float
+        The largest bound, over the buckets, on the loss above the optimum, in nats per token.
+    """
+
+    weights: np.ndarray
+    gap: float
+
+
+def fit_buckets(likelihoods: np.ndarray, bucket: np.ndarray, count: int) -> BucketFit:
     """Weights of each bucket; one with little held-out text takes those of all text.
 
     Parameters
@@ -121,12 +136,15 @@ def fit_buckets(likelihoods: np.ndarray, bucket: np.ndarray, count: int) -> np.n
 
     Returns
     -------
-    float64 array of shape (count, n_experts)
+    BucketFit
+        Of `count` buckets.
     """
-    overall = fit_mixture(likelihoods).weights
-    weights = np.tile(overall, (count, 1))
+    overall = fit_mixture(likelihoods)
+    weights, gaps = np.tile(overall.weights, (count, 1)), [overall.gap]
     for index in range(count):
         rows = bucket == index
         if rows.sum() >= _MIN_ROWS:
-            weights[index] = fit_mixture(likelihoods[rows]).weights
-    return weights
+            found = fit_mixture(likelihoods[rows])
+            weights[index] = found.weights
+            gaps.append(found.gap)
+    return BucketFit(weights, max(gaps))

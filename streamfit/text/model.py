@@ -88,6 +88,8 @@ class LanguageModel:
         What the mixture is multiplied by.
     cache : Cache, optional
         Of text that was read last, for adaptive scores; `distribution` does without.
+    mixture_gap : float, optional
+        Certificate of the mixture: a bound on its held-out loss above the optimum, in nats per token, in any bucket.
     """
 
     tokenizer: Tokenizer
@@ -100,6 +102,7 @@ class LanguageModel:
     clusters: Mapping[int, np.ndarray] = field(default_factory=dict)
     topic: Topic | None = None
     cache: Cache | None = None
+    mixture_gap: float | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -234,7 +237,7 @@ class LanguageModel:
             else:
                 likelihoods[:, column] = self.count_experts[name].probability(contexts, tokens)
         mixture = fit_buckets(likelihoods, buckets(*self.support(contexts)), n_buckets(self.counts.order))
-        model = self.keeping(replace(model, mixture=mixture, topic=None))
+        model = self.keeping(replace(model, mixture=mixture.weights, mixture_gap=mixture.gap, topic=None))
         return model if self.topic is None else model.about(self.topic, contexts, tokens)
 
     def about(self, topic: Topic, contexts: np.ndarray, tokens: np.ndarray) -> LanguageModel:
@@ -298,6 +301,7 @@ class LanguageModel:
             "order": self.counts.order,
             "vocab_size": self.vocab_size,
             "projection": vars(self.projection),
+            "mixture_gap": self.mixture_gap,
             "experts": self.settings.to_json(),
         }
         for name, part in (("network", self.network), ("topic", self.topic), ("cache", self.cache)):
@@ -335,6 +339,7 @@ class LanguageModel:
             counts=NgramCounts.unpacked(spec["order"], spec["vocab_size"], arrays["grams"], arrays["counts"]),
             projection=Projection(**spec["projection"]),
             mixture=arrays["mixture"],
+            mixture_gap=spec.get("mixture_gap"),
             settings=ExpertSettings.from_json(spec["experts"]) if "experts" in spec else ExpertSettings(),
             clusters={int(size): array for size, array in under("clusters.").items()},
             topic=None if topic is None else Topic.from_parts(topic, under("topic.")),
