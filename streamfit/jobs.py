@@ -21,7 +21,7 @@ from rich.console import Console
 from streamfit.config import LanguageProblem, Problem, load_problem
 from streamfit.corpus import Documents, Source, TextFiles
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
-from streamfit.errors import ConfigError, CorpusError, StoreError
+from streamfit.errors import ConfigError, CorpusError, ShardError, StoreError
 from streamfit.history import note_pass
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
@@ -99,7 +99,7 @@ def fit(
             solved = solve_out_of_core(store, problem.solve, memory, None, console)
         else:
             solved = solve_store(store, problem.solve, console, backend=machine.solve_backend)
-        model = build_model(problem, store, solved)
+        model = build_model(problem, store, solved, skip_bad_shards=skip_bad_shards)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")
         return Fitted(store, summary, solved, model)
@@ -203,10 +203,12 @@ def _rate(summary: RunSummary) -> str:
     return f"{rows:,.0f} rows/s, about {summary.gflops:,.0f} GFLOP/s, equal rows multiplied once"
 
 
-def build_model(problem: Problem, store: Store, solved: Solved) -> LinearModel | LanguageModel:
-    """The model of a solve."""
+def build_model(
+    problem: Problem, store: Store, solved: Solved, *, skip_bad_shards: bool = False
+) -> LinearModel | LanguageModel:
+    """The model of a solve; of validation files, too, those that cannot be read may be left out."""
     if isinstance(problem, LanguageProblem):
-        validation = held_out(store, problem.corpus.documents("validation"))
+        validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
         model = assemble(store, solved.solution, validation, experts=problem.experts())
         if model.network is None:  # counts alone
             return model
@@ -261,8 +263,10 @@ def licence_of(where: str | Path) -> str:
     return "" if "://" in str(where) or not path.is_file() else load_problem(path).corpus.licence
 
 
-def held_out(store: Store, documents: Documents) -> Documents:
+def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = False) -> Documents:
     """Documents without those that the store has counted, for instance copies of a training file.
+
+    Files of text that cannot be read may be left out as well.
 
     Raises
     ------
@@ -272,10 +276,23 @@ def held_out(store: Store, documents: Documents) -> Documents:
     if not isinstance(documents, TextFiles):
         return documents  # split by a hash of each text: equal texts are never on both sides
     left = replace(documents, leave_out=frozenset(store.counted()))
+    if skip_bad_shards:
+        bad = {shard.content_id: shard.key for shard in left.shards() if _is_bad(left, shard)}
+        for key in bad.values():
+            log.warning("event=skipped shard=%s part=held-out", key)
+        left = replace(left, leave_out=left.leave_out | frozenset(bad))
     if not left.shards():
         msg = "held-out files that were all counted in training"
         raise CorpusError(msg, "some that were not", "check `split` and the paths of [corpus]")
     return left
+
+
+def _is_bad(documents: Documents, shard: Shard) -> bool:
+    try:
+        documents.documents(shard)
+    except ShardError:
+        return True
+    return False
 
 
 def evaluate_documents(model: LanguageModel, documents: Documents, client: Client | None) -> dict[str, Score]:

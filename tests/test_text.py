@@ -243,6 +243,28 @@ def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial
     assert len(left.shards()) < len(test.shards())
 
 
+def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_path: Path, quiet, serial):
+    """It is found when everything has been counted: a model must come of that all the same."""
+    documents = tmp_path / "in"
+    documents.mkdir()
+    for i in range(60):
+        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = LanguageProblem.model_validate(
+        {
+            "kind": "language_model",
+            "run": str(tmp_path / "run"),
+            "corpus": {"root": str(documents)},
+            "features": {"vocab_size": 300, "n_context": 3, "embedding_dims": 24, "n_centers": 10},
+            "solve": {"folds": 2},
+        }
+    )
+    bad = Path(problem.corpus.documents("validation").shards()[0].uri)
+    bad.write_bytes(b"ok\xff")
+    with pytest.raises(CorpusError, match="byte 0xff"):
+        fit(problem, serial, None, quiet)
+    assert isinstance(fit(problem, serial, None, quiet, skip_bad_shards=True).model, LanguageModel)
+
+
 class Lossy:
     """A tokenizer that keeps neither case nor more than one space, as those of words forget what they do not know."""
 

@@ -335,8 +335,8 @@ def _warn_of_rounding(left: np.ndarray, squares: np.ndarray, precision: str) -> 
     if precision in _RESOLVED and lost.any():
         msg = (
             f"residuals of {int(lost.sum())} target(s) are below {_RESOLVED[precision]:.1g} of their squares, which"
-            f" products in {precision} do not resolve: noise, standard errors and deviations are not to be relied on; count in"
-            " float64, or give the noise variance"
+            f" products in {precision} do not resolve: noise, standard errors and deviations are not to be relied on;"
+            " count in float64, or give the noise variance"
         )
         warnings.warn(msg, IllConditionedWarning, stacklevel=3)
 
