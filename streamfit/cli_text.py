@@ -200,7 +200,7 @@ def distill(
     for each in tried:
         table.add_row(
             f"{each.n_features:,}", " ".join(each.model.settings.experts), f"{each.n_bytes / 1e6:,.1f}",
-            f"{each.perplexity:,.3f}", f"{each.kept:.4%}", "chosen" if each is chosen else "",
+            f"{each.perplexity:,.3f}", f"{each.kept:.4%}", "chosen" if each.to_json() == chosen.to_json() else "",
         )  # fmt: skip
     Console().print(table)
     if output is not None:
@@ -289,13 +289,11 @@ def read_prompt(given: str | None) -> str:
     ConfigError
         If it is not UTF-8.
     """
-    if given == "-" or (given is None and not sys.stdin.isatty()):
-        found = sys.stdin.buffer.read()
-    else:
-        found = os.fsencode(given or "")
+    piped_in = given == "-" or (given is None and not sys.stdin.isatty())
     try:
-        return found.decode()
-    except UnicodeDecodeError as error:
+        text = sys.stdin.read() if piped_in else given or ""
+        return text.encode(errors="surrogateescape").decode()  # some locales keep bytes that are no text for later
+    except UnicodeError as error:
         msg = f"the prompt: {error}"
         raise ConfigError(msg, "text in UTF-8") from error
 

@@ -142,6 +142,8 @@ class TableSection(FilesSection):
         Column of row weights.
     n_classes : int, optional
         Makes the target's whole numbers one-hot.
+    classes : tuple of str
+        Its values, where they are names: class by class, which gives n_classes.
     categories : dict of str to values, or tuple of str
         Features that are one-hot; without values these are found in the data once.
     unseen, missing, missing_target, split_column, split_values
@@ -167,6 +169,7 @@ class TableSection(FilesSection):
     target: Annotated[tuple[str, ...], Field(min_length=1)]
     weight: str | None = None
     n_classes: Count | None = None
+    classes: tuple[str, ...] = ()
     categories: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
     unseen: Unseen = "error"
     missing: Missing = "error"
@@ -184,7 +187,7 @@ class TableSection(FilesSection):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> TableSection:
-        if self.n_classes is not None and len(self.target) != 1:
+        if (self.n_classes or self.classes) and len(self.target) != 1:
             msg = f"n_classes needs exactly one target column, got {len(self.target)}"
             raise ValueError(msg)
         only: dict[str, tuple[str, ...]] = {
@@ -224,7 +227,7 @@ class TableSection(FilesSection):
             self.features,
             self.target,
             self.weight,
-            self.n_classes,
+            self.n_classes or len(self.classes) or None,
             named,
             self.unseen,
             self.missing,
@@ -232,6 +235,7 @@ class TableSection(FilesSection):
             filters=tuple(Filter(*each) for each in self.filters),
             split_column=self.split_column,
             split_values=self.split_values,
+            classes=self.classes,
         )
 
     def table(self, hashed: Hashed | None = None) -> ParquetTable | Table:

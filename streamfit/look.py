@@ -43,6 +43,8 @@ class Column:
         Largest number, where all are whole and none is negative; -1 otherwise.
     kind : str
         Its type.
+    values : tuple of str
+        Those of a category, sorted.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Column:
     whole: bool
     top: int
     kind: str
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ def _column(name: str, column: pa.ChunkedArray) -> Column:
     named = n_values <= _FEW and 2 * n_values <= max(4, len(array))
     length = pc.mean(pc.utf8_length(strings_of(array))).as_py() or 0
     role = "category" if named else "id" if n_values == len(array) and length < 40 else "text"
-    return Column(name, role, n_values, missing, False, -1, str(kind))
+    names = tuple(sorted(strings_of(array).unique().drop_null().to_pylist())) if role == "category" else ()
+    return Column(name, role, n_values, missing, False, -1, str(kind), names)
 
 
 def _steps_by_one(values: np.ndarray) -> bool:

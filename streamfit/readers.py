@@ -25,6 +25,8 @@ def reader_of(source: ParquetTable | Table) -> dict[str, Any]:
     if source.hashed is not None:
         made = source.hashed
         found["hashed"] = {"n": made.n, "categories": [*made.categories], "alternate_sign": made.alternate_sign}
+    if isinstance(source, Table) and source.recipe.classes:
+        found["classes"] = list(source.recipe.classes)
     if isinstance(source, Table):
         found |= {"recipe": source.recipe.to_json(), "origin": source.origin()}
     return found

@@ -74,6 +74,8 @@ class Corpus:
         Column of row weights.
     n_classes : int, optional
         Makes whole numbers in the one target column one-hot.
+    classes : sequence of str
+        Values of the target, where they are names and not whole numbers from 0: class by class.
     categories : mapping of str to values, or sequence of str
         Features that are one-hot; without values these are found when the store is made, and frozen.
     unseen : {'error', 'zero'}
@@ -118,6 +120,7 @@ class Corpus:
     target: Sequence[str]
     weight: str | None = None
     n_classes: int | None = None
+    classes: Sequence[str] = ()
     categories: Mapping[str, Sequence[str]] | Sequence[str] = ()
     unseen: Unseen = "error"
     missing: Missing = "error"
@@ -180,6 +183,7 @@ class Corpus:
             "target": _columns(self.target),
             "weight": self.weight,
             "n_classes": self.n_classes,
+            "classes": _columns(self.classes),
             "categories": categories if isinstance(categories, dict) else _columns(categories),
             "unseen": self.unseen,
             "missing": self.missing,

@@ -15,6 +15,8 @@ from streamfit.look import Column, Look, look
 
 _CLASSES = 20
 _TARGETS = ("target", "label", "y", "class", "outcome", "response", "price", "rating", "delay", "score", "value")
+_CLASS_TARGETS = ("target", "label", "class", "outcome", "y")
+_NAMED = 64
 _WEIGHTS = ("weight", "weights", "sample_weight", "w")
 _SPLITS = ("split", "part", "fold")
 _TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".h", ".tex", ".html", ".log")
@@ -123,7 +125,10 @@ def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
         msg = f"{found.root}: no column that could be a feature of {', '.join(target)}"
         raise ConfigError(msg, "numbers, lists, dates or names beside the target")
     goal = columns[target[0]]
-    classes = len(target) == 1 and goal.whole and 2 <= goal.n_values <= _CLASSES and goal.top == goal.n_values - 1
+    alone = len(target) == 1
+    named = ("false", "true") if goal.kind == "bool" else goal.values[: _NAMED + 1]
+    named = named if alone and len(named) <= _NAMED else ()
+    classes = alone and not named and goal.whole and 2 <= goal.n_values <= _CLASSES and goal.top == goal.n_values - 1
     lines = [
         f"# {found.n_files:,} file(s) of kind {found.kind!r}, {'' if found.exact else 'about '}{found.n_rows:,} rows;"
         f" {len(found.columns)} columns, of which the first {found.n_looked:,} rows were looked at.",
@@ -148,6 +153,8 @@ def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
         lines.append(
             f"n_classes = {goal.n_values}                 # its whole numbers are classes; leave out to regress on"
         )
+    if named:
+        lines.append(f"classes = {json.dumps(list(named))}  # the target's values")
     if weight:
         lines.append(f"weight = {json.dumps(weight.name)}")
     if names := [c.name for c in used if c.role == "category"]:
@@ -188,6 +195,9 @@ def _alphas(found: Look) -> list[str]:
 
 def _guess(found: Look) -> tuple[str, ...]:
     candidates = [c for c in found.columns if c.role == "number" and c.name.lower() not in _WEIGHTS]
+    named = [c for c in found.columns if c.role == "category" and c.name.lower() in _CLASS_TARGETS]
+    if named:
+        return (named[0].name,)
     if not candidates:
         msg = f"{found.root}: no column of numbers that could be the target"
         raise ConfigError(msg, "one", "name it with --target")

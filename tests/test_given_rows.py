@@ -17,10 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from streamfit import Block, Corpus, Dense, Frame, Moments, accumulate, add, forget, model_of, posterior, solve
-from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError
+from streamfit.config import load_problem
+from streamfit.corpus import Files
+from streamfit.corpus.freezing import frozen
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
 from streamfit.predicting import Predictor, predict_files
+from streamfit.readers import held_out_table
 from streamfit.solve import IllConditionedWarning
 from streamfit.starter import starter
+from streamfit.tables import score_table
 
 
 def fit(rows, folder, **given):
@@ -248,3 +253,41 @@ def test_noise_that_float32_sums_cannot_show_is_said():
             found = posterior(sums, 1e-9)
         if seen:
             assert found.noise_variance[0] == pytest.approx(sigma**2, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_classes_may_have_names(tmp_path, kind):
+    """Texts and truth values are classes in the order that is given; predictions bear their names."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    label = np.where(x[:, 0] > 0.3, "yes", np.where(x[:, 1] > 0, "maybe", "no"))
+    table = pa.table({"a": x[:, 0], "b": x[:, 1], "label": label, "big": x[:, 0] > 0})
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"rows.{kind}"
+    pq.write_table(table, path) if kind == "parquet" else pa.csv.write_csv(table, path)
+    given = {"classes": ["no", "maybe", "yes"]}
+    named = Corpus(str(tmp_path / "in"), ["a", "b"], ["label"], **given)
+    store = accumulate(named, tmp_path / "s", precision="float64")
+    numbers = {"a": x[:, 0], "b": x[:, 1], "y": np.array([given["classes"].index(name) for name in label])}
+    plain = accumulate(Corpus(numbers, ["a", "b"], ["y"], n_classes=3), tmp_path / "n", precision="float64", n_folds=5)
+    np.testing.assert_allclose(solve(store, alpha=1.0).weights, solve(plain, alpha=1.0).weights, rtol=1e-10)
+    model = model_of(store, solve(store, alpha=1.0))
+    predict_files(Predictor(model, scores=True), [str(path)], tmp_path / "out.parquet")
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.column_names == ["label_predicted", "label_score_no", "label_score_maybe", "label_score_yes"]
+    predicted = model.predict(x).argmax(axis=1)
+    assert found["label_predicted"].to_pylist() == [given["classes"][k] for k in predicted]
+    assert score_table(model, held_out_table(model.info["reader"], Files(str(path)))).accuracy == pytest.approx(
+        (predicted == numbers["y"]).mean()
+    )
+    for target, wanted in [((), 'classes = ["maybe", "no", "yes"]'), (["big"], 'classes = ["false", "true"]')]:
+        text = starter(str(path), target, str(tmp_path / "run"))
+        assert wanted in text
+        (tmp_path / "c.toml").write_text(text)
+        rows = frozen(load_problem(tmp_path / "c.toml").corpus.table())
+        assert sum(len(each.y) for shard in rows.shards() for each in rows.read(shard)) == 300
+    wrong = Corpus(str(tmp_path / "in"), ["a", "b"], ["label"], classes=["no", "yes"])
+    with pytest.raises(ShardError, match="'maybe' in the target 'label'; expected one of the classes 'no', 'yes'"):
+        accumulate(wrong, tmp_path / "w")
+    with pytest.raises(ConfigError, match="each name once"):
+        Corpus(str(tmp_path / "in"), ["a"], ["label"], classes=["no", "no"])

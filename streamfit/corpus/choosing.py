@@ -60,7 +60,7 @@ def counting(where: str, table: pa.RecordBatch, recipe: Recipe, split: Split | N
 
 def lacking(where: str, table: pa.RecordBatch, name: str, recipe: Recipe) -> np.ndarray:
     """Which rows have no value for a feature, or NaN; of lists, in any element. A boolean array of shape (n_rows,)."""
-    levels = recipe.levels(name)
+    levels = recipe.classes if recipe.classes and name in recipe.target else recipe.levels(name)
     if levels is not None:
         return np.asarray(names_of(where, table, name, levels).is_null().to_numpy(zero_copy_only=False))
     column = values_of(where, table, name)

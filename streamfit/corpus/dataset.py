@@ -81,6 +81,7 @@ class DatasetFiles(Table):
         made = self.format.typed(first.uri, whole, self._typed_columns())
         if self.kind == "csv":  # names that look like numbers: 00501 is not 501
             named = {name for name, levels in self.recipe.categories if levels and date_part(name)[1] is None}
+            named |= {*self.target} if self.recipe.classes else set()
             made = replace(made, types=tuple((name, "string" if name in named else t) for name, t in made.types))
         return replace(self, format=made)
 

@@ -67,6 +67,8 @@ def targets_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
         blocks = [encoded(where, batch, name, recipe, None) for name in recipe.target]
         return _together(where, batch, blocks, recipe.target)
     name = recipe.target[0]
+    if recipe.classes:
+        return _named_classes(where, batch, name, recipe.classes)
     column = plain_column(batch.table, name)
     if not pa.types.is_integer(column.type):
         msg = f"{where}: column {name!r} has type {column.type}"
@@ -79,6 +81,20 @@ def targets_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray:
         msg = f"{where}, row {batch.positions[row]}: class id {ids[row]}"
         raise ShardError(msg, f"ids in [0, {recipe.n_classes})", "set `n_classes` in the config")
     return ids
+
+
+def _named_classes(where: str, batch: Batch, name: str, classes: tuple[str, ...]) -> np.ndarray:
+    """Positions of names among those of the classes."""
+    texts = names_of(where, batch.table, name, classes)
+    _refuse(where, batch, name, np.asarray(texts.is_null().to_numpy(zero_copy_only=False)))
+    found = pc.index_in(texts, value_set=pa.array(classes, pa.string()))
+    strange = np.asarray(found.is_null().to_numpy(zero_copy_only=False))
+    if strange.any():
+        row = int(np.argmax(strange))
+        msg = f"{where}, row {batch.positions[row]}: {texts[row].as_py()!r} in the target {name!r}"
+        told = ", ".join(map(repr, classes))
+        raise ShardError(msg, f"one of the classes {told}", "name it in `classes` and fit again")
+    return np.asarray(found.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
 def weights_of(where: str, batch: Batch, recipe: Recipe) -> np.ndarray | None:

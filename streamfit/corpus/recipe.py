@@ -82,6 +82,8 @@ class Recipe:
     weight : str, optional
         Column of row weights.
     n_classes : int, optional
+    classes : tuple of str
+        Values of the target column, class by class, where these are names and not whole numbers from 0.
     categories : tuple of (str, tuple of str)
         Features that are one-hot, and the values that get a column; no values: found once, then frozen.
     unseen : {'error', 'zero'}
@@ -117,6 +119,7 @@ class Recipe:
     filters: tuple[Filter, ...] = ()
     split_column: str = ""
     split_values: tuple[str, str, str] = SPLITS
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features or not self.target:
@@ -125,6 +128,9 @@ class Recipe:
         if self.n_classes is not None and len(self.target) != 1:
             msg = f"n_classes with {len(self.target)} target columns"
             raise ConfigError(msg, "exactly one")
+        if self.classes and (len(set(self.classes)) < len(self.classes) or self.n_classes != len(self.classes)):
+            msg = f"classes {', '.join(map(repr, self.classes))} with n_classes {self.n_classes}"
+            raise ConfigError(msg, "each name once, and as many as n_classes")
         if unknown := [name for name, _ in self.categories if name not in self.features]:
             msg = f"categories {', '.join(map(repr, unknown))}"
             raise ConfigError(msg, f"some of the features {', '.join(self.features)}")
@@ -176,6 +182,8 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON; `from_json` is its inverse."""
         made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.classes:  # as recipes were before they could have any
+            del made["classes"]
         return made
 
     @classmethod
