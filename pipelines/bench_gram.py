@@ -136,7 +136,7 @@ def measure(
     phi = features(x)
     with threadpool_limits(1):
         seconds["features"] = 0.0 if case.kind == "linear" else n_blocks * best(lambda: features(x)) / n_threads
-        sums = MomentsAccumulator(frame, Dense(1), precision, n_threads=n_threads, overwrite=True)
+        sums = MomentsAccumulator(frame, Dense(1), precision, n_threads=n_threads)  # which waits for each block
         y = np.zeros((len(x), 1))
         seconds["products and sums"] = n_blocks * best(lambda: sums.add(phi, y))
     segment = store.head().segments[0]

@@ -342,6 +342,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         kinds = [kind for kind in arguments.peers if (kind, factor) not in known]
         report["peers"] += peers(run, kinds, seconds, factor, console)
         write(report, run)
+    write(report, run)
     console.print(markdown(report))
     return dict(report)
 

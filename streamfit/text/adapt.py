@@ -14,7 +14,7 @@ from streamfit.errors import ConfigError
 from streamfit.text.cache import KERNELS, Cache, Recent
 from streamfit.text.clusters import token_vectors
 from streamfit.text.contexts import Windows
-from streamfit.text.evaluate import Score, score
+from streamfit.text.evaluate import Score, score, sizes
 from streamfit.text.model import LanguageModel
 from streamfit.text.ngram import NgramCounts
 
@@ -65,8 +65,8 @@ class Adaptive:
         """
         total: dict[str, Score] = {}
         for text in texts:
-            windows = Windows(self.model.tokenizer.encode([text]), self.model.n_context)
-            spelled = Score(n_bytes=len(text.encode()), n_words=len(text.split()) + 1)
+            encoded = self.model.tokenizer.encode([text])
+            windows, spelled = Windows(encoded, self.model.n_context), sizes(self.model.tokenizer, [text], encoded)
             for rows, contexts in windows.batches(self.model.batch_rows):
                 for name, each in self._scored(contexts, windows.tokens[rows]).items():
                     total[name] = total.get(name, Score()) + each

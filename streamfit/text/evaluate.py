@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from streamfit.errors import CorpusError
 from streamfit.text.contexts import Windows
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.model import LanguageModel
+from streamfit.text.tokenizer import Tokenizer
 
 NETWORK = "RBF network"
 ORDER_NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
@@ -113,13 +114,7 @@ class Evaluator:
         """
         texts = list(texts)
         encoded = self.model.tokenizer.encode(texts)
-        told = [self.model.tokenizer.decode(ids) for ids in encoded]
-        spelled = Score(
-            n_bytes=sum(len(text.encode()) for text in texts),
-            n_words=sum(len(text.split()) + 1 for text in texts),
-            n_lossy=sum(text != own for text, own in zip(texts, told, strict=True)),
-            n_unknown=sum(text.split() != own.split() for text, own in zip(texts, told, strict=True)),
-        )
+        spelled = sizes(self.model.tokenizer, texts, encoded)
         windows = Windows(encoded, self.model.n_context)
         tokens = windows.tokens
         total = {
@@ -146,6 +141,17 @@ class Evaluator:
         if "network" in found:
             yield NETWORK, found["network"]
         yield mixture_name(self.model), found["mixture"]
+
+
+def sizes(tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> Score:
+    """Bytes and words of texts, and how many of them their tokens lose; nothing else of a score."""
+    told = [tokenizer.decode(ids) for ids in encoded]
+    return Score(
+        n_bytes=sum(len(text.encode()) for text in texts),
+        n_words=sum(len(text.split()) + 1 for text in texts),
+        n_lossy=sum(text != own for text, own in zip(texts, told, strict=True)),
+        n_unknown=sum(text.split() != own.split() for text, own in zip(texts, told, strict=True)),
+    )
 
 
 def mixture_name(model: LanguageModel) -> str:
