@@ -254,7 +254,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     both[0].set(xlabel="CPU-seconds, one thread", ylabel="validation perplexity")
     both[1].set(xlabel="floating-point operations")
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
