@@ -4,6 +4,7 @@ import datetime
 import decimal
 import itertools
 import json
+import re
 import tarfile
 from contextlib import nullcontext
 
@@ -202,6 +203,14 @@ def test_nan_in_a_category_of_numbers_is_missing(tmp_path, missing, n):
     rows = pa.table({"c": [1.5, 0.1, 2.0, float("nan")] * 10, "y": np.arange(40.0)})
     _, sums = fit(rows, tmp_path / "s", features=["c"], categories=["c"], missing=missing)
     assert (sums.n_rows, sums.mean_x.tolist()) == (n, pytest.approx([1 / 3] * 3))
+
+
+def test_categories_that_only_look_alike_are_not_the_same(tmp_path):
+    rows = {"c": ["us", "501", "2"], "y": [1.0, 2.0, 3.0]}
+    store, _ = fit(pa.table(rows), tmp_path / "s", features=["c"], categories=["c"])
+    for other in ("US", "00501", "+2"):
+        with pytest.raises(ShardError, match=f"'?{re.escape(other)}'? "):
+            add(store, Corpus(pa.table({"c": [other], "y": [1.0]}), ["c"], ["y"], categories=["c"], label="more"))
 
 
 def test_values_to_forget_are_those_of_the_column(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ _PARTS: dict[DatePart, Any] = {
 }
 
 
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
 _MIDNIGHTS = (" 00:00:00", "T00:00:00", " 00:00:00.000000", " 00:00:00.000000000")
 """What a day may end with, once it has been taken for a time."""
 
@@ -179,17 +180,22 @@ def names_of(where: str, table: pa.RecordBatch, name: str, levels: tuple[str, ..
     if not levels or texts.type != pa.string():
         return texts
     # The same rows in another format, such as CSV, may spell a number, a day or a truth value otherwise.
-    spelled = texts.dictionary_encode()
-    told = [_spelled(text, frozenset(levels)) for text in spelled.dictionary.to_pylist()]
+    spelled, known = texts.dictionary_encode(), frozenset(levels)
+    told = [_spelled(text, known) for text in spelled.dictionary.to_pylist()]
     return texts if told == spelled.dictionary.to_pylist() else pa.array(told, pa.string()).take(spelled.indices)
 
 
 def _spelled(text: str, levels: frozenset[str]) -> str:
-    """A value as it stands in a dictionary, where it is there in another spelling."""
+    """A value as it stands in a dictionary, where it is there in another spelling: true as True, 2.0 as 2, a day.
+
+    Names differ by their case, and codes by their leading zeros: these stay as they are.
+    """
     if text in levels:
         return text
-    others = [text.removesuffix(ending) for ending in _MIDNIGHTS] + [text.capitalize(), text.lower()]
-    with suppress(ValueError):
+    others = [text.removesuffix(ending) for ending in _MIDNIGHTS]
+    if text.lower() in ("true", "false"):
+        others += [text.capitalize(), text.lower()]
+    if _DECIMAL.fullmatch(text):
         others.append(str(pa.scalar(float(text)).cast(pa.string()).as_py()))
     return next((other for other in others if other in levels), text)
 
