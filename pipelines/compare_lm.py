@@ -139,7 +139,7 @@ def halves(p: np.ndarray, bucket: np.ndarray, order: int) -> float:
     half = np.arange(len(p)) * 10 // len(p) % 2
     mixed = np.empty(len(p))
     for side in (0, 1):
-        weights = fit_buckets(p[half == side], bucket[half == side], n_buckets(order))
+        weights = fit_buckets(p[half == side], bucket[half == side], n_buckets(order)).weights
         mixed[half != side] = (p[half != side] * weights[bucket[half != side]]).sum(axis=1)
     return perplexity(mixed)
 

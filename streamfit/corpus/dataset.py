@@ -205,7 +205,8 @@ def path_values(uri: str, partitions: Partitions) -> dict[str, str | None]:
     else:
         keys, folders = [*partitions], folders[len(folders) - len(partitions) :]
         flavor = ds.DirectoryPartitioning(pa.schema([(key, pa.string()) for key in keys]))
-    return dict(ds.get_partition_keys(flavor.parse("/".join(folders) + "/"))) if keys else {}
+    found = ds.get_partition_keys(flavor.parse("/".join(folders) + "/")) if keys else {}
+    return {key: found[key] for key in dict.fromkeys(keys) if key in found}
 
 
 def identity(described: str, digest: str) -> str:

@@ -82,7 +82,7 @@ class ReadAhead(Source):
 
 
 def _begin(source: Source, shard: Shard) -> tuple[Rows | None, Iterator[Rows]]:
-    rest = source.read(shard)
+    rest = iter(source.read(shard))
     return next(rest, None), rest
 
 
