@@ -54,6 +54,10 @@ def main(
     inside = _some(ModelRun.open(model, run).test(), characters)
     texts = {"inside": inside} | {name: _some(_read(path), characters) for name, path in map(_named, outside)}
     seen = {name: judge.signals(language, documents) for name, documents in texts.items()}
+    for name, s in seen.items():
+        if len(s.tokens) < max(WINDOWS):
+            msg = f"{name}: {len(s.tokens)} tokens"
+            raise ConfigError(msg, f"{max(WINDOWS)} or more, a window of them", "name more files with --outside")
     facts = {
         "text": {name: _about(language, judge, s) for name, s in seen.items()},
         "telling apart": {name: _aucs(judge, seen["inside"], s) for name, s in seen.items() if name != "inside"},
@@ -100,7 +104,7 @@ def _some(texts: Iterable[str], characters: int) -> list[str]:
     return kept
 
 
-def _about(model: LanguageModel, judge: Doubt, s: Signals) -> dict[str, float]:
+def _about(model: LanguageModel, judge: Doubt, s: Signals) -> dict[str, Any]:
     return {
         "tokens": len(s.tokens),
         "perplexity": float(np.exp(s.surprise.mean())),
@@ -109,7 +113,7 @@ def _about(model: LanguageModel, judge: Doubt, s: Signals) -> dict[str, float]:
         "suffix_length": float(s.length.mean()),
         "entropy": float(s.entropy.mean()),
         "doubt": float(judge.score(s).mean()),
-        "unlike": judge.unlike(s) or 0.0,
+        "unlike": judge.unlike(s),
     }
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from streamfit.config_corpus import TableSection
-from streamfit.corpus import Labels, ParquetTable, Rows, Source
+from streamfit.corpus import Files, Labels, ParquetTable, Rows, Source
 from streamfit.corpus.dataset import FORMATS
+from streamfit.corpus.kinds import told_options
 from streamfit.corpus.labels import NO_LABELS
 from streamfit.corpus.memory import ArrayRows, ArrowRows
 from streamfit.corpus.recipe import Missing, Unseen
@@ -194,7 +195,8 @@ class Corpus:
             "label": self.label,
         }
         if kind == "csv":
-            given["delimiter"] = self.delimiter or ("\t" if ".tsv" in str(given["root"]).lower() else ",")
+            told = told_options(kind, Files(str(given["root"])))
+            given["delimiter"] = self.delimiter or told.get("delimiter", ",")
         return checked("Corpus", TableSection, given)
 
 

@@ -221,21 +221,25 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path):
         source.documents(source.shards()[0])
 
 
+def small_problem(root: Path, run: Path) -> LanguageProblem:
+    return LanguageProblem.model_validate(
+        {
+            "kind": "language_model",
+            "run": str(run),
+            "corpus": {"root": str(root)},
+            "features": {"vocab_size": 300, "n_context": 3, "embedding_dims": 24, "n_centers": 10},
+            "solve": {"folds": 2},
+        }
+    )
+
+
 def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial):
     docs = tmp_path / "docs"
     (docs / "copy").mkdir(parents=True)
     for i in range(100):
         for folder in (docs, docs / "copy"):
             (folder / f"{i}.txt").write_text(f"some words of document {i} " * 30)
-    problem = LanguageProblem.model_validate(
-        {
-            "kind": "language_model",
-            "run": str(tmp_path / "run"),
-            "corpus": {"root": str(docs)},
-            "features": {"vocab_size": 300, "n_context": 3, "embedding_dims": 24, "n_centers": 10},
-            "solve": {"folds": 2},
-        }
-    )
+    problem = small_problem(docs, tmp_path / "run")
     store = fit(problem, serial, None, quiet).store
     test = problem.corpus.documents("test")
     left = held_out(store, test)
@@ -249,15 +253,7 @@ def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_pat
     documents.mkdir()
     for i in range(60):
         (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
-    problem = LanguageProblem.model_validate(
-        {
-            "kind": "language_model",
-            "run": str(tmp_path / "run"),
-            "corpus": {"root": str(documents)},
-            "features": {"vocab_size": 300, "n_context": 3, "embedding_dims": 24, "n_centers": 10},
-            "solve": {"folds": 2},
-        }
-    )
+    problem = small_problem(documents, tmp_path / "run")
     bad = Path(problem.corpus.documents("validation").shards()[0].uri)
     bad.write_bytes(b"ok\xff")
     with pytest.raises(CorpusError, match="byte 0xff"):
