@@ -77,12 +77,13 @@ def predict(
         raise ConfigError(msg, "-o FILE, whose name says the format", "or '-' for standard input")
     started = time.perf_counter()
     with working(machine) as (_, client):
-        n_rows, n_pieces = predict_files(predictor, data, output, client)
+        n_rows, n_pieces, n_empty = predict_files(predictor, data, output, client)
     seconds = time.perf_counter() - started
     if as_json:
-        dump({"rows": n_rows, "pieces": n_pieces, "seconds": seconds, "output": output})
+        dump({"rows": n_rows, "empty": n_empty, "pieces": n_pieces, "seconds": seconds, "output": output})
         return
-    say(Console(), f"predicted {n_rows:,} rows in {seconds:.1f} s: {output}")
+    told = f", {n_empty:,} of which lack a feature and are empty," if n_empty else ""
+    say(Console(), f"predicted {n_rows:,} rows{told} in {seconds:.1f} s: {output}")
 
 
 @app.command("export-model", epilog="Example: streamfit export-model runs/flights/model --onnx flights.onnx")

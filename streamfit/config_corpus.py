@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.corpus.array_files import ArrayFiles
@@ -25,7 +27,17 @@ from streamfit.errors import ConfigError, CorpusError
 from streamfit.features import Hashed
 from streamfit.sections import Count, Section
 
-FilterValue = bool | int | float | str
+
+def _filter_value(value: Any) -> Any:
+    """Dates as ISO 8601 has them, NumPy's numbers as plain ones."""
+    if isinstance(value, np.datetime64):
+        return str(value)
+    if isinstance(value, datetime.date):  # times are dates too
+        return value.isoformat()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+FilterValue = Annotated[bool | int | float | str, BeforeValidator(_filter_value)]
 
 
 class LabelsSection(Section):

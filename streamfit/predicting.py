@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 from distributed import Client
 
 from streamfit.corpus import Files
+from streamfit.corpus.choosing import lacking
 from streamfit.corpus.dataset import Partitions, path_values
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
@@ -31,6 +32,21 @@ from streamfit.table_files import ending_of, new_folder, pieces_of, told, writin
 
 _AHEAD = 2
 """Pieces a worker that are asked for before their predictions are written."""
+
+
+class Predicted(NamedTuple):
+    """What came of a data set.
+
+    Parameters
+    ----------
+    n_rows, n_pieces : int
+    n_empty : int
+        Rows that lack a feature, whose predictions are null.
+    """
+
+    n_rows: int
+    n_pieces: int
+    n_empty: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ class Predictor:
         return dict.fromkeys(named, pa.string()) | found
 
     def of(self, batch: pa.RecordBatch, where: str, first: int = 0) -> pa.Table:
-        """Predictions of some rows.
+        """Predictions of some rows, null for those that lack a feature where the model was fitted without such rows.
 
         Parameters
         ----------
@@ -140,13 +156,34 @@ class Predictor:
         Raises
         ------
         ShardError
-            If a value is null, not finite or no number.
+            If a value is not finite or no number, or null where that does not drop a row.
         """
-        return _named(self, batch, self._inputs_of(batch, where, first))
+        positions, whole = np.arange(first, first + batch.num_rows), self._whole(batch, where)
+        if whole.all():
+            made = _predictions(self, self._inputs_of(Batch(batch, positions), where))
+        else:
+            n_inputs, of = self.model.features.n_inputs, Batch(batch.filter(pa.array(whole)), positions[whole])
+            made = _predictions(self, self._inputs_of(of, where) if whole.any() else np.empty((0, n_inputs)))
+            made = made.take(pa.array(np.cumsum(whole) - 1, mask=~whole))
+        for i, name in enumerate(self.keep):
+            made = made.add_column(i, name, batch.column(name))
+        return made
 
-    def _inputs_of(self, batch: pa.RecordBatch, where: str, first: int) -> Any:
+    def n_empty(self, made: pa.Table | None) -> int:
+        """Rows of predictions that are null."""
+        return 0 if made is None else int(made.column(len(self.keep)).null_count)
+
+    def _whole(self, batch: pa.RecordBatch, where: str) -> np.ndarray:
+        """Which rows have every feature, where rows that have not do not count."""
+        recipe, whole = self.recipe, np.ones(batch.num_rows, bool)
+        if recipe is not None and recipe.missing == "drop":
+            for name in recipe.features:
+                whole &= ~lacking(where, batch, name, recipe)
+        return whole
+
+    def _inputs_of(self, rows: Batch, where: str) -> Any:
+        batch = rows.table
         shard = Shard(where, where, 0, 1, 0, batch.num_rows, "", "")
-        rows = Batch(batch, np.arange(first, first + batch.num_rows))
         hashed = self.model.features
         if isinstance(hashed, Hashed):
             for name in self.inputs:
@@ -169,11 +206,11 @@ class Predictor:
         return x
 
 
-def _named(predictor: Predictor, batch: pa.RecordBatch, x: Any) -> pa.Table:
-    """Columns of the output: what is kept, predictions, deviations or scores."""
+def _predictions(predictor: Predictor, x: Any) -> pa.Table:
+    """Predictions by column, then deviations or scores."""
     model, reader = predictor.model, predictor.model.info["reader"]
     predicted = model.predict(x)
-    columns: dict[str, Any] = {name: batch.column(name) for name in predictor.keep}
+    columns: dict[str, Any] = {}
     if reader.get("n_classes"):
         target = reader["target"][0]
         ids = predicted.argmax(axis=1)
@@ -198,7 +235,7 @@ def _targets(names: Sequence[str], n_targets: int) -> list[str]:
 
 def predict_files(
     predictor: Predictor, paths: Sequence[str], output: str | Path, client: Client | None = None
-) -> tuple[int, int]:
+) -> Predicted:
     """Predict every row of a data set, in order.
 
     Parameters
@@ -215,7 +252,7 @@ def predict_files(
 
     Returns
     -------
-    n_rows, n_pieces : int
+    Predicted
 
     Raises
     ------
@@ -234,11 +271,13 @@ def predict_files(
     pieces = pieces_of(paths, predictor.columns, predictor.types, predictor.partitions)
     if ending_of(str(output)):
         with writing(output) as write:
-            n_rows = sum(write(table) for table in _in_order(_predicted, predictor, pieces, client))
-        return n_rows, len(pieces)
-    folder = new_folder(output)
-    parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
-    return sum(_in_order(_write_part, predictor, parts, client)), len(pieces)
+            tables = _in_order(_predicted, predictor, pieces, client)
+            counts = [(write(table), predictor.n_empty(table)) for table in tables]
+    else:
+        folder = new_folder(output)
+        parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
+        counts = list(_in_order(_write_part, predictor, parts, client))
+    return Predicted(sum(rows for rows, _ in counts), len(pieces), sum(empty for _, empty in counts))
 
 
 def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
@@ -254,10 +293,10 @@ def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
     return pa.concat_tables(tables) if tables else None
 
 
-def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> int:
+def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> tuple[int, int]:
     table = _predicted(part[0], predictor)
     with writing(part[1]) as write:
-        return int(write(table))
+        return int(write(table)), predictor.n_empty(table)
 
 
 def _in_order(work: Any, predictor: Predictor, items: Sequence[Any], client: Client | None) -> Iterator[Any]:

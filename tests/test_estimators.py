@@ -327,3 +327,44 @@ def test_a_fit_leaves_as_a_model(rows, estimator, tmp_path):
         )
     else:
         assert np.array_equal(scores[:, 0], fitted.predict(frame))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (Ridge([1.0]), "'alpha' parameter of Ridge"),
+        (Ridge("1"), "'alpha' parameter of Ridge"),
+        (Ridge(-1.0), "range [0"),
+        (Ridge(precision="float16"), "'precision' parameter"),
+        (RidgeClassifier(float("nan")), "'alpha' parameter of RidgeClassifier"),
+        (RBFNetwork(gamma="scale"), "'gamma' parameter of RBFNetwork"),
+        (RBFNetwork(gamma=0.0), "'gamma' parameter"),
+        (RBFNetwork(0), "'n_centers' parameter"),
+        (RBFNetwork(2.5), "'n_centers' parameter"),
+        (FourierRidge(sample_rows=0), "'sample_rows' parameter"),
+        (FourierRidge("many"), "'n_components' parameter"),
+    ],
+    ids=repr,
+)
+def test_parameters_that_cannot_be_used_are_named(estimator, said: str, rows) -> None:
+    x, y, _ = rows
+    labels = (y > 5).astype(int) if isinstance(estimator, RidgeClassifier) else y
+    with pytest.raises(InputError) as caught:
+        estimator.fit(x[:50], labels[:50])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_deviations_of_decisions_are_those_of_signs(rows, fit_intercept: bool, n_classes: int) -> None:
+    x, y, weights = rows
+    x = (x[:400] - x[:400].mean(axis=0)) / x[:400].std(axis=0)
+    labels, weights = np.digitize(y[:400], np.quantile(y[:400], [0.5, 0.8][: n_classes - 1])), weights[:400]
+    signs = np.where(labels[:, None] == np.arange(n_classes), 1.0, -1.0)
+    signs = signs[:, 1:] if n_classes == 2 else signs
+    model = RidgeClassifier(0.5, fit_intercept=fit_intercept).fit(x, labels, weights)
+    oracle = Ridge(0.5, fit_intercept=fit_intercept).fit(x, signs, weights)
+    found, std = model.predict(x[:50], return_std=True)
+    _, expected = oracle.predict(x[:50], return_std=True)
+    np.testing.assert_array_equal(found, model.predict(x[:50]))
+    np.testing.assert_allclose(std, expected[:, 0] if n_classes == 2 else expected, rtol=1e-9)

@@ -167,7 +167,7 @@ def test_predictions_of_partitions_of_tabs_and_of_files_that_differ(tmp_path):
     corpus = Corpus(str(tmp_path / "in"), ["x", "year", "place"], ["y"], categories=["place"], partitions="hive")
     store = accumulate(corpus, tmp_path / "s", precision="float64")
     predictor = Predictor(model_of(store, solve(store, alpha=1e-9, tolerance=float("inf"))))
-    assert predict_files(predictor, [str(tmp_path / "in")], tmp_path / "out.tsv") == (24, 6)
+    assert predict_files(predictor, [str(tmp_path / "in")], tmp_path / "out.tsv") == (24, 6, 0)
     told = pa.csv.read_csv(tmp_path / "out.tsv", parse_options=pa.csv.ParseOptions(delimiter="\t"))
     rows = Corpus(str(tmp_path / "in"), ["x"], ["y"]).source()
     expected = np.concatenate([each.y[:, 0] for shard in rows.shards() for each in rows.read(shard)])
@@ -180,6 +180,63 @@ def test_predictions_of_partitions_of_tabs_and_of_files_that_differ(tmp_path):
     with pytest.raises(CorpusError, match="those of the first"):
         predict_files(predictor, [str(tmp_path / "0.parquet"), str(tmp_path / "1.parquet")], tmp_path / "o.parquet")
     assert not (tmp_path / "o.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-01-02T06:00:00",
+        "2026-01-02T07:00:00+01:00",
+        "2026-01-02T06:00:00Z",
+        datetime.datetime(2026, 1, 2, 6),
+        datetime.datetime(2026, 1, 2, 6, tzinfo=datetime.UTC),
+        np.datetime64("2026-01-02T06:00"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "day"])
+def test_filters_compare_days_times_and_instants(value, zone):
+    days = [datetime.datetime(2026, 1, day, 5, 59, tzinfo=datetime.UTC) for day in (1, 2, 3, 4)]
+    seen = pa.array(days)
+    seen = seen.cast(pa.timestamp("ms", zone)) if zone != "day" else seen.cast(pa.date32())
+
+    def kept(operator, given):
+        rows = pa.table({"seen": seen, "x": [1.0, 2, 3, 4], "y": [0.0] * 4})
+        source = Corpus(rows, ["x"], ["y"], filters=[("seen", operator, given)]).source()
+        return [each.x[:, 0].tolist() for shard in source.shards() for each in source.read(shard)]
+
+    assert kept(">", value) == [[3, 4]]
+    assert kept("<=", value) == [[1, 2]]
+    assert kept("not in", [value]) == [[1, 2, 3, 4]]
+    day = datetime.date(2026, 1, 2)
+    assert kept(">=", day) == kept(">=", "2026-01-02") == [[2, 3, 4]]
+    with pytest.raises(ShardError, match="a value of the column's type"):
+        kept(">", "January 2")
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "parts"])
+def test_rows_that_lack_a_feature_have_empty_predictions(tmp_path, name):
+    """Where such rows were dropped in the fit; their places stay, whatever a piece has of them."""
+    x = np.array([0.0, np.nan, 2.0, 3.0, np.nan, np.nan])
+    place = ["a", "b", None, "b", "a", None]
+    given = {"features": ["x", "place"], "categories": ["place"]}
+    fitted = pa.table({"x": [0.0, 1, 2, 3], "place": ["a", "b", "a", "b"], "y": [0.0, 12, 4, 16]})
+    store, _ = fit(fitted, tmp_path / "s", missing="drop", **given)
+    model = model_of(store, solve(store, alpha=1e-9, tolerance=float("inf")))
+    (tmp_path / "in").mkdir()
+    for i, part in enumerate([slice(0, 4), slice(4, 6)]):
+        rows = pa.table({"x": x[part], "place": pa.array(place[part], pa.string()), "id": np.arange(6)[part]})
+        pq.write_table(rows, tmp_path / "in" / f"{i}.parquet")
+    predictor = Predictor(model, keep=("id",))
+    assert predict_files(predictor, [str(tmp_path / "in")], tmp_path / name) == (6, 2, 4)
+    told = pq.read_table(tmp_path / name).to_pydict()
+    assert told["id"] == [*range(6)]
+    assert told["y_predicted"] == [pytest.approx(0, abs=1e-6), None, None, pytest.approx(16), None, None]
+    strict, _ = fit(fitted, tmp_path / "strict", **given)
+    with pytest.raises(ShardError, match="row 1: null or NaN in column 'x'"):
+        predict_files(
+            Predictor(model_of(strict, solve(strict, alpha=1.0))), [str(tmp_path / "in")], tmp_path / "o.parquet"
+        )
 
 
 def test_a_look_at_what_is_no_plain_table(tmp_path):

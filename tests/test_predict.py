@@ -76,7 +76,7 @@ def test_a_data_set_becomes_one_of_predictions_in_its_order(begun: Path, rows, t
 def test_workers_predict_and_the_order_stays(begun: Path, rows, tmp_path, client, name):
     model = LinearModel.load(begun / "model")
     predictor = Predictor(model, ("doc", "x1"))
-    assert predict_files(predictor, [str(begun / "corpus")], tmp_path / name, client) == (960, 16)
+    assert predict_files(predictor, [str(begun / "corpus")], tmp_path / name, client) == (960, 16, 0)
     path = tmp_path / name
     readers = {".parquet": pq.read_table, ".feather": pa.feather.read_table, ".csv": pa.csv.read_csv}
     if name == "out.jsonl":
@@ -118,8 +118,8 @@ def test_objects_are_predicted_into_objects(begun: Path, rows, tmp_path, s3, cli
     put_file(f"{there}/data/rows{suffix}", path)
     predictor = Predictor(LinearModel.load(begun / "model"), ("doc",))
     n_pieces = 4 if suffix == ".parquet" else 1
-    assert predict_files(predictor, [f"{there}/data"], f"{there}/out.parquet", client) == (960, n_pieces)
-    assert predict_files(predictor, [f"{there}/data/rows{suffix}"], f"{there}/parts", client) == (960, n_pieces)
+    assert predict_files(predictor, [f"{there}/data"], f"{there}/out.parquet", client) == (960, n_pieces, 0)
+    assert predict_files(predictor, [f"{there}/data/rows{suffix}"], f"{there}/parts", client) == (960, n_pieces, 0)
     expected = predictor.model.predict(inputs(rows))[:, 0]
     predict_files(predictor, [path.as_uri()], (tmp_path / "again.csv").as_uri())
     for made in ("out.parquet", "parts/*.parquet"):

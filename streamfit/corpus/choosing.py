@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamfit.corpus.base import Split
-from streamfit.corpus.encode import names_of, numbers, plain_column, values_of
+from streamfit.corpus.encode import names_of, numbers, plain_column, times_of, values_of
 from streamfit.corpus.recipe import Filter, Recipe
 from streamfit.corpus.values import matching
 from streamfit.errors import ShardError
@@ -74,6 +74,10 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
     values = each.value if isinstance(each.value, tuple) else (each.value,)
     try:
         wanted = pa.array([_as(column.type, value) for value in values])
+        if pa.types.is_string(wanted.type) and (pa.types.is_date(column.type) or pa.types.is_timestamp(column.type)):
+            # A day, a time and an instant compare whatever the column is: without a zone they are of UTC.
+            wanted, column = times_of(where, each.column, wanted), times_of(where, each.column, column)
+            column = column if column.type.unit in ("us", "ns") else column.cast(wanted.type)
         if _is_number(column.type) and wanted.type != column.type:  # 2.5 among whole numbers, 300 among bytes, halves
             column = column.cast(pa.float32()).cast(pa.float64()) if column.type == pa.float16() else column
             try:
@@ -86,7 +90,7 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
             found = pc.and_(pc.invert(found), column.is_valid()) if each.operator == "not in" else found
         else:
             found = _COMPARE[each.operator](column, wanted[0])
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, ShardError) as error:
         msg = f"{where}: the filter {each.column} {each.operator} {each.value!r} on a column of type {column.type}"
         raise ShardError(msg, "a value of the column's type", "correct `filters` in the config") from error
     if pa.types.is_floating(column.type):

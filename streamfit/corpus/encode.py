@@ -212,7 +212,7 @@ def values_of(where: str, table: pa.RecordBatch, name: str) -> pa.Array:
     values = plain_column(table, column)
     if part is None:
         return values
-    times = _times(where, column, values)
+    times = times_of(where, column, values)
     if part == "days":
         return times
     return _PARTS[part](times)
@@ -224,8 +224,14 @@ def plain_column(table: pa.RecordBatch, name: str) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _times(where: str, column: str, values: pa.Array) -> pa.Array:
-    """Times without a zone, those of an instant in UTC."""
+def times_of(where: str, column: str, values: pa.Array) -> pa.Array:
+    """Times without a zone, those of an instant in UTC.
+
+    Raises
+    ------
+    ShardError
+        If they are no dates or times, nor text of them.
+    """
     kind = values.type
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         return values.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.int64()).cast(pa.timestamp(kind.unit))
@@ -238,7 +244,7 @@ def _times(where: str, column: str, values: pa.Array) -> pa.Array:
             except pa.ArrowInvalid:  # instants, such as JSON has them: 2026-01-01T05:00:00Z
                 if pa.types.is_date(kind):
                     raise
-                return _times(where, column, values.cast(pa.timestamp("us", "UTC")))
+                return times_of(where, column, values.cast(pa.timestamp("us", "UTC")))
         except pa.ArrowInvalid as error:
             msg = f"{where}: column {column!r}: {str(error).splitlines()[0]}"
             raise ShardError(msg, "ISO 8601 dates or times") from error
@@ -259,7 +265,7 @@ def numbers(where: str, table: pa.RecordBatch, name: str) -> np.ndarray:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _lists(where, name, column)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return _days(_times(where, name, column))[:, None]
+        return _days(times_of(where, name, column))[:, None]
     if pa.types.is_decimal(kind):
         return _floats(column.cast(pa.float64()))[:, None]
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

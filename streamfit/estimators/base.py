@@ -8,7 +8,7 @@ from __future__ import annotations
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import scipy.sparse
@@ -17,9 +17,16 @@ from dask.delayed import delayed
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from streamfit.arrays import Precision
+from streamfit.centered import Centered
 from streamfit.estimators.rows import InputError, dask_blocks, local, pieces
 from streamfit.estimators.stream import RowStream, whole_blocks
 from streamfit.features import FeatureMap
@@ -30,6 +37,8 @@ from streamfit.solve import Posterior, Solution, posterior, solve
 from streamfit.targets import Dense, Targets
 
 _FLOATS = (np.float64, np.float32)
+AT_LEAST_ONE = [Interval(numbers.Integral, 1, None, closed="left")]
+"""Rule for counts."""
 
 
 class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
@@ -52,6 +61,11 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     _stream: RowStream
     _posterior: Posterior | None
     _sparse: ClassVar[bool] = False
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "alpha": [Interval(numbers.Real, 0, None, closed="left")],
+        "fit_intercept": ["boolean"],
+        "precision": [StrOptions(set(get_args(Precision)))],
+    }
 
     @abstractmethod
     def _choose(self, x: np.ndarray, weights: np.ndarray | None) -> FeatureMap:
@@ -78,7 +92,14 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             return int(random_state)
         return int(check_random_state(random_state).randint(2**31 - 1))
 
+    def _check_parameters(self) -> None:
+        try:
+            validate_parameter_constraints(self._parameter_constraints, self.get_params(deep=False), type(self).__name__)
+        except InvalidParameterError as error:
+            raise InputError(str(error)) from error
+
     def _add(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> Self:
+        self._check_parameters()
         stream: RowStream | None = None if reset else self._stream.copy()
         seen = False
         if reset:
@@ -159,11 +180,16 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _uncertainty(self) -> Posterior:
         if self._posterior is None:
-            weight = self.moments_.total_weight
-            self._posterior = posterior(
-                self.moments_, self.alpha, fit_intercept=self.fit_intercept, n_observations=weight
-            )
+            self._posterior = self._posterior_of(self.moments_)
         return self._posterior
+
+    def _posterior_of(self, sums: Moments | Centered) -> Posterior:
+        weight = self.moments_.total_weight
+        return posterior(sums, self.alpha, fit_intercept=self.fit_intercept, n_observations=weight)
+
+    def _variances(self, x: Any, found: Posterior) -> np.ndarray:
+        """Predictive variances of checked inputs, shape (n_rows, n_targets)."""
+        return np.concatenate([found.predictive_variance(self.features_(_dense(x[of]))) for of in _blocks(x)])
 
     def _inputs(self, X: Any) -> Any:
         accepted = "csr" if self._sparse else False
@@ -263,9 +289,8 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, MomentsEstimator):  # t
         predictions = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if not return_std:
             return predictions
-        found = self._uncertainty()
-        variances = [found.predictive_variance(self.features_(_dense(x[of]))) for x in rows for of in _blocks(x)]
-        return np.concatenate([predictions, np.sqrt(np.concatenate(variances))], axis=1)
+        spread = np.sqrt(np.concatenate([self._variances(x, self._uncertainty()) for x in rows]))
+        return np.concatenate([predictions, spread], axis=1)
 
     def _lazily(self, X: Any, return_std: bool) -> Any:
         import dask.array as da  # takes long, and few tables are dask's

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import numbers
+from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.utils._param_validation import Interval
 
 from streamfit.arrays import Precision
-from streamfit.estimators.base import MomentsRegressor
-from streamfit.estimators.rows import InputError
+from streamfit.estimators.base import AT_LEAST_ONE, MomentsRegressor
 from streamfit.features import (
     RBF,
     Chain,
@@ -26,9 +27,13 @@ class _KernelRegressor(MomentsRegressor):
     gamma: float | None
     sample_rows: int
     random_state: Any
+    _parameter_constraints: ClassVar[dict[str, Any]] = MomentsRegressor._parameter_constraints | {
+        "gamma": [Interval(numbers.Real, 0, None, closed="neither"), None],
+        "sample_rows": AT_LEAST_ONE,
+        "random_state": ["random_state"],
+    }
 
     def _lead(self) -> int:
-        _at_least_one("sample_rows", self.sample_rows)
         return self.sample_rows
 
     def _scaled(self, x: np.ndarray, weights: np.ndarray | None) -> tuple[Standardize, np.ndarray, float]:
@@ -38,9 +43,6 @@ class _KernelRegressor(MomentsRegressor):
         """
         scale = _standardized(x, weights)
         distinct = scale(np.unique(x, axis=0))
-        if self.gamma is not None and not self.gamma > 0:
-            msg = f"gamma {self.gamma}"
-            raise InputError(msg, "a positive number, or None for the median of distances")
         gamma = self.gamma or (median_gamma(distinct, self._seed) if len(distinct) > 1 else 1.0)
         return scale, distinct, gamma
 
@@ -79,6 +81,10 @@ class RBFNetwork(_KernelRegressor):
     True
     """
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = _KernelRegressor._parameter_constraints | {
+        "n_centers": AT_LEAST_ONE
+    }
+
     def __init__(
         self,
         n_centers: int = 256,
@@ -99,7 +105,6 @@ class RBFNetwork(_KernelRegressor):
         self.random_state = random_state
 
     def _choose(self, x: np.ndarray, weights: np.ndarray | None) -> FeatureMap:
-        _at_least_one("n_centers", self.n_centers)
         scale, distinct, gamma = self._scaled(x, weights)
         return Chain(scale, RBF(choose_centers(distinct, min(self.n_centers, len(distinct)), self._seed), gamma))
 
@@ -124,6 +129,10 @@ class FourierRidge(_KernelRegressor):
     features_ : FeatureMap
     """
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = _KernelRegressor._parameter_constraints | {
+        "n_components": AT_LEAST_ONE
+    }
+
     def __init__(
         self,
         n_components: int = 256,
@@ -144,7 +153,6 @@ class FourierRidge(_KernelRegressor):
         self.random_state = random_state
 
     def _choose(self, x: np.ndarray, weights: np.ndarray | None) -> FeatureMap:
-        _at_least_one("n_components", self.n_components)
         scale, _, gamma = self._scaled(x, weights)
         return Chain(scale, RandomFourier(self.n_components, gamma, self._seed, x.shape[1]))
 
@@ -157,8 +165,3 @@ def _standardized(x: np.ndarray, weights: np.ndarray | None) -> Standardize:
     spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
     return Standardize(mean, np.where(spread > 0, spread, 1.0))
 
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        msg = f"{name} {value}"
-        raise InputError(msg, "at least 1")

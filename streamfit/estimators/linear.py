@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from streamfit.arrays import Precision
 from streamfit.estimators.base import _FLOATS, MomentsEstimator, MomentsRegressor
 from streamfit.estimators.rows import InputError, dask_blocks, local, pieces
 from streamfit.features import FeatureMap, Linear
+from streamfit.solve import Posterior
 from streamfit.targets import OneHot, Targets
 
 
@@ -159,6 +161,7 @@ class RidgeClassifier(ClassifierMixin, MomentsEstimator):  # type: ignore[misc]
         return inputs
 
     def _publish(self) -> None:
+        self._decided: Posterior | None = None
         weights, intercept = self.solution_.weights, self.solution_.intercept
         rows = slice(1, 2) if len(self.classes_) == 2 else slice(None)
         self.coef_ = (2.0 * weights - weights.sum(axis=1, keepdims=True)).T[rows]
@@ -167,16 +170,50 @@ class RidgeClassifier(ClassifierMixin, MomentsEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores of shape (n_samples, n_classes); (n_samples,) for two classes, positive for the second."""
         check_is_fitted(self, "solution_")
-        parts = [self._scores(self._inputs(x)) for x, _, _ in pieces(X, None)]
-        scores = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return np.concatenate([self._decisions(self._inputs(x)) for x, _, _ in pieces(X, None)])
+
+    def _decisions(self, x: Any) -> np.ndarray:
+        scores = self._scores(x)
         decisions = 2.0 * scores - scores.sum(axis=1, keepdims=True)
         return np.asarray(decisions[:, 1] if len(self.classes_) == 2 else decisions)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of shape (n_samples,)."""
-        decisions = self.decision_function(X)
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Predict labels, and how far off their decisions may be.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        return_std : bool
+            Return the standard deviation of a new row's 1 or -1 about its decision as well, as `Ridge` gives it of
+            such targets: noise, and the uncertainty of weights and intercept (`streamfit.posterior`).
+
+        Returns
+        -------
+        labels : array of shape (n_samples,)
+        std : array of the shape of `decision_function`
+            With `return_std` only.
+
+        Raises
+        ------
+        SolveError
+            With `return_std`, if there are no more rows than degrees of freedom, or no unique optimum.
+        """
+        check_is_fitted(self, "solution_")
+        rows = [self._inputs(x) for x, _, _ in pieces(X, None)]
+        decisions = np.concatenate([self._decisions(x) for x in rows])
         ids = (decisions > 0).astype(int) if decisions.ndim == 1 else decisions.argmax(axis=1)
-        return np.asarray(self.classes_[ids])
+        labels = np.asarray(self.classes_[ids])
+        if not return_std:
+            return labels
+        return labels, np.concatenate([self._decision_std(x) for x in rows])
+
+    def _decision_std(self, x: Any) -> np.ndarray:
+        if self._decided is None:
+            c = self.moments_.centered()  # of the indicators, whose twofold less 1 the targets of decisions are
+            signs = replace(c, cross=2.0 * c.cross, mean_y=2.0 * c.mean_y - 1.0, ss_y=4.0 * c.ss_y)
+            self._decided = self._posterior_of(signs)
+        found = np.sqrt(self._variances(x, self._decided))
+        return found[:, 1] if len(self.classes_) == 2 else found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of rows whose label is predicted; see `fit` for what may be given."""
