@@ -30,8 +30,8 @@ def schema(which: str) -> dict[str, Any]:
 
     Examples
     --------
-    >>> sorted(schema("problem")["discriminator"]["mapping"])
-    ['language_model', 'ridge']
+    >>> schema("problem")["properties"]["kind"]["enum"]
+    ['ridge', 'language_model']
     """
     if which not in SCHEMAS:
         msg = f"a schema of {which!r}"
@@ -45,13 +45,24 @@ def schema(which: str) -> dict[str, Any]:
 
 
 def _union(kinds: dict[str, Any]) -> dict[str, Any]:
-    """One schema of several sections that `kind` tells apart."""
+    """One schema of several sections that `kind` tells apart.
+
+    A mistake is one of the key where it stands, and not of the whole, as it would be under `oneOf`.
+    """
     definitions: dict[str, Any] = {}
-    mapping = {}
+    cases, refs = [], []
     for kind, section in kinds.items():
         made = section.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {})
         definitions[section.__name__] = made
-        mapping[kind] = f"#/$defs/{section.__name__}"
-    refs = [{"$ref": ref} for ref in mapping.values()]
-    return {"oneOf": refs, "discriminator": {"propertyName": "kind", "mapping": mapping}, "$defs": definitions}
+        ref = {"$ref": f"#/$defs/{section.__name__}"}
+        cases.append({"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": ref})
+        refs.append(ref)
+    return {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"enum": list(kinds)}},
+        "allOf": cases,
+        "anyOf": [*refs, True],  # always met: editors that follow no `if` find here what they complete
+        "$defs": definitions,
+    }

@@ -132,8 +132,16 @@ def test_schemas_take_the_configs_that_are_shipped_and_no_misspelt_key(tmp_path)
         which = machine if path.name.startswith("machine") else problem
         jsonschema.validate(tomllib.loads(path.read_text()), which)
     good = tomllib.loads((folder / "ridge_parquet.toml").read_text())
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**good, "precison": "float64"}, problem)
+    for wrong, path, said in (
+        ({**good, "precison": "float64"}, [], "precison"),
+        ({**good, "precision": "float16"}, ["precision"], "float16"),
+        ({**good, "corpus": good["corpus"] | {"missing": "mode"}}, ["corpus", "missing"], "mode"),
+        ({**good, "kind": "rigde"}, ["kind"], "rigde"),
+        ({name: value for name, value in good.items() if name != "kind"}, [], "kind"),
+    ):  # each is found where it stands
+        faults = list(jsonschema.Draft202012Validator(problem).iter_errors(wrong))
+        assert path in [list(fault.absolute_path) for fault in faults]
+        assert all(said in fault.message for fault in faults if list(fault.absolute_path) == path)
     assert streamfit("schema", "machine", "-o", tmp_path / "m.json").returncode == 0
     assert json.loads((tmp_path / "m.json").read_text()) == machine
     assert json.loads(streamfit("schema").stdout) == problem

@@ -214,6 +214,22 @@ def test_filters_compare_days_times_and_instants(value, zone):
         kept(">", "January 2")
 
 
+@pytest.mark.parametrize("lacking", ["null", "absent", "empty"])
+def test_a_column_may_have_its_first_value_in_a_later_file(tmp_path, lacking):
+    """Types of text are those of the first file that has values; one that cannot be read is passed over for that."""
+    (tmp_path / "in").mkdir()
+    first = {"null": '{"x": 1, "c": null, "d": null, "y": 1}', "absent": '{"x": 1, "y": 1}', "empty": "x,c,d,y\n1,,,1"}
+    later = '{"x": 2, "c": "u", "d": "2026-01-02", "y": 2}\n{"x": 2, "c": "v", "d": "2026-01-03", "y": 3}\n'
+    ending, later = (".csv", "x,c,d,y\n2,u,2026-01-02,2\n2,v,2026-01-03,3\n") if lacking == "empty" else (".jsonl", later)
+    (tmp_path / "in" / f"0{ending}").write_text(first[lacking] + "\n")
+    (tmp_path / "in" / f"1{ending}").write_bytes(b'"\xff{' if lacking == "null" else first[lacking].encode())
+    (tmp_path / "in" / f"2{ending}").write_text(later)
+    corpus = Corpus(str(tmp_path / "in"), ["x", "c", "weekday(d)"], ["y"], categories=["c"], missing="drop")
+    store = accumulate(corpus, tmp_path / "s", n_folds=1, skip_bad_shards=True)
+    assert store.moments().n_rows == 2
+    assert dict(store.header.reader["recipe"]["categories"]) == {"c": ["u", "v"]}
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "parts"])
 def test_rows_that_lack_a_feature_have_empty_predictions(tmp_path, name):
     """Where such rows were dropped in the fit; their places stay, whatever a piece has of them."""

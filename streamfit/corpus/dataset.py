@@ -76,9 +76,11 @@ class DatasetFiles(Table):
     def settled(self) -> Self:
         if not isinstance(self.format, TextFormat) or self.format.types:
             return self
-        first = self.found()[0]
+        uris = [each.uri for each in self.found()]
         whole = frozenset(self.target if self.n_classes is not None else ())
-        made = self.format.typed(first.uri, whole, self._typed_columns())
+        in_path = path_values(uris[0], self.partitions)
+        asked = [name for name in self.recipe.columns if name not in in_path]
+        made = self.format.typed(uris, whole, self._typed_columns(), asked)
         if self.kind == "csv":  # names that look like numbers: 00501 is not 501
             named = {name for name, levels in self.recipe.categories if levels and date_part(name)[1] is None}
             named |= {*self.target} if self.recipe.classes else set()

@@ -1,7 +1,8 @@
 """CSV and JSON lines as tables: cut at line ends, with the types of columns frozen; compressed files whole. Floor 4.
 
 Text has no types of its own, and a guess from each file's first rows would change with the file. So types are found
-once, in the first file, where every whole number is taken as a number that may get a fraction later, and are kept.
+once, in the first file that has values, where every whole number is taken as a number that may get a fraction later,
+and are kept.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _BLOCK = 2**22
 _ROW_BYTES = 64
 """Bytes of a line, to plan with."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_LOOKED_AT = 100
+"""Files in which a type is looked for, where those before have no value."""
 _SCALARS = ("string", "bool", "double", "int64", "date32[day]", "time32[s]", "time64[ns]", "null")
 
 
@@ -61,28 +64,40 @@ class TextFormat(Format):
     types: tuple[tuple[str, str], ...] = ()
     shard_bytes: int = SHARD_BYTES
 
-    def typed(self, uri: str, whole: frozenset[str], typed: frozenset[str]) -> Self:
-        """The same with the types of the columns of a file.
+    def typed(self, uris: Sequence[str], whole: frozenset[str], typed: frozenset[str], asked: Sequence[str]) -> Self:
+        """The same with the types of the columns of the first file; of those that it leaves open, of later ones.
 
         Parameters
         ----------
-        uri : str
+        uris : sequence of str
         whole : frozenset of str
             Columns whose whole numbers stay whole, as class ids do.
         typed : frozenset of str
             Columns whose type matters. All others are read as they are written: names, and numbers that are names.
+        asked : sequence of str
+            Columns that must not be left open where some file can tell.
 
         Raises
         ------
         CorpusError
-            If the file cannot be decoded.
+            If the first file cannot be decoded.
         """
-        try:
-            schema = self._guess(uri)
-        except (pa.ArrowException, OSError) as error:
-            msg = f"{uri}: {str(error).splitlines()[0]}"
-            raise CorpusError(msg, "a readable file to find the types of columns in") from error
-        return replace(self, types=tuple((f.name, str(self._kept(f, whole, typed))) for f in schema))
+        fields: dict[str, pa.Field] = {}
+        for uri in uris[:_LOOKED_AT]:
+            try:
+                found = self._guess(uri)
+            except (pa.ArrowException, OSError, CorpusError) as error:
+                if fields:  # it is refused or skipped when it is read
+                    continue
+                if isinstance(error, CorpusError):
+                    raise
+                msg = f"{uri}: {str(error).splitlines()[0]}"
+                raise CorpusError(msg, "a readable file to find the types of columns in") from error
+            taken = found if not fields else [f for f in found if f.name in asked and _is_open(fields.get(f.name))]
+            fields |= {f.name: f for f in taken}
+            if not any(_is_open(fields.get(name)) for name in asked):
+                break
+        return replace(self, types=tuple((f.name, str(self._kept(f, whole, typed))) for f in fields.values()))
 
     def _kept(self, found: pa.Field, whole: frozenset[str], typed: frozenset[str]) -> pa.DataType:
         stays = found.name in whole or found.name not in typed
@@ -277,6 +292,11 @@ def type_of(text: str) -> pa.DataType:
         msg = f"a column of type {text}"
         raise CorpusError(msg, f"one of {', '.join(_SCALARS)}, times, or lists of them")
     return pa.null() if text == "null" else pa.type_for_alias(text)
+
+
+def _is_open(found: pa.Field | None) -> bool:
+    """Whether a column has not been seen with a value."""
+    return found is None or pa.types.is_null(getattr(found.type, "value_type", found.type))
 
 
 def _wider(kind: pa.DataType) -> pa.DataType:
