@@ -374,7 +374,3 @@ def _doctor_gpu(backend: str, output: Path | None, as_json: bool, sizes: tuple[i
         failed = ", ".join(c["name"] for c in found["checks"] if not c["passed"])
         msg = f"checks that failed: {failed}"
         raise SolveError(msg, "what NumPy computes", "keep to backend 'numpy' here")
-
-
-if __name__ == "__main__":
-    main()

@@ -181,7 +181,7 @@ def test_a_singular_gram_needs_a_positive_alpha(config: Path):
 
 
 def test_a_real_process_ends_with_the_same_exit_code_and_line(tmp_path: Path):
-    command = [sys.executable, "-m", "streamfit.cli", "status", "nowhere"]
+    command = [sys.executable, "-m", "streamfit", "status", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere is not a store")

@@ -67,6 +67,7 @@ FLOORS = (
         "look",
         "drift",
         "schemas",
+        "__main__",
         "forecast",
         "cli_config",
         "verbs",

@@ -148,7 +148,7 @@ def test_the_pieces_of_a_generated_text_are_its_tokens_text():
 
 def test_output_may_be_cut_off_by_its_reader():
     """Real processes, since only they have a pipe that breaks."""
-    command = [sys.executable, "-m", "streamfit.cli", "generate", str(folder()), "--tokens", "3000", "--no-echo"]
+    command = [sys.executable, "-m", "streamfit", "generate", str(folder()), "--tokens", "3000", "--no-echo"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -291,7 +291,7 @@ def test_the_licence_of_a_config_goes_with_every_model(flights: Path, tmp_path):
 
 
 def piped(model: Path, text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
-    run = [sys.executable, "-m", "streamfit.cli", "predict", str(model), "-", *options]
+    run = [sys.executable, "-m", "streamfit", "predict", str(model), "-", *options]
     return subprocess.run(run, input=text, capture_output=True, check=False)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from streamfit.report.drawing import ACCENT, HUES, INK, MUTED, Drawing, axes, legend, thousands
 
@@ -107,10 +106,10 @@ def plot_deviates(standardised: np.ndarray) -> Drawing:
     middle, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
     density = counts / (counts.sum() * width)
     pair.bar(middle, density, width=width, color=MUTED)
-    pair.plot(middle, scipy.stats.norm.pdf(middle), color=ACCENT, linewidth=2)
+    normal = np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi)
+    pair.plot(middle, normal, color=ACCENT, linewidth=2)
     pair.set_xlabel("residual / predicted standard deviation")
     pair.set_ylabel("density")
-    normal = scipy.stats.norm.pdf(middle)
     every = zip(middle.tolist(), counts.tolist(), density.tolist(), normal.tolist(), strict=True)
     return Drawing(figure, [{"deviate": m, "rows": n, "density": d, "normal": p} for m, n, d, p in every])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from streamfit.corpus import Source
 from streamfit.errors import SolveError
@@ -54,7 +54,7 @@ class HeldOut:
         if self.std is None:
             return []
         away = np.abs(self.residuals) / np.maximum(self.std, np.finfo(float).tiny)
-        inside = [float(np.mean(away < scipy.stats.norm.ppf(0.5 + level / 2))) for level in LEVELS]
+        inside = [float(np.mean(away < scipy.special.ndtri(0.5 + level / 2))) for level in LEVELS]
         return [{"nominal": level, "actual": share} for level, share in zip(LEVELS, inside, strict=True)]
 
     def by_prediction(self, bins: int = 12) -> list[dict[str, float]]:
