@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sysconfig
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from streamfit.corpus.array_files import ArrayFiles
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
 from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
+from streamfit.corpus.row_ranges import has_views
 from streamfit.corpus.streamed import streamed
 from streamfit.corpus.table import Table
 from streamfit.corpus.tar import TarText
@@ -88,14 +90,16 @@ class FilesSection(Section):
         return self.model_copy(update={"root": str(Path(self.root).expanduser().absolute())})
 
 
-def _dated(files: Files, columns: Sequence[str]) -> bool:
-    """Whether columns of Parquet hold dates or times, which the way for plain numbers does not read."""
+def _has_more_than_numbers(files: Files, columns: Sequence[str], *, hashed: bool) -> bool:
+    """Whether columns of Parquet hold what the way for plain numbers, or for what is hashed, does not read."""
     try:
         schema = pq.read_schema(files.of_rows()[0][1])
     except (pa.ArrowException, OSError, CorpusError):
         return False  # reading will say what is wrong
     kinds = [schema.field(name).type for name in columns if name in schema.names]
-    return any(pa.types.is_date(kind) or pa.types.is_timestamp(kind) for kind in kinds)
+    types = pa.types
+    others = (types.is_date, types.is_timestamp, types.is_list, types.is_large_list, types.is_null)
+    return any(has_views(kind) or (not hashed and any(of(kind) for of in others)) for kind in kinds)
 
 
 class TextSection(FilesSection):
@@ -202,6 +206,10 @@ class TableSection(FilesSection):
         if (self.n_classes or self.classes) and len(self.target) != 1:
             msg = f"n_classes needs exactly one target column, got {len(self.target)}"
             raise ValueError(msg)
+        for what, names in (("features", self.features), ("target", self.target)):
+            if twice := sorted(name for name, n in Counter(names).items() if n > 1):
+                msg = f"{what} name {', '.join(map(repr, twice))} more than once"
+                raise ValueError(msg)
         only: dict[str, tuple[str, ...]] = {
             "delimiter": ("csv",),
             "quoted_newlines": ("csv",),
@@ -255,7 +263,7 @@ class TableSection(FilesSection):
         files, labels, recipe = self.files(None, (0.8, 0.1, 0.1)), self.labels.settings(), self.recipe()
         if self.kind == "parquet" and not self.partitions and "://" not in self.root:
             bare = replace(recipe, features=("x",)).is_plain if hashed else recipe.is_plain
-            if bare and (hashed or not _dated(files, recipe.columns)):
+            if bare and not _has_more_than_numbers(files, recipe.columns, hashed=hashed is not None):
                 plain = (self.features, self.target, self.weight, self.n_classes, self.label, labels, hashed)
                 return ParquetTable(files, *plain)
         if self.kind in ("npy", "zarr"):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from streamfit.config_corpus import TableSection
 from streamfit.corpus import Files, Labels, ParquetTable, Rows, Source
+from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import FORMATS
 from streamfit.corpus.kinds import told_options
 from streamfit.corpus.labels import NO_LABELS
@@ -88,6 +89,8 @@ class Corpus:
         Rows that meet all of them count.
     split_column : str
         Column that says whether a row is for training, validation or test.
+    split_values : (str, str, str)
+        Its values for the three.
     partitions : '', 'hive' or sequence of str
         Columns that are in the path.
     kind : str
@@ -128,6 +131,7 @@ class Corpus:
     missing_target: str = "error"
     filters: Sequence[tuple[str, str, Any]] = ()
     split_column: str = ""
+    split_values: tuple[str, str, str] = SPLITS
     partitions: str | Sequence[str] = ""
     kind: str = ""
     include: Sequence[str] = ()
@@ -148,6 +152,9 @@ class Corpus:
         CorpusError
             If there is nothing there, or it gives no rows.
         """
+        if hashed is not None and (self.categories or self.missing != "error"):
+            msg = "categories or missing for hashed features"
+            raise ConfigError(msg, "neither: what is hashed names its own categories; filter rows that lack a value")
         if isinstance(self.rows, str | Path):
             kind = self.kind or kind_of(str(self.rows))
             if self.delimiter and kind != "csv":
@@ -191,6 +198,7 @@ class Corpus:
             "missing_target": self.missing_target,
             "filters": tuple(tuple(each) for each in self.filters),
             "split_column": self.split_column,
+            "split_values": tuple(self.split_values),
             "partitions": self.partitions if isinstance(self.partitions, str) else tuple(self.partitions),
             "label": self.label,
         }

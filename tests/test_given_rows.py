@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -212,6 +213,68 @@ def test_filters_compare_days_times_and_instants(value, zone):
     assert kept(">=", day) == kept(">=", "2026-01-02") == [[2, 3, 4]]
     with pytest.raises(ShardError, match="a value of the column's type"):
         kept(">", "January 2")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_views_and_lists_of_any_length_are_read_with_every_policy_and_with_none(tmp_path, form):
+    """As polars writes text and embeddings, in files whose columns may be without a value throughout."""
+    rng = np.random.default_rng(0)
+    x, names = rng.normal(size=(60, 3)), np.array(["u", "v", "w"])[rng.integers(0, 3, 60)]
+    y = x @ [1.0, 2.0, 3.0] + (names == "v")
+    (tmp_path / "in").mkdir()
+    kinds = {"x": pa.list_(pa.float64()), "c": pa.string_view(), "y": pa.float64()}
+    for i, part in enumerate([slice(0, 30), slice(30, 60)]):
+        rows = pa.table(
+            {"x": pa.array(list(x[part]), kinds["x"]), "c": pa.array(names[part], kinds["c"]), "y": y[part]}
+        )
+        write = pq.write_table if form == "parquet" else pa.feather.write_feather
+        write(rows, tmp_path / "in" / f"{i}.{form}")
+
+    def sums(name, **given):
+        found = fit(str(tmp_path / "in"), tmp_path / name, **given)[1]
+        return found.n_rows, found.cross[:, 0]
+
+    n_rows, cross = sums("x", features=["x"])
+    oracle = (x - x.mean(axis=0)).T @ (y - y.mean())
+    np.testing.assert_allclose(cross, oracle, atol=1e-6)
+    np.testing.assert_array_equal(sums("d", features=["x"], missing="drop")[1], cross)
+    n_rows, cross = sums("c", features=["x", "c"], categories=["c"])
+    assert (n_rows, len(cross)) == (60, 6)
+    np.testing.assert_allclose(cross[4], ((names == "v") - (names == "v").mean()) @ (y - y.mean()), atol=1e-6)
+    assert sums("f", features=["x"], filters=[("c", "==", "v")])[0] == (names == "v").sum()
+    assert sums("s", features=["x"], split_column="c", split_values=("v", "u", "w"))[0] == (names == "v").sum()
+    nothing = pa.table({"x": pa.nulls(4), "c": pa.nulls(4), "y": np.ones(4)})
+    write(nothing, tmp_path / "in" / f"2.{form}")
+    assert sums("n", features=["x", "c"], categories=["c"], missing="drop")[0] == 60
+    assert sums("g", features=["x"], filters=[("c", "!=", "v")])[0] == (names != "v").sum()
+
+
+def test_filters_take_infinity_for_a_number_and_decimals_as_they_are_written():
+    def kept(column, *condition):
+        rows = pa.table({"f": column, "x": np.arange(float(len(column))), "y": np.ones(len(column))})
+        source = Corpus(rows, ["x"], ["y"], filters=[("f", *condition)]).source()
+        return [int(v) for shard in source.shards() for each in source.read(shard) for v in each.x[:, 0]]
+
+    floats = pa.array([1.0, np.inf, -np.inf, np.nan, None])
+    assert kept(floats, ">", 0) == [0, 1]
+    assert kept(floats, "!=", 1) == [1, 2]
+    money = pa.array([decimal.Decimal(v) for v in ("5.05", "6.00", "-1.10")])
+    assert kept(money, "==", 5.05) == kept(money, "in", [5.05, 7]) == [0]
+    assert kept(money, ">", 5.051) == kept(money, ">=", 6) == [1]
+    with pytest.raises(ShardError, match="a value of the column's type"):
+        kept(money, "==", "5.05")
+
+
+def test_rows_that_cannot_be_taken_as_they_are_are_refused(tmp_path):
+    rows = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]})
+    with pytest.raises(CorpusError, match="a transform"):
+        fit(rows.with_transform(lambda batch: {**batch, "x": [10 * v for v in batch["x"]]}), tmp_path / "t")
+    with pytest.raises(CorpusError, match="types of Arrow"):
+        fit(pl.DataFrame({"x": pl.Series([1, 2], dtype=pl.Int128), "y": [1.0, 2.0]}), tmp_path / "p")
+    with pytest.raises(ConfigError, match="features name 'x' more than once"):
+        fit(rows, tmp_path / "n", features=["x", "x"])
+    with pytest.raises(ConfigError, match="for hashed features"):
+        accumulate(Corpus(rows, ["x"], ["y"], missing="drop"), tmp_path / "h", features=[Block("hashed", 8)])
 
 
 @pytest.mark.parametrize("lacking", ["null", "absent", "empty"])

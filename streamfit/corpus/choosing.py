@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,8 @@ def lacking(where: str, table: pa.RecordBatch, name: str, recipe: Recipe) -> np.
 
 def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
     """Which rows meet a condition."""
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), bool)
     values = each.value if isinstance(each.value, tuple) else (each.value,)
     try:
         wanted = pa.array([_as(column.type, value) for value in values])
@@ -84,6 +87,10 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
                 wanted = wanted.cast(column.type)
             except pa.ArrowInvalid:
                 column, wanted = column.cast(pa.float64(), safe=False), wanted.cast(pa.float64())
+        if pa.types.is_decimal(column.type):  # as it is written: 5.05 is no binary fraction
+            wanted = pa.array([decimal.Decimal(repr(value)) for value in values])
+            column = column.cast(kind := pa.decimal256(76, max(column.type.scale, wanted.type.scale)))
+            wanted = wanted.cast(kind)
         wanted = wanted.cast(column.type)
         if each.operator in ("in", "not in"):
             found = pc.is_in(column, value_set=wanted, skip_nulls=True)
@@ -94,7 +101,7 @@ def _meets(where: str, column: pa.Array, each: Filter) -> np.ndarray:
         msg = f"{where}: the filter {each.column} {each.operator} {each.value!r} on a column of type {column.type}"
         raise ShardError(msg, "a value of the column's type", "correct `filters` in the config") from error
     if pa.types.is_floating(column.type):
-        found = pc.and_(found, pc.is_finite(column))
+        found = pc.and_(found, pc.invert(pc.is_nan(column)))
     return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False)).astype(bool)
 
 
@@ -104,7 +111,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _as(kind: pa.DataType, value: Any) -> Any:
     """A filter's value as something that casts to a column's type, or an error."""
-    if isinstance(value, str) == (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+    if isinstance(value, str) == (_is_number(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)):
         msg = f"{value!r} for {kind}"
         raise TypeError(msg)
     return value

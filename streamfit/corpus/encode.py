@@ -266,7 +266,7 @@ def numbers(where: str, table: pa.RecordBatch, name: str) -> np.ndarray:
         return _lists(where, name, column)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return _days(times_of(where, name, column))[:, None]
-    if pa.types.is_decimal(kind):
+    if pa.types.is_decimal(kind) or pa.types.is_null(kind):  # a file may have no value of a column
         return _floats(column.cast(pa.float64()))[:, None]
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         msg = f"{where}: column {name!r} has type {kind}"

@@ -177,6 +177,12 @@ def row_hash(batch: pa.RecordBatch) -> str:
     return digest.hexdigest()
 
 
+def has_views(kind: pa.DataType) -> bool:
+    """Whether a column's values are views, or a list or dictionary of them."""
+    inner = getattr(kind, "value_type", kind)
+    return any(each in (pa.string_view(), pa.binary_view()) for each in (kind, inner))
+
+
 def plain(column: pa.Array) -> pa.Array:
     """A column in the one way that its values are kept in: no dictionary, no views, short offsets."""
     if pa.types.is_dictionary(column.type):  # whose values may be views, of which Arrow takes none by index

@@ -37,10 +37,21 @@ def batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
     Raises
     ------
     CorpusError
-        If it is none of them.
+        If it is none of them, or its rows are of a type that Arrow does not know.
     """
+    try:
+        yield from _batches_from(rows)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        msg = f"rows from a {type(rows).__name__}: {str(error).splitlines()[0]}"
+        raise CorpusError(msg, "types of Arrow", "cast the column") from error
+
+
+def _batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
     module = type(rows).__module__
     if module.startswith("datasets."):
+        if getattr(rows, "format", None) and rows.format["type"] == "custom":
+            msg = "a Hugging Face data set with a transform, which is code that a refit may not find"
+            raise CorpusError(msg, "rows as they are", "write what it makes: rows.map(transform), or rows.reset_format()")
         for table in rows.with_format("arrow").iter(_HF_ROWS):
             yield from _batches(table)
     elif hasattr(rows, "dask") and hasattr(rows, "npartitions") and hasattr(rows, "get_partition"):
