@@ -277,6 +277,19 @@ def test_rows_that_cannot_be_taken_as_they_are_are_refused(tmp_path):
         accumulate(Corpus(rows, ["x"], ["y"], missing="drop"), tmp_path / "h", features=[Block("hashed", 8)])
 
 
+@pytest.mark.parametrize("name", ["0.csv", "2.csv", "0.jsonl", "2.jsonl"])
+@pytest.mark.parametrize("text", ["", "\n", "x,y\n"])
+def test_files_without_rows_stand_beside_others(tmp_path, name, text):
+    (tmp_path / "in").mkdir()
+    ending = name[1:]
+    rows = "x,y\n1,2\n2,3\n" if ending == ".csv" else '{"x": 1, "y": 2}\n{"x": 2, "y": 3}\n'
+    (tmp_path / "in" / name).write_text(text if ending == ".csv" else text.replace("x,y", " "))
+    with pytest.raises(CorpusError):
+        fit(str(tmp_path / "in"), tmp_path / "none")
+    (tmp_path / "in" / f"1{ending}").write_text(rows)
+    assert fit(str(tmp_path / "in"), tmp_path / "s")[1].n_rows == 2
+
+
 @pytest.mark.parametrize("lacking", ["null", "absent", "empty"])
 def test_a_column_may_have_its_first_value_in_a_later_file(tmp_path, lacking):
     """Types of text are those of the first file that has values; one that cannot be read is passed over for that."""

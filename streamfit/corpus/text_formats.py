@@ -83,7 +83,7 @@ class TextFormat(Format):
             If the first file cannot be decoded.
         """
         fields: dict[str, pa.Field] = {}
-        for uri in uris[:_LOOKED_AT]:
+        for uri in itertools.islice(filter(self.cut, uris), _LOOKED_AT):
             try:
                 found = self._guess(uri)
             except (pa.ArrowException, OSError, CorpusError) as error:
@@ -97,6 +97,9 @@ class TextFormat(Format):
             fields |= {f.name: f for f in taken}
             if not any(_is_open(fields.get(name)) for name in asked):
                 break
+        if not fields:
+            msg = f"no rows in {len(uris)} files, the first of which is {uris[0]}"
+            raise CorpusError(msg, "rows to find the types of columns in")
         return replace(self, types=tuple((f.name, str(self._kept(f, whole, typed))) for f in fields.values()))
 
     def _kept(self, found: pa.Field, whole: frozenset[str], typed: frozenset[str]) -> pa.DataType:
@@ -258,7 +261,7 @@ class JsonRows(TextFormat):
             unexpected_field_behavior="ignore" if len(known) == len(columns) else "infer",
         )
         with self._stream(shard) as stream:
-            for batch in pa_json.open_json(stream, pa_json.ReadOptions(use_threads=False, block_size=_BLOCK), options):
+            for batch in _json_batches(stream, pa_json.ReadOptions(use_threads=False, block_size=_BLOCK), options):
                 require(shard.key, batch.schema.names, columns)
                 yield batch.select(columns)
 
@@ -270,7 +273,21 @@ class JsonRows(TextFormat):
                 file.readline()
                 whole = replace(whole, stop=file.tell())
         with self._stream(whole) as stream:
-            return pa_json.open_json(stream, pa_json.ReadOptions(use_threads=False, block_size=2 * _BLOCK)).schema
+            first = next(_json_batches(stream, pa_json.ReadOptions(use_threads=False, block_size=2 * _BLOCK)), None)
+            return pa.schema([]) if first is None else first.schema
+
+
+def _json_batches(
+    stream: pa.NativeFile, how: pa_json.ReadOptions, parsing: pa_json.ParseOptions | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of lines of JSON: none of blank lines alone, which Arrow takes for a mistake."""
+    try:
+        reader = pa_json.open_json(stream, how, parsing)
+    except pa.ArrowInvalid as error:
+        if "Empty JSON" in str(error):
+            return
+        raise
+    yield from reader
 
 
 _TIME = re.compile(r"timestamp\[(\w+)(?:, tz=(.+))?\]")

@@ -213,7 +213,8 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, MomentsEstimator):  # t
             A dask collection is read a block at a time, an Arrow stream by batches.
         y : array-like or dask collection of shape (n_samples,) or (n_samples, n_targets)
         sample_weight : array-like or dask collection of shape (n_samples,), optional
-            A row of weight 2 counts as two, one of weight 0 as none.
+            A row of weight 2 counts as two, one of weight 0 as none: in the sums. Which rows are the first
+            `sample_rows`, from which kernels are chosen, is by rows and not by their weights.
         """
         return self._add(X, y, sample_weight, reset=True)
 
