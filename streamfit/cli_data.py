@@ -113,7 +113,11 @@ def forget(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="column=value or column=@file; for text files doc_id=path. Repeatable."),
+        typer.Option(
+            "--where",
+            help="column=value or column=@file; for text files doc_id=path. Repeatable: values of a column add up,"
+            " several columns must all match.",
+        ),
     ] = None,
     why: Annotated[str, typer.Option(help="Reason, kept in the record.")] = "",
     fast: Annotated[

@@ -44,7 +44,7 @@ def forget(
         Keys, files (all their shards), or beginnings of content ids of eight digits or more.
     where : sequence of str
         `column=value`, or `column=@file` with a value a line; for text files the column is `doc_id`, the path. Rows
-        that match any of them leave.
+        that have one of the values of every column that is named leave.
     why : str
         The reason, for the record.
     fast : bool
@@ -77,13 +77,13 @@ def forget(
     leaving: dict[str, tuple[int, ...] | None] = {}
     for name in shards:
         leaving |= dict.fromkeys(_named(name, present))
+    matching: dict[str, tuple[int, ...]] | None = None
     for column, values in _conditions(where).items():
         found = find_rows(store, source, column, values, where=there, client=client, options=options)
-        for content, positions in found.items():
-            whole = content in leaving and leaving[content] is None
-            leaving[content] = None if whole else tuple(sorted({*(leaving.get(content) or ()), *positions}))
-    if not leaving:
-        msg = f"no counted row with {' or '.join(where)}"
+        matching = found if matching is None else _in_both(matching, found)
+    leaving = {**(matching or {}), **leaving}
+    if where and not matching:
+        msg = f"no counted row with {' and '.join(where)}"
         raise MismatchError(msg, "at least one", "values are compared as text; nothing was changed")
     for content, gone in leaving.items():
         if gone is not None and _is_all(store, counted[content], gone):
@@ -99,6 +99,12 @@ def forget(
         options=options,
         group_rows=group_rows,
     )
+
+
+def _in_both(one: dict[str, tuple[int, ...]], other: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Positions that are in both, by content id."""
+    both = {content: tuple(sorted({*one[content]} & {*other[content]})) for content in one.keys() & other.keys()}
+    return {content: positions for content, positions in both.items() if positions}
 
 
 def _is_all(store: Store, shard: Shard, positions: tuple[int, ...]) -> bool:

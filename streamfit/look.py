@@ -111,27 +111,32 @@ def look(root: str) -> Look:
         table = DatasetFiles.of(kind, Files(root), options=options, recipe=dummy)
     parts = {each.uri: table.format.cut(each.uri) for each in table.found()}
     cut = [part for found in parts.values() for part in found]
+    first = next((each for each in table.found() if parts[each.uri]), first)
     if not cut or cut[0].start < 0:
         msg = f"{first.uri} has no rows, or is no whole file of kind {kind!r}"
         raise CorpusError(msg, "rows to look at")
-    names = table.settled().format.names_of(first.uri)
+    names = DatasetFiles.of(kind, Files(first.uri), options=options, recipe=dummy).settled().format.names_of(first.uri)
     # As features of a fit, so that columns of text are read as what they hold.
     every = Recipe(tuple(names), (names[-1],))
     table = DatasetFiles.of(kind, Files(first.uri), options=options, recipe=every).settled()
-    batches, n_rows = [], 0
+    batches, n_rows, whole = [], 0, True
     for batch in table.batches(table.parts()[0][1], names):
+        if n_rows >= _ROWS:
+            whole = False
+            break
         batches.append(batch)
         n_rows += len(batch)
-        if n_rows >= _ROWS:
-            break
+    total = sum(part.n_rows for part in cut)
+    if kind in ("csv", "jsonl") and whole:  # what was read tells how long a line is
+        total = round(n_rows * sum(part.high - part.low for part in cut) / (cut[0].high - cut[0].low))
     rows = pa.Table.from_batches(batches).slice(0, _ROWS)
     columns = tuple(_column(name, rows.column(name)) for name in names)
     return Look(
         root,
         kind,
         len(parts),
-        sum(part.n_rows for part in cut),
-        kind not in ("csv", "jsonl"),
+        total,
+        kind not in ("csv", "jsonl") or (whole and len(cut) == 1),
         columns,
         rows.num_rows,
         hive,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TextIO
 
 import pyarrow as pa
@@ -103,7 +103,7 @@ def predict_lines(predictor: Predictor, descriptor: int, out: TextIO, form: RowF
         raise ConfigError(msg, "JSON lines", "CSV does not say what is a number and what is a name")
     write = _csv_writer(out) if form == "csv" else _json_writer(out)
     n_rows = 0
-    for batch in _batches(lines, _csv_rows(lines) if form == "csv" else _json_rows(lines)):
+    for batch in _batches(lines, _csv_rows(lines, predictor.columns) if form == "csv" else _json_rows(lines)):
         table = _table(batch, predictor, n_rows, text=form == "csv")
         write(predictor.of(table, "standard input", n_rows))
         out.flush()
@@ -137,10 +137,19 @@ def _json_rows(lines: Lines) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
+def _require(names: list[str], there: Iterable[str], where: str) -> None:
+    told = set(there)
+    if missing := [name for name in names if name not in told]:
+        msg = f"standard input, {where}: no {', '.join(map(repr, missing))} among {', '.join(there)}"
+        raise ShardError(msg, "every feature of the model, and every column to keep")
+
+
+def _csv_rows(lines: Lines, names: list[str]) -> Iterator[dict[str, Any]]:
     reader = csv.reader(lines)
     header = next(reader, [])
     header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]  # what some programs begin UTF-8 with
+    if header:
+        _require(names, header, "header")
     for row in reader:
         if not row:
             continue
@@ -152,10 +161,7 @@ def _csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
 
 def _table(rows: list[dict[str, Any]], predictor: Predictor, first: int, *, text: bool) -> pa.RecordBatch:
     names = predictor.columns
-    missing = [name for name in names if name not in rows[0]]
-    if missing:
-        msg = f"standard input, row {first}: no {', '.join(map(repr, missing))} among {', '.join(rows[0])}"
-        raise ShardError(msg, "every feature of the model, and every column to keep")
+    _require(names, rows[0], f"row {first}")
     try:
         columns = [pa.array([row.get(name) for row in rows]) for name in names]
         plain, told = dict.fromkeys(predictor.numbers, pa.float64()), predictor.types

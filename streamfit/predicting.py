@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from streamfit.corpus.dataset import Partitions, path_values
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.openings import listed
-from streamfit.corpus.parquet_rows import Batch, matrix
+from streamfit.corpus.parquet_rows import Batch
 from streamfit.corpus.recipe import Recipe, date_part
+from streamfit.corpus.row_ranges import without_views
 from streamfit.corpus.text_formats import type_of
 from streamfit.corpus.values import column_of
 from streamfit.engine import n_workers
@@ -182,22 +183,14 @@ class Predictor:
         return whole
 
     def _inputs_of(self, rows: Batch, where: str) -> Any:
-        batch = rows.table
-        shard = Shard(where, where, 0, 1, 0, batch.num_rows, "", "")
         hashed = self.model.features
         if isinstance(hashed, Hashed):
+            batch, shard = rows.table, Shard(where, where, 0, 1, 0, rows.table.num_rows, "", "")
             for name in self.inputs:
                 check_hashable(shard, batch.schema.field(column_of(name)[0]).type, name, hashed)
             return hashed_rows(shard, rows, hashed)
-        if self.recipe is not None:
-            return self._checked(where, features_of(where, rows, self.recipe))
-        for name in self.inputs:
-            kind = batch.schema.field(name).type
-            element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-            if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
-                msg = f"{where}: column {name!r} has type {kind}"
-                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
-        return self._checked(where, matrix(shard, rows, self.inputs))
+        recipe = self.recipe or Recipe(self.inputs, tuple(self.model.info["reader"]["target"]))
+        return self._checked(where, features_of(where, rows, recipe))
 
     def _checked(self, where: str, x: np.ndarray) -> np.ndarray:
         if x.shape[1] != self.model.features.n_inputs:
@@ -284,13 +277,24 @@ def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
     tables, first, there = [], 0, predictor.in_path(piece.path)
     own = [name for name in predictor.columns if name not in there]
     with told(piece.path):
-        for batch in piece.to_batches(columns=own, batch_size=BLOCK_ROWS, use_threads=False):
+        schema = _with_times(piece.physical_schema, predictor.types)
+        for read in piece.to_batches(schema, columns=own, batch_size=BLOCK_ROWS, use_threads=False):
+            batch = without_views(read)
             for name, value in there.items():
                 batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
             if batch.num_rows:
                 tables.append(predictor.of(batch, piece.path, first))
                 first += batch.num_rows
     return pa.concat_tables(tables) if tables else None
+
+
+def _with_times(schema: pa.Schema, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Text as the times that the fit took it for: of JSON, Arrow sees only those of whole seconds."""
+    for i, field in enumerate(schema):
+        told = types.get(field.name)
+        if told is not None and pa.types.is_timestamp(told) and pa.types.is_string(field.type):
+            schema = schema.set(i, field.with_type(told))
+    return schema
 
 
 def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> tuple[int, int]:

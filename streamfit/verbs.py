@@ -277,7 +277,7 @@ def forget(
     shards : sequence of str
         Keys, files, or beginnings of content ids.
     where : mapping of str to value or values
-        Rows leave that have one of some values in a column; of several columns, those that match any.
+        Rows leave that have one of some values in a column; of several columns, those that match all.
     why : str
         Kept in the record.
     fast : bool

@@ -23,6 +23,7 @@ from streamfit.config import load_problem
 from streamfit.corpus import Files
 from streamfit.corpus.freezing import frozen
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
+from streamfit.look import look
 from streamfit.predicting import Predictor, predict_files
 from streamfit.readers import held_out_table
 from streamfit.solve import IllConditionedWarning
@@ -290,13 +291,37 @@ def test_files_without_rows_stand_beside_others(tmp_path, name, text):
     assert fit(str(tmp_path / "in"), tmp_path / "s")[1].n_rows == 2
 
 
+def test_times_of_json_may_have_parts_of_seconds(tmp_path):
+    """As pandas and JavaScript write them."""
+    at = pd.date_range("2026-01-01", periods=40, freq="7h", tz="UTC") + pd.Timedelta("125ms")
+    rows = pd.DataFrame({"at": at, "y": np.sin(np.arange(40.0))})
+    (tmp_path / "in").mkdir()
+    rows.to_json(tmp_path / "in" / "0.jsonl", orient="records", lines=True, date_format="iso", double_precision=15)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    features = ["at", "hour(at)"]
+    store, sums = fit(str(tmp_path / "in"), tmp_path / "s", features=features)
+    np.testing.assert_allclose(
+        sums.cross, fit(str(tmp_path / "rows.parquet"), tmp_path / "p", features=features)[1].cross
+    )
+    found = look(str(tmp_path / "in"))
+    assert (found.n_rows, found.exact, found.columns[0].role) == (40, True, "date")
+    predictor = Predictor(model_of(store, solve(store, alpha=1.0, tolerance=float("inf"))))
+    told = []
+    for path in ("in", "rows.parquet"):
+        predict_files(predictor, [str(tmp_path / path)], tmp_path / "out.parquet")
+        told.append(pq.read_table(tmp_path / "out.parquet")["y_predicted"].to_numpy())
+    np.testing.assert_allclose(told[0], told[1], rtol=1e-9)
+
+
 @pytest.mark.parametrize("lacking", ["null", "absent", "empty"])
 def test_a_column_may_have_its_first_value_in_a_later_file(tmp_path, lacking):
     """Types of text are those of the first file that has values; one that cannot be read is passed over for that."""
     (tmp_path / "in").mkdir()
     first = {"null": '{"x": 1, "c": null, "d": null, "y": 1}', "absent": '{"x": 1, "y": 1}', "empty": "x,c,d,y\n1,,,1"}
     later = '{"x": 2, "c": "u", "d": "2026-01-02", "y": 2}\n{"x": 2, "c": "v", "d": "2026-01-03", "y": 3}\n'
-    ending, later = (".csv", "x,c,d,y\n2,u,2026-01-02,2\n2,v,2026-01-03,3\n") if lacking == "empty" else (".jsonl", later)
+    ending, later = (
+        (".csv", "x,c,d,y\n2,u,2026-01-02,2\n2,v,2026-01-03,3\n") if lacking == "empty" else (".jsonl", later)
+    )
     (tmp_path / "in" / f"0{ending}").write_text(first[lacking] + "\n")
     (tmp_path / "in" / f"1{ending}").write_bytes(b'"\xff{' if lacking == "null" else first[lacking].encode())
     (tmp_path / "in" / f"2{ending}").write_text(later)

@@ -164,9 +164,13 @@ def test_what_cannot_be_predicted_is_told_and_leaves_nothing(begun: Path, rows, 
         assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
     refused("no.parquet", rows.drop(["x1"]), "no column 'x1' among x0, x2")
-    refused("null.parquet", rows.set_column(0, "x0", pa.array([None, *[1.0] * 959])), "row 0: null in column 'x0'")
+    refused(
+        "null.parquet", rows.set_column(0, "x0", pa.array([None, *[1.0] * 959])), "row 0: null or NaN in column 'x0'"
+    )
     refused("text.parquet", rows.set_column(0, "x0", pa.array(["a"] * 960)), "column 'x0' has type string")
-    refused("nan.parquet", rows.set_column(1, "x1", pa.array([*[1.0] * 959, np.nan])), "row 959: nan in column 'x1'")
+    refused(
+        "nan.parquet", rows.set_column(1, "x1", pa.array([*[1.0] * 959, np.nan])), "row 959: null or NaN in column 'x1'"
+    )
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "no.parquet").read_bytes()[:-100])
     with pytest.raises(CorpusError, match=r"cut\.parquet"):
         predict_files(predictor, [str(tmp_path / "cut.parquet")], where)
@@ -348,7 +352,7 @@ def test_a_row_is_answered_before_the_next_is_waited_for(begun: Path, tmp_path):
         (b'{"x0": 1}\n', "no 'x1', 'x2' among x0"),
         (b'{"x0": 1, "x1": 2, "x2": 3}\n[1]\n', "line 2: list"),
         (b'{"x0": 1, "x1": 2, "x2": 3}\n{"x0"\n', "line 2: "),
-        (b'{"x0": 1, "x1": 2, "x2": 3}\n{"x0": 1, "x1": null, "x2": 3}\n', "row 1: null in column 'x1'"),
+        (b'{"x0": 1, "x1": 2, "x2": 3}\n{"x0": 1, "x1": null, "x2": 3}\n', "row 1: null or NaN in column 'x1'"),
         (b"x0,x1,x2\n1,2\n", "line 2: 2 values; expected 3"),
         (b"x0,x1,x2\n1,2,three\n", "rows 0 to 0: "),
         (b"x0,x1,x2\n1,2,\xff\n", "UTF-8"),

@@ -18,7 +18,7 @@ from streamfit.corpus.base import Files
 from streamfit.corpus.formats import ArrowFile, Format, Parquet
 from streamfit.corpus.openings import Found, found, hashes, is_stamped, stamp
 from streamfit.corpus.recipe import date_part
-from streamfit.corpus.row_ranges import has_views, plain
+from streamfit.corpus.row_ranges import without_views
 from streamfit.corpus.table import Table, require
 from streamfit.corpus.text_formats import Csv, JsonRows, TextFormat
 from streamfit.corpus.values import column_of
@@ -147,7 +147,7 @@ class DatasetFiles(Table):
         values = {key: value for key, value in self._values(shard.uri).items() if key in columns}
         own = [name for name in columns if name not in values]
         try:
-            for batch in map(_plain, self.format.batches(shard, own or _any_column(self.format, shard))):
+            for batch in map(without_views, self.format.batches(shard, own or _any_column(self.format, shard))):
                 yield self._with_values(shard, batch, values, columns) if values else batch
         except (pa.ArrowException, OSError) as error:
             raise _damaged(shard, error) from error
@@ -189,13 +189,6 @@ class DatasetFiles(Table):
         largest, n_rows = max(shards, key=lambda shard: shard.size), max(shard.planned_rows for shard in shards)
         read = dict.fromkeys([*self.columns, *(column_of(key)[0] for key, _ in largest.select)])
         return self.format.decode_bytes(largest, n_rows, list(read))
-
-
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Columns of views, such as polars writes, as others are: Arrow takes none of them by index."""
-    if not any(has_views(kind) for kind in batch.schema.types):
-        return batch
-    return pa.RecordBatch.from_pydict({name: plain(batch.column(name)) for name in batch.schema.names})
 
 
 def path_values(uri: str, partitions: Partitions) -> dict[str, str | None]:

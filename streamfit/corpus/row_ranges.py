@@ -183,6 +183,13 @@ def has_views(kind: pa.DataType) -> bool:
     return any(each in (pa.string_view(), pa.binary_view()) for each in (kind, inner))
 
 
+def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns of views, such as polars writes, as others are: Arrow takes none of them by index."""
+    if not any(has_views(kind) for kind in batch.schema.types):
+        return batch
+    return pa.RecordBatch.from_pydict({name: plain(batch.column(name)) for name in batch.schema.names})
+
+
 def plain(column: pa.Array) -> pa.Array:
     """A column in the one way that its values are kept in: no dictionary, no views, short offsets."""
     if pa.types.is_dictionary(column.type):  # whose values may be views, of which Arrow takes none by index

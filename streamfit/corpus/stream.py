@@ -51,7 +51,9 @@ def _batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
     if module.startswith("datasets."):
         if getattr(rows, "format", None) and rows.format["type"] == "custom":
             msg = "a Hugging Face data set with a transform, which is code that a refit may not find"
-            raise CorpusError(msg, "rows as they are", "write what it makes: rows.map(transform), or rows.reset_format()")
+            raise CorpusError(
+                msg, "rows as they are", "write what it makes: rows.map(transform), or rows.reset_format()"
+            )
         for table in rows.with_format("arrow").iter(_HF_ROWS):
             yield from _batches(table)
     elif hasattr(rows, "dask") and hasattr(rows, "npartitions") and hasattr(rows, "get_partition"):

@@ -274,7 +274,22 @@ class JsonRows(TextFormat):
                 whole = replace(whole, stop=file.tell())
         with self._stream(whole) as stream:
             first = next(_json_batches(stream, pa_json.ReadOptions(use_threads=False, block_size=2 * _BLOCK)), None)
-            return pa.schema([]) if first is None else first.schema
+        if first is None:
+            return pa.schema([])
+        return pa.schema([(field.name, _of_times(column)) for field, column in zip(first.schema, first, strict=True)])
+
+
+def _of_times(column: pa.Array) -> pa.DataType:
+    """A column's type, that of times where all of its text is of times: Arrow sees only those of whole seconds."""
+    if not pa.types.is_string(column.type) or column.null_count == len(column):
+        return column.type
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return pa.timestamp("us")  # which JSON's own zones are turned into
+    return column.type
 
 
 def _json_batches(

@@ -94,7 +94,9 @@ class MomentsEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         try:
-            validate_parameter_constraints(self._parameter_constraints, self.get_params(deep=False), type(self).__name__)
+            validate_parameter_constraints(
+                self._parameter_constraints, self.get_params(deep=False), type(self).__name__
+            )
         except InvalidParameterError as error:
             raise InputError(str(error)) from error
 

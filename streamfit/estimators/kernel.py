@@ -164,4 +164,3 @@ def _standardized(x: np.ndarray, weights: np.ndarray | None) -> Standardize:
     mean = np.average(x, axis=0, weights=weights)
     spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
     return Standardize(mean, np.where(spread > 0, spread, 1.0))
-
