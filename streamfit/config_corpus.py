@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from streamfit.corpus import Documents, Files, JsonLines, Labels, ParquetTable, Split, TextFiles
 from streamfit.corpus.array_files import ArrayFiles
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
-from streamfit.corpus.recipe import Filter, Missing, Recipe, Unseen
+from streamfit.corpus.recipe import Filter, Missing, Operator, Recipe, Unseen
 from streamfit.corpus.row_ranges import has_views
 from streamfit.corpus.streamed import streamed
 from streamfit.corpus.table import Table
@@ -164,6 +164,8 @@ class TableSection(FilesSection):
         Features that are one-hot; without values these are found in the data once.
     unseen, missing, missing_target, split_column, split_values
         See `streamfit.corpus.recipe.Recipe`.
+    fill : dict of str to number
+        What stands for features of numbers that are lacking, whatever `missing` says of others.
     filters : tuple of (column, operator, value)
         Rows that meet all of them count.
     partitions : '', 'hive' or tuple of str
@@ -190,7 +192,8 @@ class TableSection(FilesSection):
     unseen: Unseen = "error"
     missing: Missing = "error"
     missing_target: Literal["error", "drop"] = "error"
-    filters: tuple[tuple[str, str, FilterValue | tuple[FilterValue, ...]], ...] = ()
+    fill: dict[str, FiniteFloat] = Field(default_factory=dict)
+    filters: tuple[tuple[str, Operator, FilterValue | tuple[FilterValue, ...]], ...] = ()
     split_column: str = ""
     split_values: tuple[str, str, str] = SPLITS
     partitions: Literal["", "hive"] | tuple[str, ...] = ""
@@ -224,6 +227,9 @@ class TableSection(FilesSection):
         if self.kind == "stream" and (not self.spool or self.include or self.exclude):
             msg = "kind 'stream' takes `spool`, a folder that keeps the rows, and neither include nor exclude"
             raise ValueError(msg)
+        if named := sorted({*self.fill} & {*self.categories}):
+            msg = f"fill for the categories {', '.join(map(repr, named))}: a value that lacks has no column"
+            raise ValueError(msg)
         if self.unseen != "error" and not self.categories:
             msg = "unseen is for categories, and there are none"
             raise ValueError(msg)
@@ -252,6 +258,7 @@ class TableSection(FilesSection):
             self.unseen,
             self.missing,
             self.missing_target,
+            tuple(sorted((name, (float(value),)) for name, value in self.fill.items())),
             filters=tuple(Filter(*each) for each in self.filters),
             split_column=self.split_column,
             split_values=self.split_values,

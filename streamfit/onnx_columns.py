@@ -78,13 +78,16 @@ def inputs_of(graph: Graph, recipe: Recipe | None, n_inputs: int) -> tuple[str, 
 
 
 def _filled(graph: Graph, recipe: Recipe, n_numbers: int) -> str:
-    """The numbers, with means where there is none."""
+    """The numbers, with what stands for those that are lacking; NaN, as they are, where nothing does."""
     fills = dict(recipe.fills)
-    means = [mean for name in _numbers(recipe) for mean in fills.get(name, ())]
-    if recipe.missing != "mean" or len(means) != n_numbers:
+    if not any(name in fills for name in _numbers(recipe)):
         return NUMBERS
+    stands = [number for name in _numbers(recipe) for number in fills.get(name, (np.nan,))]
+    if len(stands) != n_numbers:
+        msg = "numbers for what is lacking, beside lists for which there are none, in ONNX"
+        raise ConfigError(msg, "a number for each, or for none", "set missing = 'mean', and fit again")
     missing = graph.node("IsNaN", NUMBERS)
-    return graph.node("Where", missing, graph.constant([means], graph.dtype), NUMBERS)
+    return graph.node("Where", missing, graph.constant([stands], graph.dtype), NUMBERS)
 
 
 def _one_hot(graph: Graph, name: str, levels: tuple[str, ...], fill: tuple[float, ...] | None, *, strict: bool) -> str:

@@ -77,7 +77,7 @@ def onnx_model(model: LinearModel, *, dtype: Dtype = "float32", std: bool = Fals
     graph = _Graph(dtype)
     solution, reader = model.solution, model.info.get("reader", {})
     recipe = Recipe.from_json(reader["recipe"]) if "recipe" in reader else None
-    if recipe is not None and not recipe.categories and recipe.missing != "mean":
+    if recipe is not None and not recipe.categories and not recipe.fills:
         recipe = None  # the numbers are all there is
     x, inputs = inputs_of(graph, recipe, model.features.n_inputs)
     phi = graph.features(model.features, x)

@@ -177,8 +177,8 @@ class Predictor:
     def _whole(self, batch: pa.RecordBatch, where: str) -> np.ndarray:
         """Which rows have every feature, where rows that have not do not count."""
         recipe, whole = self.recipe, np.ones(batch.num_rows, bool)
-        if recipe is not None and recipe.missing == "drop":
-            for name in recipe.features:
+        if recipe is not None:
+            for name in recipe.needed:
                 whole &= ~lacking(where, batch, name, recipe)
         return whole
 

@@ -85,6 +85,8 @@ class Corpus:
     missing : {'error', 'drop', 'mean'}
         What becomes of rows that lack a feature.
     missing_target : {'error', 'drop'}
+    fill : mapping of str to number
+        What stands for features of numbers that are lacking, whatever `missing` says of others.
     filters : sequence of (column, operator, value)
         Rows that meet all of them count.
     split_column : str
@@ -129,6 +131,7 @@ class Corpus:
     unseen: Unseen = "error"
     missing: Missing = "error"
     missing_target: str = "error"
+    fill: Mapping[str, float] = field(default_factory=dict)
     filters: Sequence[tuple[str, str, Any]] = ()
     split_column: str = ""
     split_values: tuple[str, str, str] = SPLITS
@@ -196,6 +199,7 @@ class Corpus:
             "unseen": self.unseen,
             "missing": self.missing,
             "missing_target": self.missing_target,
+            "fill": dict(self.fill),
             "filters": tuple(tuple(each) for each in self.filters),
             "split_column": self.split_column,
             "split_values": tuple(self.split_values),

@@ -389,8 +389,8 @@ def blocks_of(store: Store, given: str | Mapping[str, tuple[str, ...]]) -> dict[
 
 
 def names_of(header: Header) -> list[str]:
-    """Names of features for people: of a linear block, the columns of the table, where each is one number."""
-    columns = _columns(header.reader)
+    """Names of features for people: of a linear block, the columns of the table, where their widths are known."""
+    columns = _columns(header.reader, header.features.n_inputs)
     if len(columns) != header.features.n_inputs:
         return header.features.names()
     return [
@@ -400,11 +400,20 @@ def names_of(header: Header) -> list[str]:
     ]
 
 
-def _columns(reader: dict[str, Any]) -> list[str]:
-    """Columns of a table as features have them: a category is one for each of its values."""
-    levels: dict[str, list[str]] = dict(reader.get("recipe", {}).get("categories", ()))
-    names = reader.get("features", [])
-    return [f"{name}={level}" if level else name for name in names for level in levels.get(name) or [""]]
+def _columns(reader: dict[str, Any], n_inputs: int) -> list[str]:
+    """Columns of a table as features have them: a category is one for each of its values, a list one an element."""
+    recipe, names = reader.get("recipe", {}), reader.get("features", [])
+    levels: dict[str, list[str]] = dict(recipe.get("categories", ()))
+    widths = {name: len(fill) for name, fill in recipe.get("fills", ())}
+    open_ = [name for name in names if name not in levels and name not in widths]
+    if len(open_) == 1:  # a list, where more is left than one number
+        taken = sum(len(levels.get(name) or [""]) if name in levels else widths.get(name, 0) for name in names)
+        widths[open_[0]] = max(1, n_inputs - taken)
+    found: list[str] = []
+    for name in names:
+        elements = [f"{name}[{i}]" for i in range(widths.get(name, 1))] if widths.get(name, 1) > 1 else [name]
+        found += [f"{name}={level}" for level in levels[name]] if levels.get(name) else elements
+    return found
 
 
 def _parsed(name: str) -> tuple[str, str, str]:

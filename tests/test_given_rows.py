@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import datasets
 import numpy as np
+import onnxruntime
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -24,9 +25,11 @@ from streamfit.corpus import Files
 from streamfit.corpus.freezing import frozen
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
 from streamfit.look import look
+from streamfit.onnx_model import export_onnx
 from streamfit.predicting import Predictor, predict_files
 from streamfit.readers import held_out_table
 from streamfit.solve import IllConditionedWarning
+from streamfit.solving import names_of
 from streamfit.starter import starter
 from streamfit.tables import score_table
 
@@ -313,6 +316,37 @@ def test_times_of_json_may_have_parts_of_seconds(tmp_path):
     np.testing.assert_allclose(told[0], told[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("missing", ["error", "drop", "mean"])
+def test_single_features_are_filled_with_what_was_given(tmp_path, missing):
+    """Whatever becomes of rows that lack others; the ONNX graph fills them alike."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=50) + 3, rng.normal(size=50)
+    a[::7] = np.nan
+    if missing != "error":
+        b[::10] = np.nan
+    y = np.nan_to_num(a) + rng.normal(size=50)
+    rows = pa.table({"b": b, "a": pa.array(a, from_pandas=True), "y": y})
+    store, sums = fit(rows, tmp_path / "s", features=["b", "a"], missing=missing, fill={"a": -1.0})
+    filled = np.column_stack(
+        [np.where(np.isnan(b), np.nanmean(b), b) if missing == "mean" else b, np.nan_to_num(a, nan=-1)]
+    )
+    kept = ~np.isnan(filled).any(axis=1)
+    assert sums.n_rows == kept.sum()
+    np.testing.assert_allclose(sums.mean_x, filled[kept].mean(axis=0), rtol=1e-12)
+    model = model_of(store, solve(store, alpha=1e-3, tolerance=float("inf")))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    predict_files(Predictor(model), [str(tmp_path / "rows.parquet")], tmp_path / "out.parquet")
+    told = pq.read_table(tmp_path / "out.parquet")["y_predicted"].to_pandas().to_numpy()
+    np.testing.assert_array_equal(np.isnan(told), ~kept)
+    np.testing.assert_allclose(told[kept], model.predict(filled[kept])[:, 0], rtol=1e-12)
+    export_onnx(model, tmp_path / "m.onnx", dtype="float64")
+    graph = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    found = graph.run(["predicted"], {"x": np.column_stack([b, a])})[0][:, 0]
+    np.testing.assert_allclose(found, told, rtol=1e-9)
+    with pytest.raises(ConfigError, match="a number for 'z'"):
+        fit(rows, tmp_path / "z", features=["a", "b"], fill={"z": 0.0})
+
+
 @pytest.mark.parametrize("lacking", ["null", "absent", "empty"])
 def test_a_column_may_have_its_first_value_in_a_later_file(tmp_path, lacking):
     """Types of text are those of the first file that has values; one that cannot be read is passed over for that."""
@@ -474,3 +508,13 @@ def test_classes_may_have_names(tmp_path, kind):
         accumulate(wrong, tmp_path / "w")
     with pytest.raises(ConfigError, match="each name once"):
         Corpus(str(tmp_path / "in"), ["a"], ["label"], classes=["no", "no"])
+
+
+def test_features_are_named_as_people_know_them(tmp_path):
+    rows = {"emb": np.ones((4, 2)), "c": np.array(["u", "v", "u", "v"]), "x": np.array([1.0, np.nan, 2.0, 3.0])}
+    for given in ({"missing": "drop"}, {"missing": "mean"}):
+        features = [name for name in rows if name != "x" or given["missing"] == "mean"]
+        store, _ = fit(
+            rows | {"y": np.ones(4)}, tmp_path / given["missing"], features=features, categories=["c"], **given
+        )
+        assert names_of(store.header)[:4] == ["emb[0]", "emb[1]", "c=u", "c=v"]

@@ -50,9 +50,8 @@ def counting(where: str, table: pa.RecordBatch, recipe: Recipe, split: Split | N
         mask &= _meets(where, plain_column(table, each.column), each)
     if recipe.split_column and split is not None:
         mask &= matching(plain_column(table, recipe.split_column), frozenset([recipe.split_value(split)]))
-    if recipe.missing == "drop":
-        for name in recipe.features:
-            mask &= ~lacking(where, table, name, recipe)
+    for name in recipe.needed:
+        mask &= ~lacking(where, table, name, recipe)
     if recipe.missing_target == "drop":
         for name in (*recipe.target, *([recipe.weight] if recipe.weight else [])):
             mask &= ~lacking(where, table, name, recipe)

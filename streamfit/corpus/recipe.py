@@ -18,7 +18,8 @@ from streamfit.errors import ConfigError
 Missing = Literal["error", "drop", "mean"]
 Unseen = Literal["error", "zero"]
 DatePart = Literal["days", "year", "month", "yearday", "weekday", "hour", "minute"]
-OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in")
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
+OPERATORS = get_args(Operator)
 MAX_LEVELS = 4096
 """Values of a category that get a column each; more are for hashing."""
 
@@ -93,7 +94,8 @@ class Recipe:
     missing_target : {'error', 'drop'}
         Of a null or NaN in a target or weight.
     fills : tuple of (str, tuple of float)
-        Means by feature, one for each of its columns.
+        What stands for a feature that is lacking, one number for each of its columns: means, or what was given. A row
+        lacks no feature that has one.
     filters : tuple of Filter
         Rows that meet all of them count.
     split_column : str
@@ -134,6 +136,9 @@ class Recipe:
         if unknown := [name for name, _ in self.categories if name not in self.features]:
             msg = f"categories {', '.join(map(repr, unknown))}"
             raise ConfigError(msg, f"some of the features {', '.join(self.features)}")
+        if unknown := [name for name, _ in self.fills if name not in self.features]:
+            msg = f"a number for {', '.join(map(repr, unknown))} where it is lacking"
+            raise ConfigError(msg, f"some of the features {', '.join(self.features)}")
         for name, levels in self.categories:
             if len(set(levels)) < len(levels) or len(levels) > MAX_LEVELS:
                 msg = f"{len(levels)} values of the category {name!r}"
@@ -165,6 +170,12 @@ class Recipe:
         asked = [date_part(name)[0] for name in (*self.features, *self.target)]
         asked += [*([self.weight] if self.weight else []), *(f.column for f in self.filters)]
         return list(dict.fromkeys([*asked, *([self.split_column] if self.split_column else [])]))
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Features without which a row does not count, where `missing` drops rows."""
+        filled = {name for name, _ in self.fills}
+        return tuple(name for name in self.features if name not in filled) if self.missing == "drop" else ()
 
     def levels(self, feature: str) -> tuple[str, ...] | None:
         """Dictionary of a category; None of what is no category."""

@@ -213,7 +213,7 @@ class RidgeClassifier(ClassifierMixin, MomentsEstimator):  # type: ignore[misc]
             signs = replace(c, cross=2.0 * c.cross, mean_y=2.0 * c.mean_y - 1.0, ss_y=4.0 * c.ss_y)
             self._decided = self._posterior_of(signs)
         found = np.sqrt(self._variances(x, self._decided))
-        return found[:, 1] if len(self.classes_) == 2 else found
+        return np.asarray(found[:, 1] if len(self.classes_) == 2 else found)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of rows whose label is predicted; see `fit` for what may be given."""
