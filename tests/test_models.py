@@ -121,5 +121,5 @@ def test_a_model_of_another_kind_is_refused(data, tmp_path: Path):
 def test_impossible_settings_are_refused(data):
     with pytest.raises(ConfigError, match="'n_centers' parameter"):
         RBFNetwork(n_centers=0).fit(*data)
-    with pytest.raises(ConfigError, match="precision 'float16'"):
+    with pytest.raises(ConfigError, match="'precision' parameter"):
         Ridge(precision="float16").fit(*data)

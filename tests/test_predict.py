@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -381,3 +385,32 @@ def test_lists_of_numbers_are_inputs_in_pipes_too(tmp_path):
     os.close(ask)
     found = [json.loads(line)["y_predicted"] for line in (tmp_path / "out").read_text().splitlines()]
     np.testing.assert_allclose(found, fitted.predict(x), rtol=1e-12)
+
+
+def test_an_interrupt_while_workers_start_ends_in_one_line(begun: Path, tmp_path):
+    """A terminal sends it to the processes that start as well."""
+    run = [sys.executable, "-m", "streamfit", "predict", str(begun / "model"), str(begun / "corpus")]
+    process = subprocess.Popen(
+        [*run, "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    found = psutil.Process(process.pid)
+    while not any("spawn_main" in " ".join(child.cmdline()) for child in children_of(found)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)  # they load what they need
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.strip().startswith("interrupted: ")
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """Processes that it has begun and that are still there."""
+    with suppress(psutil.NoSuchProcess):
+        return [child for child in process.children() if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    return []

@@ -9,8 +9,10 @@ import logging
 import shutil
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -121,17 +123,44 @@ def _started(make: Callable[[], Any], machine: Machine) -> Iterator[Client]:
     ConfigError
         If it does not start.
     """
-    try:
-        begun = make()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.__cause__ or error
-        msg = f"a cluster of kind {machine.kind!r} that does not start: {reason}"
-        raise ConfigError(msg, "workers that start", "look at interface, local_directory and memory_limit") from error
+    with _interrupts_held() as held:
+        try:
+            begun = make()
+        except (OSError, RuntimeError, ValueError) as error:
+            if held:  # which ends the processes that start as well
+                raise KeyboardInterrupt from error
+            reason = error.__cause__ or error
+            msg = f"a cluster of kind {machine.kind!r} that does not start: {reason}"
+            remedy = "look at interface, local_directory and memory_limit"
+            raise ConfigError(msg, "workers that start", remedy) from error
     with begun as cluster, Client(cluster) as client:
+        if held:
+            raise KeyboardInterrupt
         client.wait_for_workers(machine.workers if machine.adapt is None else machine.adapt.minimum, timeout=120)
         _adapt(cluster, machine)
         client.register_plugin(_Uninterrupted())
         yield client
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[list[int]]:
+    """Interrupts that came in the meantime, for the caller to heed: a cluster that is half begun cannot be ended.
+
+    They are blocked here as well, in Dask's thread that begins in the meantime, and in the processes that it starts:
+    a terminal sends Ctrl-C to all of them, and those would end with a traceback each.
+    """
+    held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    resource_tracker.ensure_running()  # or it begins with the first process, and unblocks interrupts in that thread
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield held
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
