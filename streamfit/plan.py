@@ -5,6 +5,8 @@ Floor 2: integers only; imports moments (for tile sizes) and errors.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +22,10 @@ _DEVICE_BYTES = 500 * 10**6
 """What a CUDA context and the kernels of cuBLAS take of a GPU, as NVIDIA's tools show it for others."""
 BLOCKS_AHEAD = 4
 """Blocks of rows in a worker: one that is multiplied, two that wait, one that is being made."""
+
+
+FOLD_DIGITS = 15
+"""Digits of a content id that say which fold a shard is in."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Shard:
     select : tuple of (str, str)
         Only rows with these values in these columns, where a part of a file holds rows of several labels.
     within : str
-        Content id of the bytes themselves, where `select` makes another of it.
+        Content id of the bytes themselves, where `select` or `told_apart` makes another of it.
     without : tuple of int
         Rows (documents, for text) that are left out, counted from the start of the part, ascending.
     stamp : int
@@ -76,7 +82,7 @@ class Shard:
 
     def fold(self, n_folds: int) -> int:
         """Fold that the shard belongs to: a hash of its content, so it never changes."""
-        return int(self.content_id[:15], 16) % n_folds
+        return int(self.content_id[:FOLD_DIGITS], 16) % n_folds
 
 
 @dataclass(frozen=True)
@@ -357,6 +363,25 @@ def size_text(n_bytes: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+def told_apart(shards: Iterable[Shard]) -> list[Shard]:
+    """Parts of one file with an identity each, where their content is equal: rows of a file are rows, however often.
+
+    The second of equal parts, in the order of the list, has the same identity in every copy of the file, so that a
+    copy counts once. It stays in the first one's fold: rows that are equal are not held out from one another.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+    found = []
+    for shard in shards:
+        before = seen[shard.uri, shard.content_id]
+        seen[shard.uri, shard.content_id] += 1
+        if before:
+            again = hashlib.sha256(f"{shard.content_id}\n{before}".encode()).hexdigest()
+            again = shard.content_id[:FOLD_DIGITS] + again[FOLD_DIGITS:]
+            shard = replace(shard, content_id=again, within=shard.bytes_id)
+        found.append(shard)
+    return found
 
 
 def counted_twice(shards: Sequence[Shard]) -> tuple[list[Shard], list[tuple[Shard, Shard]]]:

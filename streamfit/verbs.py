@@ -31,6 +31,7 @@ True
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -160,7 +161,22 @@ def _count(
     store: Store, source: Source, client: Client | None, group_rows: int | None, skip: bool, replace: bool = False
 ) -> None:
     options = WorkOptions(skip)
-    count(store, source, client=client, options=options, group_rows=group_rows, replace_changed=replace)
+    summary = count(store, source, client=client, options=options, group_rows=group_rows, replace_changed=replace)
+    for refusal in summary.refused:
+        warnings.warn(f"skipped {refusal.key}: {refusal.reason}", SkippedShardWarning, stacklevel=3)
+    if summary.repeats:
+        (again, first), n = summary.repeats[0], len(summary.repeats)
+        more = f", and {n - 1} more" if n > 1 else ""
+        msg = f"files that are copies of others count once: {again.key} has the content of {first.key}{more}"
+        warnings.warn(msg, RepeatedContentWarning, stacklevel=3)
+
+
+class RepeatedContentWarning(UserWarning):
+    """A file has, to the byte, the content of another one, and was not counted again."""
+
+
+class SkippedShardWarning(UserWarning):
+    """A shard could not be read, and `skip_bad_shards` let the run go on without it."""
 
 
 def add(

@@ -23,7 +23,7 @@ from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, chunks_of, cla
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
-from streamfit.plan import Shard
+from streamfit.plan import Shard, told_apart
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ParquetTable(Source):
             )
             for (name, path, group, rows, start, stop), content_id in zip(found, ids, strict=True)
         ]
-        return [shard for name, group in groupby(parts, lambda p: p[0]) for shard in self._labelled(name, group)]
+        return told_apart(s for name, group in groupby(parts, lambda p: p[0]) for s in self._labelled(name, group))
 
     def _labelled(self, name: str, parts: Iterator[tuple[str, Shard]]) -> list[Shard]:
         """The shards of one file with their labels."""

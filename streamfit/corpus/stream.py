@@ -8,6 +8,7 @@ rows again writes nothing, and a stream that has grown or changed is seen as a f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from streamfit.errors import CorpusError
 
 _HF_ROWS = 1024
 _NAMES = "rows-*.arrow"
+_BEFORE = "equal ranges before"
+"""Key of a file's metadata: how many ranges of the stream before it have its content."""
 
 
 def batches_from(rows: Any) -> Iterator[pa.RecordBatch]:
@@ -107,10 +110,14 @@ def spool(rows: Any, folder: str | Path, *, shard_rows: int = SHARD_ROWS, **give
     """
     target = Path(folder).expanduser().absolute()
     target.mkdir(parents=True, exist_ok=True)
-    written = set()
+    written, seen = set(), Counter[str]()
     for i, batch in enumerate(_ranges(batches_from(rows), shard_rows)):
         written.add(path := target / f"rows-{i:06d}.arrow")
-        _write(path, batch)
+        digest = row_hash(batch)
+        before = seen[digest]
+        seen[digest] += 1
+        # Rows of one stream are rows, however often: the same content once more is another file.
+        _write(path, batch.replace_schema_metadata({_BEFORE: str(before)} if before else None), digest)
     if not written:
         msg = f"a {type(rows).__name__} without rows"
         raise CorpusError(msg, "at least one")
@@ -142,16 +149,17 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
-def _holds(path: Path, batch: pa.RecordBatch) -> bool:
+def _holds(path: Path, batch: pa.RecordBatch, digest: str) -> bool:
     try:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
-            return file.num_record_batches == 1 and row_hash(file.get_batch(0)) == row_hash(batch)
+            same = file.num_record_batches == 1 and file.schema.metadata == batch.schema.metadata
+            return same and row_hash(file.get_batch(0)) == digest
     except (pa.ArrowException, OSError):
         return False
 
 
-def _write(path: Path, batch: pa.RecordBatch) -> None:
-    if _holds(path, batch):
+def _write(path: Path, batch: pa.RecordBatch, digest: str) -> None:
+    if _holds(path, batch, digest):
         return
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:

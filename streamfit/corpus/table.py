@@ -25,7 +25,7 @@ from streamfit.corpus.values import column_of, is_plain, matching, selected, str
 from streamfit.errors import CorpusError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
-from streamfit.plan import Shard
+from streamfit.plan import Shard, told_apart
 
 SHARD_ROWS = 2**16
 """Rows of a shard, where a source has no files that are cut by themselves."""
@@ -114,7 +114,7 @@ class Table(Source):
         return list(dict.fromkeys([*names, *(c for c in self.recipe.columns if c not in self.recipe.features)]))
 
     def shards(self) -> list[Shard]:
-        return [shard for name, part in self.parts() for shard in self._labelled(name, part)]
+        return told_apart(shard for name, part in self.parts() for shard in self._labelled(name, part))
 
     def _labelled(self, name: str, part: Shard) -> list[Shard]:
         if not self.labels.keys:
