@@ -19,7 +19,7 @@ from streamfit.cli import script
 from streamfit.config import RidgeProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import accumulate_into, linear_model, logged
+from streamfit.jobs import accumulate_into, linear_model, logged, training_source
 from streamfit.solving import solve_store
 from streamfit.store import Store
 from streamfit.stores import Corpus, add, open_any
@@ -47,7 +47,8 @@ def main(run: Path, new: list[str], *, check: bool = False) -> bool:
         with tempfile.TemporaryDirectory(dir=run) as folder:
             clock = time.perf_counter()
             scratch = Store.create(Path(folder) / "store", store.header)
-            accumulate_into(scratch, problem.table(), where, client, console, group_rows=problem.group_rows)
+            source = training_source(problem, scratch)
+            accumulate_into(scratch, source, where, client, console, group_rows=problem.group_rows)
             add(scratch, new, where, client, console, corpus=corpus, group_rows=problem.group_rows)
             again = solve_store(scratch, problem.solve, console)
             equal = np.array_equal(again.solution.weights, solved.solution.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from streamfit import cli_report
 from streamfit.cli_options import JsonOption, MachineOption, dump, working
+from streamfit.corpus import Files
+from streamfit.corpus.openings import listed, size_of
 from streamfit.engine import say
 from streamfit.errors import ConfigError
 from streamfit.models import LinearModel, describe_model
@@ -20,6 +23,8 @@ from streamfit.onnx_model import export_onnx
 
 app = typer.Typer()
 app.add_typer(cli_report.app)
+_LITTLE = 2**25
+"""Bytes of data up to which no workers are started for predictions."""
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a model.")]
 
 
@@ -76,7 +81,8 @@ def predict(
         msg = "files without --output" if output is None else "--format with files"
         raise ConfigError(msg, "-o FILE, whose name says the format", "or '-' for standard input")
     started = time.perf_counter()
-    with working(machine) as (_, client):
+    here = machine is None and _is_little(data)
+    with nullcontext((None, None)) if here else working(machine) as (_, client):
         n_rows, n_pieces, n_empty = predict_files(predictor, data, output, client)
     seconds = time.perf_counter() - started
     if as_json:
@@ -84,6 +90,13 @@ def predict(
         return
     told = f", {n_empty:,} of which lack a feature and are empty," if n_empty else ""
     say(Console(), f"predicted {n_rows:,} rows{told} in {seconds:.1f} s: {output}")
+
+
+def _is_little(data: list[str]) -> bool:
+    """Whether data are predicted sooner than workers have started."""
+    if any("://" in given for given in data):
+        return False
+    return sum(size_of(each.uri) for given in data for each in listed(Files(given))) < _LITTLE
 
 
 @app.command("export-model", epilog="Example: streamfit export-model runs/flights/model --onnx flights.onnx")

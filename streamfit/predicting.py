@@ -29,7 +29,7 @@ from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
-from streamfit.table_files import ending_of, new_folder, pieces_of, told, writing
+from streamfit.table_files import ending_of, pieces_of, told, whole_folder, writing
 
 _AHEAD = 2
 """Pieces a worker that are asked for before their predictions are written."""
@@ -239,8 +239,9 @@ def predict_files(
         lines.
     output : str or Path
         A file whose name ends with .parquet, .feather, .csv or .jsonl, written here; or else a new folder of Parquet
-        files, a piece of the data each, written where they are predicted. Both may be an address in an object store,
-        such as ``s3://bucket/out.parquet``, and are put there once they are whole.
+        files, a piece of the data each, written where they are predicted; there only once it is whole. Both may be an
+        address in an object store, such as ``s3://bucket/out.parquet``. Of a folder there, files are put one by one,
+        and an empty `_SUCCESS` last.
     client : distributed.Client, optional
 
     Returns
@@ -267,9 +268,9 @@ def predict_files(
             tables = _in_order(_predicted, predictor, pieces, client)
             counts = [(write(table), predictor.n_empty(table)) for table in tables]
     else:
-        folder = new_folder(output)
-        parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
-        counts = list(_in_order(_write_part, predictor, parts, client))
+        with whole_folder(output) as folder:
+            parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
+            counts = list(_in_order(_write_part, predictor, parts, client))
     return Predicted(sum(rows for rows, _ in counts), len(pieces), sum(empty for _, empty in counts))
 
 
@@ -299,6 +300,8 @@ def _with_times(schema: pa.Schema, types: Mapping[str, pa.DataType]) -> pa.Schem
 
 def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> tuple[int, int]:
     table = _predicted(part[0], predictor)
+    if table is None:
+        return 0, 0
     with writing(part[1]) as write:
         return int(write(table)), predictor.n_empty(table)
 

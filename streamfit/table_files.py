@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,8 +80,11 @@ def pieces_of(
     return found
 
 
-def new_folder(output: str | Path) -> str:
-    """Make a folder, which is new or empty; of an object store there is nothing to make.
+@contextmanager
+def whole_folder(output: str | Path) -> Iterator[str]:
+    """A folder to write files to, new or empty, that is there only once it is whole.
+
+    In an object store, which has no folders, files are there as they come, and `_SUCCESS` once they all are.
 
     Raises
     ------
@@ -93,9 +97,22 @@ def new_folder(output: str | Path) -> str:
         msg = f"{output} holds something already"
         raise ConfigError(msg, "a new or empty folder, or a file's name such as out.parquet")
     if remote:
-        return where
-    Path(where).mkdir(parents=True, exist_ok=True)
-    return str(Path(where).absolute())
+        yield where
+        with tempfile.NamedTemporaryFile() as nothing:
+            put_file(f"{where}/_SUCCESS", Path(nothing.name))
+        return
+    target = Path(where).absolute()
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        partial.mkdir(parents=True)
+        yield str(partial)
+        partial.replace(target)
+    except OSError as error:
+        msg = f"cannot write {output}: {error.strerror or error}"
+        raise StoreError(msg, "a folder that can be made", "check disk space and permissions") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

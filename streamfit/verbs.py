@@ -163,7 +163,7 @@ def _count(
     options = WorkOptions(skip)
     summary = count(store, source, client=client, options=options, group_rows=group_rows, replace_changed=replace)
     for refusal in summary.refused:
-        warnings.warn(f"skipped {refusal.key}: {refusal.reason}", SkippedShardWarning, stacklevel=3)
+        warnings.warn(f"skipped: {refusal.reason}", SkippedShardWarning, stacklevel=3)
     if summary.repeats:
         (again, first), n = summary.repeats[0], len(summary.repeats)
         more = f", and {n - 1} more" if n > 1 else ""

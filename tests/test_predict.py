@@ -94,6 +94,25 @@ def test_workers_predict_and_the_order_stays(begun: Path, rows, tmp_path, client
     np.testing.assert_allclose(found["y_predicted"], model.predict(inputs(rows))[:, 0], rtol=1e-12)
 
 
+def test_a_folder_of_predictions_is_there_once_it_is_whole(begun: Path, rows, tmp_path, s3):
+    predictor = Predictor(LinearModel.load(begun / "model"))
+    (tmp_path / "in").mkdir()
+    pq.write_table(rows, tmp_path / "in" / "0.parquet", row_group_size=300)
+    broken = rows.slice(0, 9).set_column(0, "x0", pa.array([None, *[1.0] * 8]))
+    pq.write_table(broken, tmp_path / "in" / "1.parquet")
+    for _ in range(2):  # what a failure leaves is in nobody's way
+        with pytest.raises(ShardError, match="row 0: null"):
+            predict_files(predictor, [str(tmp_path / "in")], tmp_path / "out")
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+    (tmp_path / "in" / "1.parquet").unlink()
+    predict_files(predictor, [str(tmp_path / "in")], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert pq.read_table(tmp_path / "out").num_rows == 960
+    there = s3()
+    predict_files(predictor, [str(tmp_path / "in")], f"{there}/out")
+    assert [each.name for each in listed(Files(f"{there}/out/_S*"))] == ["_SUCCESS"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".jsonl", ".feather"])
 def test_other_formats_are_read_as_parquet_is(begun: Path, rows, tmp_path, suffix):
     frame, path = rows.to_pandas(), tmp_path / f"rows{suffix}"
@@ -389,9 +408,10 @@ def test_lists_of_numbers_are_inputs_in_pipes_too(tmp_path):
 
 def test_an_interrupt_while_workers_start_ends_in_one_line(begun: Path, tmp_path):
     """A terminal sends it to the processes that start as well."""
+    (tmp_path / "local.toml").write_text('kind = "local"\nn_workers = 2\n')
     run = [sys.executable, "-m", "streamfit", "predict", str(begun / "model"), str(begun / "corpus")]
     process = subprocess.Popen(
-        [*run, "-o", str(tmp_path / "out")],
+        [*run, "-o", str(tmp_path / "out"), "--machine", str(tmp_path / "local.toml")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -107,5 +107,5 @@ def test_files_that_are_skipped_are_told(tmp_path):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet")
     (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 no")
-    with pytest.warns(SkippedShardWarning, match=r"skipped b.parquet"):
+    with pytest.warns(SkippedShardWarning, match=r"skipped: b.parquet"):
         accumulate(Corpus(str(tmp_path / "in"), ["x"], ["y"]), tmp_path / "s", skip_bad_shards=True)
