@@ -87,6 +87,13 @@ def solve_command(
     ] = None,
     plot: PlotOption = None,
     output: OutputOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a language model whose store is no run's: [corpus] has the files to choose mixture weights on.",
+            show_default=False,
+        ),
+    ] = None,
     std: Annotated[
         bool, typer.Option("--std", help="Keep the posterior in the model, n_features² numbers: `predict --std`.")
     ] = False,
@@ -111,6 +118,10 @@ def solve_command(
         raise ConfigError(msg, "one of them", "alphas of blocks are looked for from the sums' own scale")
     # The tolerance is asked for at the end: what was found is shown first, also as JSON.
     section = _section(alpha, no_intercept, np.inf, choose_by, one_standard_error, per_target, _blocks(blocks))
+    language = None
+    if output is not None and opened.header.reader.get("kind") == "tokens":
+        language = _language_problem(store, config, std=std)
+        section = section if alpha else language.solve.model_copy(update={"tolerance": float("inf")})
     console, mixed = Console(quiet=as_json), None if weights.plain else weights
     if memory is not None or scratch is not None:
         if plot is not None or memory is None or not alpha or backend != "numpy":
@@ -125,10 +136,32 @@ def solve_command(
     if plot is not None:
         _plot_choice(solved, plot)
         say(console, f"figure: {plot}")
-    if output is not None:
+    if language is not None and output is not None:
+        if mixed is not None:
+            told = "weighed the network's sums alone: n-gram counts are whole numbers, of all that was counted"
+            say(console, told, "yellow")
+        build_model(language, opened, solved).save(output)
+        say(console, f"model: {output}")
+    elif output is not None:
         spread = not no_intercept if std else None
         linear_model(opened, solved, spread, licence=licence_of(store)).save(output)
         say(console, f"model: {output}")
+
+
+def _language_problem(store: str, config: Path | None, *, std: bool) -> LanguageProblem:
+    """Which experts a language model has, and which files its mixture weights are chosen on."""
+    if std:
+        msg = "--std for a language model"
+        raise ConfigError(msg, "a model of a table", "`streamfit doubt` says what the corpus has not seen")
+    path = config or Path(store) / "problem.json"
+    if (config is None and "://" in store) or not path.is_file():
+        msg = f"a language model of {store}, which is no run's folder"
+        raise ConfigError(msg, "--config CONFIG, whose [corpus] has files to choose mixture weights on")
+    problem = load_problem(path)
+    if not isinstance(problem, LanguageProblem):
+        msg = f"{path} of kind {problem.kind!r} for a store that counts tokens"
+        raise ConfigError(msg, "a config of kind 'language_model'")
+    return problem
 
 
 def _section(

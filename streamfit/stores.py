@@ -6,6 +6,7 @@ Each is a few calls of the floors below, and is what a command of the same name 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import escape, has_magic
 from itertools import takewhile
@@ -14,11 +15,11 @@ from pathlib import Path
 from distributed import Client
 from rich.console import Console
 
-from streamfit.config import load_problem
+from streamfit.config import LanguageProblem, load_problem
 from streamfit.config_corpus import TextSection
-from streamfit.corpus import Files, Labels, Rows, Source, Tally
+from streamfit.corpus import Files, Labels, Rows, Source, Tally, TextFiles
 from streamfit.corpus.labels import NO_LABELS
-from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount
+from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount, say
 from streamfit.errors import ConfigError, CorpusError, ShardError
 from streamfit.jobs import accumulate_into
 from streamfit.plan import Shard
@@ -56,6 +57,7 @@ def source_of(
     split: bool = True,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
+    leave_out: frozenset[str] = frozenset(),
 ) -> Source:
     """Files read the way a store's header says: the part for training, where a corpus is split.
 
@@ -71,6 +73,8 @@ def source_of(
         Whether to leave out validation and test files.
     include, exclude : tuple of str
         Patterns on the path relative to `root`; all files without any.
+    leave_out : frozenset of str
+        Content ids of files of text that are not listed.
     """
     plain = (
         Path(root)
@@ -93,6 +97,8 @@ def source_of(
     documents = replace(section.documents("train"), labels=labels)  # type: ignore[call-arg]  # every kind has them
     if not split and section.kind == "text":
         documents = replace(documents, files=replace(documents.files, split=None))
+    if isinstance(documents, TextFiles):
+        documents = replace(documents, leave_out=leave_out)
     return token_source(header, documents)
 
 
@@ -108,6 +114,8 @@ class Corpus:
     label : str
         Source label; without it that of the files' folder or pattern.
     labels : Labels
+    held_out : frozenset of str
+        Content ids of its validation and test files, which are not for training under any other path either.
     """
 
     root: str = ""
@@ -115,6 +123,7 @@ class Corpus:
     exclude: tuple[str, ...] = ()
     label: str = ""
     labels: Labels = NO_LABELS
+    held_out: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, where: str | Path) -> Corpus:
@@ -122,8 +131,13 @@ class Corpus:
         path = Path(where) / "problem.json"
         if "://" in str(where) or not path.is_file():
             return cls()
-        given = load_problem(path).corpus
-        return cls(given.root, given.include, given.exclude, given.label, given.labels.settings())
+        problem = load_problem(path)
+        given, held_out = problem.corpus, frozenset[str]()
+        if isinstance(problem, LanguageProblem) and problem.corpus.kind == "text":
+            with suppress(CorpusError):  # none, or moved away
+                parts = [problem.corpus.documents(split).shards() for split in ("validation", "test")]
+                held_out = frozenset(shard.content_id for part in parts for shard in part)
+        return cls(given.root, given.include, given.exclude, given.label, given.labels.settings(), held_out)
 
     def labelled(self, given: dict[str, str]) -> Corpus:
         """The same with labels given by hand, which go before those that a path or a column would give."""
@@ -204,7 +218,13 @@ def add(
         if "://" not in root and not has_magic(root) and not Path(root).expanduser().exists():
             msg = f"no file or directory at {root}"
             raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path")
-    sources = tuple(_below(store, root, corpus or Corpus()) for root in roots)
+    corpus = corpus or Corpus()
+    sources = tuple(_below(store, root, replace(corpus, held_out=frozenset())) for root in roots)
+    if corpus.held_out:
+        ids = Together(sources).shards()
+        if n_left := sum(shard.content_id in corpus.held_out for shard in ids):
+            sources = tuple(_below(store, root, corpus) for root in roots)
+            say(console, f"left out {n_left:,} files that are copies of the run's validation or test text", "yellow")
     return accumulate_into(
         store,
         sources[0] if len(sources) == 1 else Together(sources),
@@ -223,7 +243,7 @@ def _below(store: Store, root: str, corpus: Corpus) -> Source:
         include = corpus.include if root.rstrip("/") == corpus.root.rstrip("/") else ()
         return source_of(
             store.header, root, label=corpus.label, labels=corpus.labels, include=include, exclude=corpus.exclude
-        )
+        )  # a table: text lies in local files
     path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
     include = ()
     if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):
@@ -231,7 +251,13 @@ def _below(store: Store, root: str, corpus: Corpus) -> Source:
         include = corpus.include if path == above else (f"{name}/*",) if path.is_dir() else (name,)
         root = corpus.root
     return source_of(
-        store.header, root, label=corpus.label, labels=corpus.labels, include=include, exclude=corpus.exclude
+        store.header,
+        root,
+        label=corpus.label,
+        labels=corpus.labels,
+        include=include,
+        exclude=corpus.exclude,
+        leave_out=corpus.held_out,
     )
 
 

@@ -1,0 +1,64 @@
+"""Stores of language models, with a run's folder and without: merged ones become models, held-out text stays out."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import ok, told
+from languages import fitted
+
+from streamfit import LanguageModel
+from streamfit.config import load_problem
+from streamfit.store import Store
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of the run, to be added to."""
+    shutil.copytree(fitted()[0].run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def weights(folder: Path) -> np.ndarray:
+    return LanguageModel.load(folder).network.solution.weights
+
+
+def test_a_store_without_a_run_becomes_the_same_model_by_a_config(run: Path, tmp_path):
+    ok("export", run, tmp_path / "all.zip")
+    ok("import", tmp_path / "all.zip", tmp_path / "bare")
+    assert "--config" in told("solve", tmp_path / "bare", "-o", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    ok("solve", tmp_path / "bare", "--config", run / "problem.json", "-o", tmp_path / "model")
+    ok("solve", run, "-o", tmp_path / "again")
+    for made in ("model", "again"):
+        found, expected = (folder / "model.safetensors" for folder in (tmp_path / made, run / "model"))
+        assert found.read_bytes() == expected.read_bytes()
+    assert "a model of a table" in told("solve", run, "--alpha", 1, "--std", "-o", tmp_path / "std")
+
+
+def test_a_mix_weighs_the_network_and_says_what_it_does_not_weigh(run: Path, tmp_path):
+    said = ok("solve", run, "--mix", "source:*=0.5", "--alpha", 10, "-o", tmp_path / "half")
+    assert "n-gram counts are whole numbers" in " ".join(said.split())
+    ok("solve", run, "--alpha", 20, "-o", tmp_path / "whole")  # half of the sums with 10 are all of them with 20
+    np.testing.assert_allclose(weights(tmp_path / "half"), weights(tmp_path / "whole"), atol=1e-6)
+    ok("solve", run, "--alpha", 10, "-o", tmp_path / "other")
+    assert np.abs(weights(tmp_path / "half") - weights(tmp_path / "other")).max() > 1e-3
+
+
+def test_copies_of_held_out_files_are_not_added(run: Path, tmp_path):
+    problem = load_problem(run / "problem.json")
+    held = [Path(s.uri) for part in ("validation", "test") for s in problem.corpus.documents(part).shards()]
+    trained = [Path(s.uri) for s in problem.corpus.documents("train").shards()]
+    (tmp_path / "copy").mkdir()
+    for i, path in enumerate([*held, *trained]):
+        shutil.copy(path, tmp_path / "copy" / f"{i}.txt")
+    for i in range(30):
+        (tmp_path / "copy" / f"new{i}.txt").write_text(f"import number{i}\n" * 20)
+    before = {*Store(run / "store").counted()}
+    said = " ".join(ok("add", run, tmp_path / "copy").split())
+    assert "files that are copies of the run's validation or test text" in said
+    came = {shard.content_id for shard in Store(run / "store").counted().values() if shard.content_id not in before}
+    assert came
+    held_ids = {s.content_id for part in ("validation", "test") for s in problem.corpus.documents(part).shards()}
+    assert not came & held_ids
