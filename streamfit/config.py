@@ -255,6 +255,13 @@ class LanguageProblem(_Problem):
     model: ModelSection = ModelSection()
 
     @model_validator(mode="after")
+    def _has_validation(self) -> LanguageProblem:
+        if not (self.corpus.split[1] > 0 or self.corpus.validation):
+            msg = f"corpus.split {list(self.corpus.split)}: some for validation, or `validation` files"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _experts_have_what_they_need(self) -> LanguageProblem:
         if "network" in self.model.experts and not (self.features.n_centers or self.features.linear):
             msg = "model.experts: 'network' needs n_centers above 0 or linear = true"
@@ -278,7 +285,7 @@ class LanguageProblem(_Problem):
             "files": corpus.kind,
             "encoding": corpus.encoding,
             "field": corpus.field,
-            "split": [*corpus.split],
+            "split": [*corpus.shares],
             "shard_bytes": corpus.shard_bytes,
         }
 

@@ -106,7 +106,9 @@ class TextSection(FilesSection):
     """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk.
 
     With kind 'tar' a member each of tar files, those whose ending is `field` (.txt if none is given); text, JSON lines
-    and tar files may be compressed.
+    and tar files may be compressed. `validation` and `test` are the files of these parts, where they are known: all
+    others are then for training, and files of text that are in both are for the named part alone. Without them, `split`
+    has the shares that a hash chooses.
     """
 
     kind: Literal["text", "jsonl", "dataset", "tar"] = "text"
@@ -114,11 +116,13 @@ class TextSection(FilesSection):
     field: str = "text"
     shard_bytes: Count = 2**20
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    validation: str = ""
+    test: str = ""
 
     @model_validator(mode="after")
-    def _shares(self) -> TextSection:
-        if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not (self.split[0] > 0 and self.split[1] > 0):
-            msg = f"split {list(self.split)}: three shares that add up to 1, some for training and some for validation"
+    def _is_whole(self) -> TextSection:
+        if min(self.split) < 0 or abs(sum(self.split) - 1.0) > 1e-9 or not self.split[0] > 0:
+            msg = f"split {list(self.split)}: three shares that add up to 1, some of it for training"
             raise ValueError(msg)
         if self.kind == "text" and (self.labels.columns or self.labels.time):
             msg = "labels: text files have only paths, so labels come by `path` or `fixed`, not by columns or time"
@@ -126,21 +130,46 @@ class TextSection(FilesSection):
         return self
 
     def documents(self, split: Split) -> Documents:
-        """Documents of one part: a hash of each file's relative path decides, or of each text where files hold many."""
+        """Documents of one part: that of its files; or as a hash decides, of each file's path or of each text."""
+        named = {"validation": self.validation, "test": self.test}
+        if named.get(split):
+            return self.model_copy(update={"root": named[split], "include": (), "exclude": ()})._part(None)
+        found = self._part(split)
+        if isinstance(found, TextFiles) and split == "train" and any(named.values()):
+            others = [self.documents(part).shards() for part in ("validation", "test") if named[part]]
+            found = replace(found, leave_out=frozenset(shard.content_id for part in others for shard in part))
+        return found
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of `split` among the files below `root`."""
+        train, validation, test = self.split
+        if self.validation:
+            return (1.0, 0.0, 0.0)
+        return (train + test, validation, 0.0) if self.test else self.split
+
+    def absolute(self) -> Self:
+        found = super().absolute()
+        paths = {"validation": found.validation, "test": found.test}
+        return found.model_copy(
+            update={name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path}
+        )
+
+    def _part(self, split: Split | None) -> Documents:
         if self.kind == "text":
-            files = self.files(split, self.split)
+            files = self.files(split, self.shares)
             return TextFiles(files, self.label, self.encoding, labels=self.labels.settings())
-        files = self.files(None, self.split)
+        files = self.files(None, self.shares)
         labels = self.labels.settings()
         if self.kind == "jsonl":
-            return JsonLines(files, self.label, self.field, split, self.split, self.shard_bytes, labels)
+            return JsonLines(files, self.label, self.field, split, self.shares, self.shard_bytes, labels)
         if self.kind == "tar":
             ending = "txt" if self.field == "text" else self.field.removeprefix(".")
-            return TarText(files, self.label, ending, self.encoding, split, self.split, self.shard_bytes, labels)
+            return TarText(files, self.label, ending, self.encoding, split, self.shares, self.shard_bytes, labels)
         # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
         from streamfit.corpus.saved import SavedDataset
 
-        return SavedDataset(files, self.label, self.field, split, self.split, labels=labels)
+        return SavedDataset(files, self.label, self.field, split, self.shares, labels=labels)
 
 
 class TableSection(FilesSection):

@@ -62,3 +62,33 @@ def test_copies_of_held_out_files_are_not_added(run: Path, tmp_path):
     assert came
     held_ids = {s.content_id for part in ("validation", "test") for s in problem.corpus.documents(part).shards()}
     assert not came & held_ids
+
+
+@pytest.mark.parametrize("root", ["", "train.txt"])
+def test_an_official_split_is_named_in_the_config(tmp_path, root):
+    """One file a part, as benchmarks have them, beside one another or not; `add` takes all that is new."""
+    texts = [Path(shard.uri).read_text() for shard in fitted()[0].corpus.documents("train").shards()]
+    (tmp_path / "data").mkdir()
+    for name, part in {"train": texts[:12], "valid": texts[12:15], "test": texts[15:18]}.items():
+        (tmp_path / "data" / f"{name}.txt").write_text(" ".join(part))
+    (tmp_path / "words.toml").write_text(
+        f'kind = "language_model"\nrun = "run"\n[corpus]\nroot = "{tmp_path / "data" / root}"\n'
+        'validation = "data/valid.txt"\ntest = "data/test.txt"\n[features]\ntokenizer = "words"\nvocab_size = 2000\n'
+        'embedding_dims = 16\nn_centers = 0\nlinear = false\ntopic_dims = 8\n[model]\nexperts = ["ngram", "classes"]\nclasses = [50]\n'
+        "[solve]\nalphas = [1.0]\n"
+    )
+    ok("fit", "words.toml", cwd=tmp_path)
+    counted = Store(tmp_path / "run" / "store").counted().values()
+    assert [Path(shard.uri).name for shard in counted] == ["train.txt"]
+    problem = load_problem(tmp_path / "run" / "problem.json")
+    for part in ("valid", "test"):
+        documents = problem.corpus.documents("validation" if part == "valid" else part)
+        assert [Path(shard.uri).name for shard in documents.shards()] == [f"{part}.txt"]
+    assert "perplexity" in ok("evaluate", tmp_path / "run" / "model", tmp_path / "data" / "test.txt")
+    (tmp_path / "more.txt").write_text(texts[19])
+    ok("add", tmp_path / "run", tmp_path / "more.txt", tmp_path / "data")
+    names = sorted(Path(shard.uri).name for shard in Store(tmp_path / "run" / "store").counted().values())
+    assert names == ["more.txt", "train.txt"]
+    text = (tmp_path / "words.toml").read_text()
+    (tmp_path / "words.toml").write_text(text.replace('validation = "data/valid.txt"', "split = [1.0, 0.0, 0.0]"))
+    assert "or `validation` files" in told("fit", "words.toml", cwd=tmp_path)
