@@ -281,12 +281,16 @@ def evaluate(
     if kind == "language_model":
         language = LanguageModel.load(model)
         if adaptive:
-            reader = Adaptive(language, EVERY if every is None else every)
+            pace = EVERY if every is None else every
+            reader = Adaptive(language, pace)
             found = add_scores(reader.documents(texts_of(each, field)) for each in files)
             if as_json:
                 dump({name: score.to_json() for name, score in found.items()})
             else:
                 print_adaptive(found, console)
+            if pace and not reader.n_adapted:
+                told = f"the text ends before the first solve (--every {pace:,}): nothing was added, adapted is static"
+                say(Console(stderr=as_json), told, "yellow")
             return
         where = load_machine(machine) if machine else Machine("serial")
         with connect(where) as client:
