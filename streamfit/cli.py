@@ -177,6 +177,7 @@ def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool, as_json: boo
                 "commit": done.store.head().sequence,
                 **summary_json(done.summary),
                 **done.solved.to_json(),
+                **({} if done.held_out is None else {"held_out": done.held_out.to_json()}),
             }
         )
     say(console, f"model: {model}")

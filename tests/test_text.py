@@ -19,6 +19,7 @@ from streamfit.jobs import evaluate_documents, fit, held_out
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
+from streamfit.text.evaluate import sampled_score
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
 from streamfit.text.ngram import NgramCounts
 
@@ -212,6 +213,38 @@ def test_running_a_finished_fit_again_reads_nothing_and_gives_the_same_model(fit
     again = fit(problem, serial, None, quiet)
     assert again.summary.n_rows == 0
     assert np.array_equal(again.model.network.solution.weights, model.network.solution.weights)
+
+
+def test_a_fit_ends_with_scores_of_test_text_and_the_certificate_of_the_mixture(fitted, quiet, serial):
+    problem, model = fitted
+    found = fit(problem, serial, None, quiet).held_out
+    documents = problem.corpus.documents("test")
+    shards = documents.shards()
+    texts = [text for shard in shards for text in documents.documents(shard)]
+    *_, whole = Evaluator(model).documents(texts).values()
+    assert (found.part, found.n_shards, found.gap) == ("test", len(shards), model.mixture_gap)
+    assert found.score.n_tokens == 10_000 < whole.n_tokens
+    assert found.score.perplexity == pytest.approx(whole.perplexity, rel=0.1)
+    assert found.score.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.05)
+    everything = sampled_score(model, texts, whole.n_tokens)  # of all tokens it is no estimate
+    assert everything.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert replace(everything, nats=whole.nats) == whole
+    first, second = found.lines()
+    assert f"10,000 tokens of {len(shards)} test shards" in first
+    assert f"at most {model.mixture_gap:.1e} nats a token above the optimum" in second
+
+
+def test_without_test_text_the_scores_are_said_to_be_of_what_weights_were_chosen_on(tmp_path, quiet, serial):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for i in range(60):
+        (docs / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = small_problem(docs, tmp_path / "run")
+    problem = problem.model_copy(update={"corpus": problem.corpus.model_copy(update={"split": (0.7, 0.3, 0.0)})})
+    found = fit(problem, serial, None, quiet).held_out
+    n_shards = len(problem.corpus.documents("validation").shards())
+    assert (found.part, found.n_shards, found.n_validation) == ("validation", n_shards, n_shards)
+    assert "those that its weights were chosen on" in next(found.lines())
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path):
