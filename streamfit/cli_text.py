@@ -88,7 +88,12 @@ def explain(
     page: Annotated[Path | None, typer.Option("--html", help="Write a page as well.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability."""
+    """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability.
+
+    A place such as json/tool.py:812 is a file and an offset in it: bytes of UTF-8 from the start to where the center's
+    context ends; with [n], from the start of the file's document n, counted from 0. A space at the end of the prompt is
+    the beginning of the token, as in training text.
+    """
     language = LanguageModel.load(model)
     network = language.network
     origins = [] if network is None else origins_of(network.info)
