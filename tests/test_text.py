@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
 from streamfit.jobs import evaluate_documents, fit, held_out
-from streamfit.text import Evaluator, LanguageModel, Score, add_scores
+from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
 from streamfit.text.evaluate import sampled_score
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
 from streamfit.text.ngram import NgramCounts
+from tests.test_cli import streamfit
 
 NAMES = (
     "abc bisect colorsys contextlib copy enum fnmatch functools glob heapq keyword operator queue random reprlib"
@@ -206,6 +208,23 @@ def test_a_language_model_read_back_is_the_same_function(fitted, tmp_path: Path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(StoreError, match=r"tokenizer\.json"):
         LanguageModel.load(tmp_path)
+
+
+def test_a_model_takes_no_other_tokenizer_than_its_own(fitted, tmp_path: Path):
+    _, model = fitted
+    model.save(tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described["tokenizer_sha256"] == model.tokenizer.digest
+    other = Tokenizer.train(["words of another corpus"], 300)
+    (tmp_path / "tokenizer.json").write_text(other.serialized)
+    with pytest.raises(StoreError, match="not the one that the model was fitted with"):
+        LanguageModel.load(tmp_path)
+    refused = streamfit("generate", tmp_path, "import ")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    model.save(tmp_path)
+    del described["tokenizer_sha256"]  # as earlier releases wrote it
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    assert LanguageModel.load(tmp_path).tokenizer.serialized == model.tokenizer.serialized
 
 
 def test_running_a_finished_fit_again_reads_nothing_and_gives_the_same_model(fitted, quiet, serial):

@@ -129,6 +129,11 @@ class Tokenizer:
             msg = f"no tokenizer at {path}: {error}"
             raise ConfigError(msg, "a JSON file of the `tokenizers` library") from error
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the JSON."""
+        return hashlib.sha256(self.serialized.encode()).hexdigest()
+
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
         try:
@@ -274,7 +279,7 @@ def tokenizer_id(chosen: str) -> str:
     """
     if not chosen.endswith(".json"):
         return chosen
-    return f"sha256:{hashlib.sha256(Tokenizer.read(chosen).serialized.encode()).hexdigest()}"
+    return f"sha256:{Tokenizer.read(chosen).digest}"
 
 
 def _settled(serialized: str) -> str:
