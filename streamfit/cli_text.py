@@ -91,8 +91,8 @@ def explain(
     """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability.
 
     A place such as json/tool.py:812 is a file and an offset in it: bytes of UTF-8 from the start to where the center's
-    context ends; with [n], from the start of the file's document n, counted from 0. A space at the end of the prompt is
-    the beginning of the token, as in training text.
+    context ends. A number between the two is that of a document of the file, from 0, and bytes are from its start. A
+    space at the end of the prompt is the beginning of the token, as in training text.
     """
     language = LanguageModel.load(model)
     network = language.network

@@ -68,6 +68,11 @@ def test_words_are_shown_with_spaces_and_a_long_window_has_one_mark_of_its_start
     centers = [s.text for s in found.shares if s.kind == "center"]
     assert any(len(text.split()) == WORDS.n_context for text in centers)
     assert not any("<|document|> <|document|>" in text for text in centers)
+    clustered = {s.text for s in found.shares if s.expert == "classes-4"}
+    assert " ".join(f"[~{word}]" for word in prompt.split()[1:]) in clustered
+    first = explain(words, prompt.split()[0])
+    after = [s.text for s in first.shares if s.expert == "ngram" and s.kind == "suffix"]
+    assert len(after) == len(set(after)), "however many marks an order sees, they are one"
     start = explain(words, "")
     assert start.before == ("<|document|>",)
     assert all(s.text.count("<|document|>") < 2 for s in start.shares)

@@ -6,7 +6,7 @@ Floor 6: imports model, experts, origins, suffixes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -243,13 +243,17 @@ def _network_shares(
 def _counted_shares(model: LanguageModel, name: str, context: np.ndarray, token: int, weight: float) -> list[Share]:
     expert = model.count_experts[name]
     found = suffixes(expert.tables, seen_by(expert, context))
-    shares = []
+    shares: list[Share] = []
     for suffix in found:
         tokens, mass = continuations(expert.tables, suffix)
         at = int(np.searchsorted(tokens, token))
         part = float(mass[at]) if at < len(tokens) and tokens[at] == token else 0.0
         text = "" if expert.view is None else _glimpse(model, expert.view, context, suffix.order - 1)
-        shares.append(Share(name, "suffix", weight * suffix.weight * part, text, seen=suffix.seen))
+        share = Share(name, "suffix", weight * suffix.weight * part, text, seen=suffix.seen)
+        if shares and (shares[-1].text, shares[-1].seen) == (text, suffix.seen):
+            # More and more marks before a document's start, which are one in the text.
+            share = replace(share, share=share.share + shares.pop().share)
+        shares.append(share)
     return [*shares, Share(name, "uniform", weight * uniform_share(expert.tables, found) / model.vocab_size)]
 
 
@@ -259,10 +263,16 @@ def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: i
     farthest = max(glances, default=0)
     tokens = context[len(context) - farthest :]
     spelled = [
-        "..." if distance not in glances else f"[~{piece}]" if glances[distance] else piece
+        "..." if distance not in glances else _clustered(piece) if glances[distance] else piece
         for distance, piece in zip(range(farthest, 0, -1), model.tokenizer.pieces(tokens), strict=True)
     ]
     n_inside = len(_shortened(tokens))
     while len(spelled) > n_inside and spelled[1].replace(" ", "") == spelled[0]:
         spelled = spelled[:1] + spelled[2:]
     return "".join(spelled)
+
+
+def _clustered(piece: str) -> str:
+    """In brackets, with the space before a word outside of them."""
+    word = piece.removeprefix(" ") or piece
+    return f"{piece[: len(piece) - len(word)]}[~{word}]"

@@ -61,7 +61,7 @@ def lines(found: Explanation, top: int) -> Iterator[str]:
     yield ""
     for share in found.shown(top):
         about = repr(share.text) if share.text else ""
-        about = about if len(about) <= _WIDTH else "..." + about[-_WIDTH + 3 :]
+        about = about if len(about) <= _WIDTH or share.kind == "rest" else "..." + about[-_WIDTH + 3 :]
         yield "  ".join(
             part for part in (f"{share.share:>+10.4%}", f"{name_of(share):<28}", about, _facts(share)) if part
         ).rstrip()
