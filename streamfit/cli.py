@@ -177,6 +177,7 @@ def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool, as_json: boo
                 "commit": done.store.head().sequence,
                 **summary_json(done.summary),
                 **done.solved.to_json(),
+                **({} if done.held_out is None else {"held_out": done.held_out.to_json()}),
             }
         )
     say(console, f"model: {model}")
@@ -281,12 +282,16 @@ def evaluate(
     if kind == "language_model":
         language = LanguageModel.load(model)
         if adaptive:
-            reader = Adaptive(language, EVERY if every is None else every)
+            pace = EVERY if every is None else every
+            reader = Adaptive(language, pace)
             found = add_scores(reader.documents(texts_of(each, field)) for each in files)
             if as_json:
                 dump({name: score.to_json() for name, score in found.items()})
             else:
                 print_adaptive(found, console)
+            if pace and not reader.n_adapted:
+                told = f"the text ends before the first solve (--every {pace:,}): nothing was added, adapted is static"
+                say(Console(stderr=as_json), told, "yellow")
             return
         where = load_machine(machine) if machine else Machine("serial")
         with connect(where) as client:

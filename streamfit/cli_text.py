@@ -88,7 +88,12 @@ def explain(
     page: Annotated[Path | None, typer.Option("--html", help="Write a page as well.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability."""
+    """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability.
+
+    A place such as json/tool.py:812 is a file and an offset in it: bytes of UTF-8 from the start to where the center's
+    context ends. A number between the two is that of a document of the file, from 0, and bytes are from its start. A
+    space at the end of the prompt is the beginning of the token, as in training text.
+    """
     language = LanguageModel.load(model)
     network = language.network
     origins = [] if network is None else origins_of(network.info)
@@ -182,13 +187,21 @@ def distill(
     it does not use is cheap to lose. Each size is solved and calibrated anew on one half of the held-out text, and
     judged on the other.
     """
+    progress = Console(stderr=True, quiet=as_json)
     opened = ModelRun.open(model, run, at)
     sums, held_out = opened.moments(), opened.held_out_rows(rows)
     if prompts is not None:
         sums = with_prompts(sums, opened.count(text for _, texts in _readable(prompts, "text") for text in texts),
                             prompt_share)  # fmt: skip
     tried: list[Candidate] = []
-    chosen = distil_model(opened.model, sums, held_out, keep, report=tried.append)
+
+    def judged(found: Candidate) -> None:
+        tried.append(found)
+        size = f"{found.n_features:,} features, {len(found.model.experts)} experts, {found.n_bytes / 1e6:,.1f} MB"
+        say(progress, f"{len(tried)}: {size}: perplexity {found.perplexity:,.3f}, {found.kept:.2%} kept", "dim")
+
+    say(progress, f"each size is calibrated and judged on {len(held_out.tokens):,} held-out tokens", "dim")
+    chosen = distil_model(opened.model, sums, held_out, keep, report=judged)
     if output is not None:
         chosen.model.save(output)
     if as_json:

@@ -10,10 +10,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 from distributed import Client
 from rich.console import Console
@@ -34,10 +36,60 @@ from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_st
 from streamfit.store import Header, Store
 from streamfit.tables import prepare_table
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
+from streamfit.text.evaluate import sampled_score
+from streamfit.text.fit import CHOICE_ROWS
 
 log = logging.getLogger("streamfit")
 _SOLVE_SHARE = 0.8
 """Of the memory that is free, for the solve of a Gram matrix that was summed in panels."""
+_SCORED_TOKENS = 10_000
+"""Held-out tokens that a fit scores at its end; `streamfit report` scores all."""
+_SCORED_BYTES = 64_000_000
+"""Held-out text that these are drawn from, about."""
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """What a language model is worth on text that was held out, and how its mixture weights were chosen.
+
+    Parameters
+    ----------
+    part : {'test', 'validation'}
+        Test text; where there is none, the validation text that weights were chosen on.
+    n_shards : int
+        Shards of text that the scored tokens were drawn from.
+    score : Score
+    n_validation : int
+        Shards of the validation part.
+    gap : float, optional
+        Certificate of the mixture; see `LanguageModel`.
+    """
+
+    part: str
+    n_shards: int
+    score: Score
+    n_validation: int
+    gap: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        facts = {"part": self.part, "shards": self.n_shards, **self.score.to_json()}
+        return {**facts, "validation_shards": self.n_validation, "mixture_gap": self.gap}
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        row = self.score.to_json()
+        bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
+        told = "" if self.part == "test" else ", those that its weights were chosen on"
+        yield (
+            f"held out: perplexity {row['perplexity']:,.2f}{bits}, top-1 {row['top1']:.1%},"
+            f" of {self.score.n_tokens:,} tokens of {self.n_shards:,} {self.part} shards{told}"
+        )
+        if self.gap is not None:
+            yield (
+                f"mixture weights: at most {self.gap:.1e} nats a token above the optimum of"
+                f" up to {CHOICE_ROWS:,} tokens of {self.n_validation:,} validation shards"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,12 +102,15 @@ class Fitted:
     summary : RunSummary
     solved : Solved
     model : LinearModel or LanguageModel
+    held_out : HeldOutScore, optional
+        Of a language model.
     """
 
     store: Store
     summary: RunSummary
     solved: Solved
     model: LinearModel | LanguageModel
+    held_out: HeldOutScore | None = None
 
 
 def fit(
@@ -102,7 +157,12 @@ def fit(
         model = build_model(problem, store, solved, skip_bad_shards=skip_bad_shards)
         model.save(Path(problem.run) / "model")
         log.info("event=model path=%s", Path(problem.run) / "model")
-        return Fitted(store, summary, solved, model)
+        scored = None
+        if isinstance(problem, LanguageProblem) and isinstance(model, LanguageModel):
+            scored = score_held_out(problem, store, model)
+            for line in scored.lines():
+                say(console, line)
+        return Fitted(store, summary, solved, model, scored)
 
 
 def open_store(problem: Problem, console: Console, *, skip_bad_shards: bool = False) -> Store:
@@ -285,6 +345,34 @@ def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = Fals
         msg = "held-out files that were all counted in training"
         raise CorpusError(msg, "some that were not", "check `split` and the paths of [corpus]")
     return left
+
+
+def score_held_out(problem: LanguageProblem, store: Store, model: LanguageModel) -> HeldOutScore:
+    """Score a model on a sample of the test text; of the validation text where a corpus has no other.
+
+    Files that cannot be read are left out: the model is there, and it is not them that it is told by.
+    """
+    validation = held_out(store, problem.corpus.documents("validation"))
+    part, n_shards, texts = "test", 0, list[str]()
+    with suppress(CorpusError):  # no part for tests, or all of it was counted
+        n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")))
+    if not texts:
+        part, (n_shards, texts) = "validation", _some_texts(validation)
+    n_validation = len(validation.shards())
+    return HeldOutScore(part, n_shards, sampled_score(model, texts, _SCORED_TOKENS), n_validation, model.mixture_gap)
+
+
+def _some_texts(documents: Documents) -> tuple[int, list[str]]:
+    """Texts of random shards, as many as there are or as are enough, and the number of these shards."""
+    shards = documents.shards()
+    n_shards, n_bytes, texts = 0, 0, list[str]()
+    for index in np.random.default_rng(0).permutation(len(shards)):
+        with suppress(ShardError):
+            found = documents.documents(shards[index])
+            n_shards, n_bytes, texts = n_shards + bool(found), n_bytes + shards[index].size, texts + found
+        if n_bytes > _SCORED_BYTES:
+            break
+    return n_shards, texts
 
 
 def _is_bad(documents: Documents, shard: Shard) -> bool:

@@ -131,13 +131,16 @@ def test_scores_are_of_models_that_have_not_seen_what_they_score(model):
         if rows[-1] + 1 - start >= every:
             seen = np.arange(start, rows[-1] + 1)
             now, start = extended(now, windows[seen], windows.tokens[seen]), rows[-1] + 1
-    scores = Adaptive(model, every).documents([text])
-    assert list(scores) == ["adapted", "adapted, with cache"]
+    reader = Adaptive(model, every)
+    scores = reader.documents([text])
+    assert list(scores) == ["static", "adapted", "adapted, with cache"]
     assert scores["adapted"].nats == pytest.approx(nats, rel=1e-6)
     static = Adaptive(model, 0).documents([text])
     assert list(static) == ["static", "static, with cache"]
     own = np.concatenate([model.distribution(x)[np.arange(len(x)), windows.tokens[r]] for r, x in windows.batches(64)])
     assert static["static"].nats == pytest.approx(-np.log(own.astype(np.float64)).sum(), rel=1e-6)
+    assert scores["static"] == static["static"]
+    assert 0 < reader.n_adapted < len(windows)
     assert scores["adapted"].perplexity < static["static"].perplexity
     assert static["static, with cache"].perplexity < static["static"].perplexity
     assert static["static"].n_bytes == len(text.encode())
@@ -199,18 +202,28 @@ def test_a_model_with_a_cache_read_back_scores_the_same(model, tmp_path):
     assert Adaptive(again, 0).documents([text]) == Adaptive(model, 0).documents([text])
 
 
-def test_the_command_reports_adaptive_scores_apart(model, tmp_path):
+def test_the_command_reports_adaptive_scores_beside_the_static_one(model, tmp_path):
     model.save(tmp_path / "model")
     text = tmp_path / "text.txt"
-    text.write_text(some_text(3, 40))
+    text.write_text(some_text(3, 120))
     done = streamfit("evaluate", tmp_path / "model", text, "--adaptive", "--every", 100, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     expected = Adaptive(model, 100).documents([text.read_text()])
     assert {name: row["perplexity"] for name, row in facts.items()} == {n: e.perplexity for n, e in expected.items()}
     plain = json.loads(streamfit("evaluate", tmp_path / "model", text, "--json").stdout)
-    assert not set(plain) & set(facts)
-    assert "adapted, with cache" in streamfit("evaluate", tmp_path / "model", text, "--adaptive").stdout
+    assert facts["static"]["perplexity"] == pytest.approx(list(plain.values())[-1]["perplexity"], rel=1e-6)
+    assert facts["adapted"]["perplexity"] != facts["static"]["perplexity"]
+    assert "nothing was added" not in done.stderr
+    shown = streamfit("evaluate", tmp_path / "model", text, "--adaptive").stdout
+    assert "adapted, with cache" in shown
+    assert "before the first solve (--every 50,000): nothing was added" in " ".join(shown.split())
+    short = streamfit("evaluate", tmp_path / "model", text, "--adaptive", "--json")
+    rows = json.loads(short.stdout)
+    assert rows["adapted"] == rows["static"]
+    assert "nothing was added" in short.stderr
+    alone = streamfit("evaluate", tmp_path / "model", text, "--adaptive", "--every", 0)  # the cache adapts, as asked
+    assert "nothing was added" not in alone.stdout + alone.stderr
     assert streamfit("evaluate", tmp_path / "model", text, "--every", 100).returncode == 2  # of adaptive scores alone
 
 
@@ -219,4 +232,4 @@ def test_a_model_that_would_not_adapt_is_refused(model):
     for every in (0, -1):
         with pytest.raises(ConfigError, match="cache"):
             Adaptive(bare, every)
-    assert list(Adaptive(bare, 50).documents([some_text(3, 40)])) == ["adapted"]
+    assert list(Adaptive(bare, 50).documents([some_text(3, 40)])) == ["static", "adapted"]

@@ -122,5 +122,11 @@ def test_the_command_distils(tmp_path: Path):
     assert facts["chosen"]["kept"] >= 0.9
     assert facts["chosen"] in facts["tried"]
     assert LanguageModel.load(tmp_path / "small").vocab_size == language().vocab_size
-    assert "chosen" in streamfit("distill", folder(), "--keep", 1.0, "--rows", 1024).stdout
+    shown = streamfit("distill", folder(), "--keep", 1.0, "--rows", 1024)
+    assert "chosen" in shown.stdout
+    steps = shown.stderr.splitlines()
+    assert "judged on 1,024 held-out tokens" in steps[0]
+    assert [line.partition(":")[0] for line in steps[1:]] == [str(1 + i) for i in range(len(steps) - 1)]
+    assert len(steps) > 5, "a line for each size as it is judged, and nothing of it where JSON is read"
+    assert all("perplexity" in line for line in steps[1:])
     assert streamfit("distill", tmp_path / "small").returncode == 2, "without its run"

@@ -3,27 +3,98 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from streamfit.corpus import Files, TextFiles
+from streamfit.engine import accumulate
 from streamfit.errors import ConfigError
 from streamfit.features import RBF, Chain, Linear, Lookup
-from streamfit.text import Tokenizer, explain, explain_page, find_origins, numbered, origins_of
+from streamfit.solve import solve
+from streamfit.store import Store
+from streamfit.text import (
+    ExpertSettings,
+    LanguageModel,
+    LanguageSettings,
+    Tokenizer,
+    assemble,
+    explain,
+    explain_page,
+    find_origins,
+    numbered,
+    origins_of,
+    prepare,
+    token_source,
+)
 from streamfit.text.contexts import context_rows
 from streamfit.text.origins import center_block
 from tests.languages import MODELS, fitted, folder, language, many_experts
+from tests.test_adapt import some_text
 from tests.test_cli import streamfit
 
 PROMPTS = ("", "import ", "def __init__(self", "    return ", "\x00☃")
+WORDS = LanguageSettings(
+    vocab_size=300, tokenizer="words", n_context=3, embedding_dims=24, n_centers=6, ngram_order=3, topic_dims=6,
+    topic_window=24, n_folds=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> LanguageModel:
+    """Words as tokens, a long window, and an expert that is worth nothing beside the others."""
+    folder, parts = tmp_path_factory.mktemp("words"), []
+    for seed, name in enumerate(("train", "valid")):
+        (folder / name).mkdir()
+        (folder / name / "text.txt").write_text(some_text(seed))
+        parts.append(TextFiles(Files(str(folder / name))))
+    store = Store.create(folder / "store", prepare(parts[0], WORDS))
+    accumulate(store, token_source(store.header, parts[0]))
+    experts = ExpertSettings(("network", "ngram", "skip", "classes"), classes=(4,), class_dims=4)
+    model = assemble(store, solve(store.moments(), 10.0), parts[1], experts=experts)
+    weights = model.mixture.copy()
+    weights[:, model.experts.index("classes-4")] = 0.0
+    return replace(model, mixture=weights / weights.sum(axis=1, keepdims=True))
+
+
+def test_words_are_shown_with_spaces_and_a_long_window_has_one_mark_of_its_start(words):
+    prompt = " ".join(some_text(0).split()[:3])
+    found = explain(words, f"{prompt} ", origins=origins_of(words.network.info))
+    assert "".join(found.before) == f"<|document|> {prompt}"
+    seen = {s.text for s in found.shares if s.expert == "ngram"}
+    assert {"", prompt.split()[-1], " ".join(prompt.split()[1:])} <= seen
+    centers = [s.text for s in found.shares if s.kind == "center"]
+    assert any(len(text.split()) == WORDS.n_context for text in centers)
+    assert not any("<|document|> <|document|>" in text for text in centers)
+    clustered = {s.text for s in found.shares if s.expert == "classes-4"}
+    assert " ".join(f"[~{word}]" for word in prompt.split()[1:]) in clustered
+    first = explain(words, prompt.split()[0])
+    after = [s.text for s in first.shares if s.expert == "ngram" and s.kind == "suffix"]
+    assert len(after) == len(set(after)), "however many marks an order sees, they are one"
+    start = explain(words, "")
+    assert start.before == ("<|document|>",)
+    assert all(s.text.count("<|document|>") < 2 for s in start.shares)
+
+
+def test_what_rounds_to_0_is_one_line(words):
+    found = explain(words, some_text(0)[:30], origins=origins_of(words.network.info))
+    text = list(explain_page.lines(found, 3))
+    assert "  weight 0.000: classes-4" in text
+    assert not any(line.lstrip().startswith(("+0.0000%", "-0.0000%")) and "round to 0" not in line for line in text)
+    (rest,) = [share for share in found.shown(3) if share.kind == "rest"]
+    assert "classes-4" in rest.text
+    assert any("all that round to 0" in line for line in text)
+    assert "all that round to 0" in explain_page.page([found], 3)
+    assert sum(share.share for share in found.shown(3)) == pytest.approx(found.probability, rel=1e-12)
 
 
 @pytest.mark.parametrize("which", MODELS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prompt, which):
     model = MODELS[which]()
-    context = context_rows(model.tokenizer.encode([prompt]), model.n_context)[0][-1:]
+    context = context_rows([model.tokenizer.prompt(prompt).ids], model.n_context)[0][-1:]
     experts = model.distributions(context)
     for token in (int(experts["mixture"][0].argmax()), 0, 17):
         found = explain(model, prompt, token)
@@ -45,7 +116,12 @@ def test_the_most_probable_token_is_explained_unless_another_is_asked_for():
     found = explain(model, "import ")
     assert found.token == found.likely[0][0]
     assert found.probability == pytest.approx(found.likely[0][1], rel=1e-5)
-    assert explain(model, "import ", "(").token == "("
+    assert explain(model, "import", "(").token == "("
+    followed = explain(model, "import ", "os")
+    assert "".join(followed.before).endswith("import"), "the space is the next token's, as in training text"
+    assert followed.token[0] == " "
+    assert all(token.startswith(" ") for token, _ in followed.likely)
+    assert followed.probability == pytest.approx(explain(model, "import", " os").probability)
     with pytest.raises(ConfigError, match="token 9999"):
         explain(model, "", 9999)
     with pytest.raises(ConfigError, match="without text"):

@@ -70,12 +70,34 @@ def test_generation_is_a_function_of_its_seed():
     first = list(generate(model, "def ", Sampling(30, 0.9, 0, 0.9, seed=1)))
     assert first == list(generate(model, "def ", Sampling(30, 0.9, 0, 0.9, seed=1)))
     assert first != list(generate(model, "def ", Sampling(30, 0.9, 0, 0.9, seed=2)))
-    greedy = next(generate(model, "import ", Sampling(1, 0.0)))
-    context = context_rows(model.tokenizer.encode(["import "]), model.n_context)[0][-1:]
-    assert greedy == int(model.distribution(context)[0].argmax())
-    # With a tiny top_p, or a single token left, only the most probable can come, at any temperature.
-    assert next(generate(model, "import ", Sampling(1, 1.0, 0, 1e-6, seed=9))) == greedy
-    assert next(generate(model, "import ", Sampling(1, 5.0, top_k=1, seed=9))) == greedy
+    for prompt in ("import", "import "):
+        greedy = next(generate(model, prompt, Sampling(1, 0.0)))
+        context = context_rows(model.tokenizer.encode(["import"]), model.n_context)[0][-1:]
+        p = model.distribution(context)[0]
+        assert greedy == int(
+            (p * np.isin(np.arange(len(p)), model.tokenizer.spaced) if prompt[-1] == " " else p).argmax()
+        )
+        # With a tiny top_p, or a single token left, only the most probable can come, at any temperature.
+        assert next(generate(model, prompt, Sampling(1, 1.0, 0, 1e-6, seed=9))) == greedy
+        assert next(generate(model, prompt, Sampling(1, 5.0, top_k=1, seed=9))) == greedy
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_what_follows_a_space_continues_the_text_as_training_text_would(which):
+    """The space is the first token's, so what is written after it has none; and none is lost."""
+    model = MODELS[which]()
+    for seed in range(20):
+        sampling = Sampling(8, 1.0, seed=seed)
+        tokens = list(generate(model, "import ", sampling))
+        assert tokens[0] in model.tokenizer.spaced
+        text = "".join(generate_text(model, "import ", sampling))
+        assert " " + text == model.tokenizer.decode(tokens)
+        assert "".join(generate_text(model, "import ", sampling, stop=[" "])) == text.partition(" ")[0]
+    words = Tokenizer.train(["the game was lost"], 300, "words")
+    game, was = words.encode(["game was"])[0].tolist()
+    cut = words.prompt("the ")
+    stream = TextStream(words, cut.ids.tolist(), given=cut.given)
+    assert (stream.add(game), stream.add(was)) == ("game", " was")
 
 
 @given(st.integers(0, 6), st.floats(0.05, 1.0), st.sampled_from([0.5, 1.0, 2.0]))
@@ -140,8 +162,9 @@ def test_the_pieces_of_a_generated_text_are_its_tokens_text():
     sampling = Sampling(60, 1.2, seed=5)
     text = model.tokenizer.decode(list(generate(model, "x = ", sampling)))
     pieces = list(generate_text(model, "x = ", sampling))
-    assert "".join(pieces) == text
+    assert "".join(pieces) == text[1:], "the prompt's space is in the first token"
     assert all(pieces)
+    text = text[1:]
     stop = text[20:23]
     assert "".join(generate_text(model, "x = ", sampling, stop=[stop])) == text.partition(stop)[0]
 

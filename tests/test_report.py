@@ -284,7 +284,7 @@ def test_a_language_models_report_has_scores_samples_and_calibration(tmp_path):
     )
     (tmp_path / "serial.toml").write_text('kind = "serial"\n')
     serial = ("--machine", tmp_path / "serial.toml")
-    ok("fit", tmp_path / "lm.toml", *serial)
+    told = json.loads(ok("fit", tmp_path / "lm.toml", *serial, "--json"))["held_out"]
     page = ("-o", tmp_path / "page.html", "--data", "-", *serial)
     facts = json.loads(ok("report", tmp_path / "run", *page, "--prompt", "sum ", "--prompt", "the "))
     shown = stands_alone((tmp_path / "page.html").read_text())
@@ -293,6 +293,7 @@ def test_a_language_models_report_has_scores_samples_and_calibration(tmp_path):
     evaluated = json.loads(ok("evaluate", tmp_path / "run" / "model", *sorted(held_out_files(docs)), "--json"))
     for name, score in evaluated.items():
         assert scores[name]["perplexity"] == pytest.approx(score["perplexity"], rel=1e-9)
+    assert told["perplexity"] == pytest.approx(facts["models"][-1]["perplexity"], rel=1e-6), "of all: there are few"
     assert facts["samples"].keys() == {"sum ", "the "}
     assert {row["block"] for row in facts["feature_shares"]} == {"linear", "rbf"}, "of maps behind an embedding"
     for found in facts["explanations"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
 from streamfit.jobs import evaluate_documents, fit, held_out
-from streamfit.text import Evaluator, LanguageModel, Score, add_scores
+from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
+from streamfit.text.evaluate import sampled_score
 from streamfit.text.mixture import buckets, fit_buckets, fit_mixture, n_buckets
 from streamfit.text.ngram import NgramCounts
+from tests.test_cli import streamfit
 
 NAMES = (
     "abc bisect colorsys contextlib copy enum fnmatch functools glob heapq keyword operator queue random reprlib"
@@ -207,11 +210,60 @@ def test_a_language_model_read_back_is_the_same_function(fitted, tmp_path: Path)
         LanguageModel.load(tmp_path)
 
 
+def test_a_model_takes_no_other_tokenizer_than_its_own(fitted, tmp_path: Path):
+    _, model = fitted
+    model.save(tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described["tokenizer_sha256"] == model.tokenizer.digest
+    other = Tokenizer.train(["words of another corpus"], 300)
+    (tmp_path / "tokenizer.json").write_text(other.serialized)
+    with pytest.raises(StoreError, match="not the one that the model was fitted with"):
+        LanguageModel.load(tmp_path)
+    refused = streamfit("generate", tmp_path, "import ")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    model.save(tmp_path)
+    del described["tokenizer_sha256"]  # as earlier releases wrote it
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    assert LanguageModel.load(tmp_path).tokenizer.serialized == model.tokenizer.serialized
+
+
 def test_running_a_finished_fit_again_reads_nothing_and_gives_the_same_model(fitted, quiet, serial):
     problem, model = fitted
     again = fit(problem, serial, None, quiet)
     assert again.summary.n_rows == 0
     assert np.array_equal(again.model.network.solution.weights, model.network.solution.weights)
+
+
+def test_a_fit_ends_with_scores_of_test_text_and_the_certificate_of_the_mixture(fitted, quiet, serial):
+    problem, model = fitted
+    found = fit(problem, serial, None, quiet).held_out
+    documents = problem.corpus.documents("test")
+    shards = documents.shards()
+    texts = [text for shard in shards for text in documents.documents(shard)]
+    *_, whole = Evaluator(model).documents(texts).values()
+    assert (found.part, found.n_shards, found.gap) == ("test", len(shards), model.mixture_gap)
+    assert found.score.n_tokens == 10_000 < whole.n_tokens
+    assert found.score.perplexity == pytest.approx(whole.perplexity, rel=0.1)
+    assert found.score.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.05)
+    everything = sampled_score(model, texts, whole.n_tokens)  # of all tokens it is no estimate
+    assert everything.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert replace(everything, nats=whole.nats) == whole
+    first, second = found.lines()
+    assert f"10,000 tokens of {len(shards)} test shards" in first
+    assert f"at most {model.mixture_gap:.1e} nats a token above the optimum" in second
+
+
+def test_without_test_text_the_scores_are_said_to_be_of_what_weights_were_chosen_on(tmp_path, quiet, serial):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for i in range(60):
+        (docs / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = small_problem(docs, tmp_path / "run")
+    problem = problem.model_copy(update={"corpus": problem.corpus.model_copy(update={"split": (0.7, 0.3, 0.0)})})
+    found = fit(problem, serial, None, quiet).held_out
+    n_shards = len(problem.corpus.documents("validation").shards())
+    assert (found.part, found.n_shards, found.n_validation) == ("validation", n_shards, n_shards)
+    assert "those that its weights were chosen on" in next(found.lines())
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path):

@@ -95,6 +95,43 @@ def test_text_of_pieces_streams_with_the_spaces_it_has():
         assert tokenizer.decode(ids[:cut]) + "".join(pieces) == tokenizer.decode(ids)
 
 
+def tokenizers_of_all_kinds() -> list[Tokenizer]:
+    return [*(Tokenizer.train([TEXT], 400, kind) for kind in TRAINED), Tokenizer(metaspace().to_str())]
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers_of_all_kinds(), ids=[*TRAINED, "metaspace"])
+def test_a_prompt_that_ends_in_a_space_is_cut_as_the_text_it_may_become(tokenizer):
+    for before, after in [("import", "os"), ("def", "tokenizer(made):"), ("made =", "1"), ("text:", "str"), ("", "a")]:
+        cut = tokenizer.prompt(f"{before} ")
+        whole = tokenizer.encode([f"{before} {after}"])[0]
+        assert whole[: len(cut.ids)].tolist() == cut.ids.tolist()
+        if before:
+            assert cut.first is None or whole[len(cut.ids)] in cut.first
+            assert cut.given == " "
+        assert tokenizer.prompt(before).given == ""
+        assert tokenizer.prompt(before).first is None
+    indented = "def f():\n        "  # spaces before the last are cut from the word in training text too
+    cut = tokenizer.prompt(indented)
+    assert tokenizer.encode([f"{indented}made"])[0][: len(cut.ids)].tolist() == cut.ids.tolist()
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers_of_all_kinds(), ids=[*TRAINED, "metaspace"])
+def test_pieces_of_a_text_read_as_the_text_does(tokenizer):
+    ids = tokenizer.encode(["import os; def made(text) -> None: return"])[0]
+    assert "".join(tokenizer.pieces(ids)) == tokenizer.decode(ids)
+    assert len(tokenizer.pieces(ids)) == len(ids)
+    with_ends = tokenizer.pieces([0, *ids, 0, *ids])
+    assert [i for i, piece in enumerate(with_ends) if piece.strip() == "<|document|>"] == [0, len(ids) + 1]
+    expected = f"<|document|>{tokenizer.decode(ids)}" * 2
+    assert "".join(with_ends).replace(" ", "") == expected.replace(" ", "")
+
+
+def test_pieces_of_words_have_spaces_between_them_and_around_the_ends_of_documents():
+    tokenizer = Tokenizer.train(["the game was lost\nthe end"], 300, "words")
+    ids = tokenizer.encode(["the game was\nthe end"])[0]
+    assert tokenizer.pieces(ids) == ["the", " game", " was", " <|document|>", " the", " end"]
+
+
 def test_a_model_is_fitted_with_a_tokenizer_from_a_file(tmp_path: Path, quiet, serial):
     docs = tmp_path / "docs"
     docs.mkdir()

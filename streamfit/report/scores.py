@@ -36,7 +36,7 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
 
 
 def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
-    """Print scores of a model that learnt from what it was scored on; they stand beside no static ones."""
+    """Print scores of a model that learnt from what it was scored on, beside those of the model as it was."""
     any_score = next(iter(scores.values()))
     table = Table(title=f"{any_score.n_tokens:,} tokens, each then new data for the next")
     for name in ("model", "perplexity", "bits per byte", "top-1", "top-5"):

@@ -36,6 +36,13 @@ class Adaptive:
     every : int
         Tokens between solves; 0 leaves the model as it is, and the cache alone adapts.
 
+    Attributes
+    ----------
+    model : LanguageModel
+        As it is by now.
+    n_adapted : int
+        Tokens that were scored by a model that had learnt something: none of a text that is shorter than `every`.
+
     Raises
     ------
     ConfigError
@@ -46,7 +53,8 @@ class Adaptive:
         if every < 0 or (every == 0 and model.cache is None):
             msg = f"a solve every {every} tokens, {'without' if model.cache is None else 'with'} a cache"
             raise ConfigError(msg, "1 or more, or a model that was fitted with a cache")
-        self.model, self._every = model, every
+        self.model, self._static, self._every = model, model, every
+        self.n_adapted = 0
         self._past = None if model.cache is None else Recent.nothing(model.cache, model.n_context)
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -60,8 +68,8 @@ class Adaptive:
         Returns
         -------
         dict of str to Score
-            'adapted': with counts and moments that take up what was scored; 'static' where they are left alone. Where
-            the model has a cache, 'adapted, with cache' or 'static, with cache' as well.
+            'static': the model as it was given. 'adapted': with counts and moments that take up what was scored, unless
+            `every` is 0. Where the model has a cache, 'adapted, with cache' or 'static, with cache' as well.
         """
         total: dict[str, Score] = {}
         for text in texts:
@@ -76,7 +84,11 @@ class Adaptive:
     def _scored(self, contexts: np.ndarray, tokens: np.ndarray) -> dict[str, Score]:
         p = self.model.distribution(contexts)
         name = "adapted" if self._every else "static"
-        found = {name: score(p, tokens)}
+        own = static = score(p, tokens)
+        if self.model is not self._static:
+            static = score(self._static.distribution(contexts), tokens)
+            self.n_adapted += len(tokens)
+        found = {"static": static, name: own}
         cache = self.model.cache
         if cache is not None and self._past is not None:
             # A row sees the rows of its own batch that stand before it: they have been scored by then.

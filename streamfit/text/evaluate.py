@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from streamfit.errors import CorpusError
 from streamfit.text.contexts import Windows
+from streamfit.text.embeddings import sample_rows
 from streamfit.text.kneser_ney import KneserNey
 from streamfit.text.model import LanguageModel
 from streamfit.text.tokenizer import Tokenizer
@@ -141,6 +142,32 @@ class Evaluator:
         if "network" in found:
             yield NETWORK, found["network"]
         yield mixture_name(self.model), found["mixture"]
+
+
+def sampled_score(model: LanguageModel, texts: Sequence[str], n_tokens: int) -> Score:
+    """Score the mixture on a random sample of the tokens of some texts, each with all that stands before it.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    texts : sequence of str
+    n_tokens : int
+        At most so many.
+
+    Returns
+    -------
+    Score
+        Bytes and words are the sample's share of those of the texts.
+    """
+    encoded = model.tokenizer.encode(texts)
+    windows = Windows(encoded, model.n_context)
+    rows = sample_rows(len(windows), n_tokens, seed=0)
+    total = Score()
+    for lo in range(0, len(rows), model.batch_rows):
+        part = rows[lo : lo + model.batch_rows]
+        total += score(model.distribution(windows[part]), windows.tokens[part])
+    whole, share = sizes(model.tokenizer, texts, encoded), len(rows) / max(len(windows), 1)
+    return total + replace(whole, n_bytes=round(share * whole.n_bytes), n_words=round(share * whole.n_words))
 
 
 def sizes(tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> Score:

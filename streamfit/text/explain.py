@@ -6,7 +6,7 @@ Floor 6: imports model, experts, origins, suffixes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,9 @@ from streamfit.text.origins import Origin, center_block
 from streamfit.text.suffixes import continuations, suffixes, uniform_share
 from streamfit.text.views import View
 
-Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "topic"]
+Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "topic", "rest"]
+_NOTHING = 5e-7
+"""Shares below this are 0 in percent with four decimals."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Share:
     kind : str
         'center', 'linear' (the embedded context itself), 'intercept' and 'projection' (what making the output a
         distribution added or took) of the network; 'suffix' and 'uniform' of experts that count; 'topic' is what
-        multiplying by the topic and dividing by the sum added or took.
+        multiplying by the topic and dividing by the sum added or took; 'rest' is several shares that round to 0.
     share : float
     text : str
-        The center's context, or the suffix.
+        The center's context, or the suffix, as the tokenizer writes it; of document tokens at its beginning the last.
     place : str
-        File and offset of a center, where they are known.
+        File and offset of a center, where they are known: bytes of UTF-8 from the start of the document, which is the
+        file where [n] does not stand between them, to the end of the center's context.
     activation : float
         Of a center, between 0 and 1: how near the context is.
     seen : int
@@ -65,7 +68,7 @@ class Explanation:
     Parameters
     ----------
     before : tuple of str
-        Tokens of the context, as text.
+        Tokens of the context, as they read one after another; of document tokens at its beginning the last.
     token : str
         The token, as text.
     probability : float
@@ -89,7 +92,7 @@ class Explanation:
     likely: tuple[tuple[str, float], ...]
 
     def shown(self, top: int) -> list[Share]:
-        """The largest shares of each kind; the others of a kind together, so that the sum is the same.
+        """The largest shares; other centers together, and all that round to 0, so that the sum is the same.
 
         Parameters
         ----------
@@ -100,6 +103,11 @@ class Explanation:
         kept = [s for s in self.shares if s.kind != "center"] + centers[:top]
         if rest := centers[top:]:
             kept.append(Share("network", "center", sum(s.share for s in rest), f"{len(rest):,} other centers together"))
+        small = [s for s in kept if abs(s.share) < _NOTHING]
+        if len(small) > 1:
+            experts = ", ".join(dict.fromkeys(s.expert for s in small))
+            together = Share("", "rest", sum(s.share for s in small), f"{len(small)} shares of {experts}")
+            kept = [s for s in kept if abs(s.share) >= _NOTHING] + [together]
         return sorted(kept, key=lambda s: -abs(s.share))
 
     def to_json(self, top: int = 20) -> dict[str, Any]:
@@ -135,22 +143,30 @@ def explain(
     ----------
     model : LanguageModel
     prompt : str
+        A space at its end is the beginning of the token that is explained, as in training text; see `Tokenizer.prompt`.
     token : str or int, optional
-        A token's text or id; of a longer text the first token. The most probable without it.
+        A token's text or id; of a longer text the first token. Without it the most probable, of those that begin with
+        the space where the prompt ends in one.
     origins : sequence of Origin or None
         Of each center, as `find_origins` or `origins_of` give them.
     n_likely : int
-        How many of the most probable tokens are listed.
+        How many of the most probable tokens are listed, again of those.
 
     Raises
     ------
     ConfigError
         If the token is none of the vocabulary.
     """
-    context = context_rows(model.tokenizer.encode([prompt]), model.n_context)[0][-1]
+    cut = model.tokenizer.prompt(prompt)
+    context = context_rows([cut.ids], model.n_context)[0][-1]
     experts = {name: p[0] for name, p in model.distributions(context[None]).items()}
     mixed = experts.pop("mixture")
-    chosen = int(np.argmax(mixed)) if token is None else _token_id(model, token)
+    allowed = np.arange(model.vocab_size) if cut.first is None else cut.first
+    likely = allowed[np.argsort(-mixed[allowed], kind="stable")[:n_likely]]
+    if token is None:
+        chosen = int(allowed[np.argmax(mixed[allowed])])
+    else:
+        chosen = _token_id(model, token, "" if cut.first is None else cut.given)
     weights = dict(zip(model.experts, model.bucket_weights(context[None])[0].tolist(), strict=True))
     shares: list[Share] = []
     for name, weight in weights.items():
@@ -161,22 +177,21 @@ def explain(
     if model.topic is not None:
         rest = float(mixed[chosen]) - sum(share.share for share in shares)
         shares.append(Share("topic", "topic", rest))
-    order = np.argsort(-mixed, kind="stable")[:n_likely]
     return Explanation(
-        before=tuple(_spelled(model, int(t)) for t in context),
+        before=tuple(model.tokenizer.pieces(_shortened(context))),
         token=_spelled(model, chosen),
         probability=float(sum(share.share for share in shares)),
         weights=weights,
         by_expert={name: float(p[chosen]) for name, p in experts.items()},
         shares=tuple(sorted(shares, key=lambda share: -abs(share.share))),
-        likely=tuple((_spelled(model, int(t)), float(mixed[t])) for t in order),
+        likely=tuple((_spelled(model, int(t)), float(mixed[t])) for t in likely),
     )
 
 
-def _token_id(model: LanguageModel, token: str | int) -> int:
+def _token_id(model: LanguageModel, token: str | int, given: str) -> int:
     if isinstance(token, str):
-        ids = model.tokenizer.encode([token])[0]
-        if not len(ids):
+        ids = model.tokenizer.encode([given + token])[0]
+        if not token or not len(ids):
             msg = f"a token {token!r} without text"
             raise ConfigError(msg, "some text")
         return int(ids[0])
@@ -188,6 +203,13 @@ def _token_id(model: LanguageModel, token: str | int) -> int:
 
 def _spelled(model: LanguageModel, token: int) -> str:
     return model.tokenizer.decode([token]) if token else model.tokenizer.token(0)
+
+
+def _shortened(tokens: np.ndarray) -> np.ndarray:
+    """Tokens of a context, of those before a document's start the last alone."""
+    inside = np.flatnonzero(tokens)
+    start = int(inside[0]) if len(inside) else len(tokens)
+    return tokens[max(0, start - 1) :]
 
 
 def _network_shares(
@@ -208,7 +230,7 @@ def _network_shares(
     for j in range(columns.start, columns.stop):
         center = j - columns.start
         origin = origins[center] if center < len(origins) else None
-        text = "" if origin is None else "".join(_spelled(model, t) for t in origin.tokens)
+        text = "" if origin is None else "".join(model.tokenizer.pieces(_shortened(np.array(origin.tokens))))
         place = "" if origin is None else origin.place
         shares.append(Share("network", "center", float(parts[j]), text, place, float(phi[j])))
     linear = float(parts.sum() - parts[columns].sum())
@@ -221,21 +243,36 @@ def _network_shares(
 def _counted_shares(model: LanguageModel, name: str, context: np.ndarray, token: int, weight: float) -> list[Share]:
     expert = model.count_experts[name]
     found = suffixes(expert.tables, seen_by(expert, context))
-    shares = []
+    shares: list[Share] = []
     for suffix in found:
         tokens, mass = continuations(expert.tables, suffix)
         at = int(np.searchsorted(tokens, token))
         part = float(mass[at]) if at < len(tokens) and tokens[at] == token else 0.0
         text = "" if expert.view is None else _glimpse(model, expert.view, context, suffix.order - 1)
-        shares.append(Share(name, "suffix", weight * suffix.weight * part, text, seen=suffix.seen))
+        share = Share(name, "suffix", weight * suffix.weight * part, text, seen=suffix.seen)
+        if shares and (shares[-1].text, shares[-1].seen) == (text, suffix.seen):
+            # More and more marks before a document's start, which are one in the text.
+            share = replace(share, share=share.share + shares.pop().share)
+        shares.append(share)
     return [*shares, Share(name, "uniform", weight * uniform_share(expert.tables, found) / model.vocab_size)]
 
 
 def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: int) -> str:
     """What a view has looked at first, as text: tokens, those seen as one of a cluster in brackets, gaps as dots."""
     glances = {g.distance: g.clusters for g in view.glances[:n_columns]}  # a token seen twice is seen by itself at last
-    spelled = []
-    for distance in range(max(glances, default=0), 0, -1):
-        text = _spelled(model, int(context[-distance]))
-        spelled.append("..." if distance not in glances else f"[~{text}]" if glances[distance] else text)
+    farthest = max(glances, default=0)
+    tokens = context[len(context) - farthest :]
+    spelled = [
+        "..." if distance not in glances else _clustered(piece) if glances[distance] else piece
+        for distance, piece in zip(range(farthest, 0, -1), model.tokenizer.pieces(tokens), strict=True)
+    ]
+    n_inside = len(_shortened(tokens))
+    while len(spelled) > n_inside and spelled[1].replace(" ", "") == spelled[0]:
+        spelled = spelled[:1] + spelled[2:]
     return "".join(spelled)
+
+
+def _clustered(piece: str) -> str:
+    """In brackets, with the space before a word outside of them."""
+    word = piece.removeprefix(" ") or piece
+    return f"{piece[: len(piece) - len(word)]}[~{word}]"

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from streamfit.text.explain import Explanation, Share
 
 _WIDTH = 60
+_NO_WEIGHT = 5e-4
+"""Weights below this are 0 with three decimals."""
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --paper: #fdfdfb; --rule: #d5dae0;
   --for: #2f7d5b; --against: #b4541a; }
@@ -32,6 +34,8 @@ def name_of(share: Share) -> str:
         "uniform": "any token",
         "topic": "what the text is about",
     }
+    if share.kind == "rest":
+        return "all that round to 0"
     if share.kind != "suffix":
         return f"{share.expert}: {names[share.kind]}"
     return f"{share.expert}: {'after' if share.text else 'without context'}"
@@ -47,13 +51,17 @@ def lines(found: Explanation, top: int) -> Iterator[str]:
         Centers that are shown one by one.
     """
     yield f"{''.join(found.before)!r} -> {found.token!r}: {found.probability:.4%}"
+    unused = [name for name, weight in found.weights.items() if weight < _NO_WEIGHT]
     for name, weight in found.weights.items():
-        yield f"  {name}: weight {weight:.3f}, probability {found.by_expert[name]:.4%}"
+        if name not in unused:
+            yield f"  {name}: weight {weight:.3f}, probability {found.by_expert[name]:.4%}"
+    if unused:
+        yield f"  weight 0.000: {', '.join(unused)}"
     yield "  most probable: " + ", ".join(f"{token!r} {p:.2%}" for token, p in found.likely)
     yield ""
     for share in found.shown(top):
         about = repr(share.text) if share.text else ""
-        about = about if len(about) <= _WIDTH else "..." + about[-_WIDTH + 3 :]
+        about = about if len(about) <= _WIDTH or share.kind == "rest" else "..." + about[-_WIDTH + 3 :]
         yield "  ".join(
             part for part in (f"{share.share:>+10.4%}", f"{name_of(share):<28}", about, _facts(share)) if part
         ).rstrip()
@@ -101,7 +109,8 @@ def _section(found: Explanation, top: int) -> str:
         for name, weight in found.weights.items()
     )
     return (
-        f"<h2><code>{html.escape(''.join(found.before))}<mark>{html.escape(found.token)}</mark></code>"
+        f"<h2><code>{html.escape(''.join(found.before))}</code> &rarr;"
+        f" <code><mark>{html.escape(found.token)}</mark></code>"
         f" {found.probability:.4%}</h2><p>{weights}. Most probable: {likely}.</p>"
         "<table><tr><th>share</th><th></th><th>what</th><th>text</th><th></th></tr>"
         f"{''.join(rows)}<tr><td class=number>{found.probability:+.4%}</td><td colspan=4>in all</td></tr></table>"

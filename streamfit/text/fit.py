@@ -34,6 +34,8 @@ from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
 from streamfit.text.topic import Topic, topic_map
 
 _TOKENIZER = "tokenizer.json"
+CHOICE_ROWS = 30_000
+"""Held-out tokens that mixture weights are chosen on, at most."""
 _CLUSTER_ROWS = 30_000
 _FRAME_ROWS = 16_384
 _TOPIC_TOKENS = 4_000_000
@@ -239,7 +241,7 @@ def assemble(
     validation: Documents,
     *,
     experts: ExpertSettings | None = None,
-    n_rows: int = 30_000,
+    n_rows: int = CHOICE_ROWS,
 ) -> LanguageModel:
     """Put solved weights, counts and validation text together.
 

@@ -1,6 +1,6 @@
 """Text that a language model writes: the same seed gives the same text, and it comes as it is made.
 
-Floor 6: imports model, next_token, stream, contexts.
+Floor 6: imports model, next_token, stream, contexts, tokenizer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from streamfit.text.contexts import context_rows
 from streamfit.text.model import Expert, LanguageModel
 from streamfit.text.next_token import NextToken
 from streamfit.text.stream import TextStream
+from streamfit.text.tokenizer import Prompt
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def generate(
     ----------
     model : LanguageModel
     prompt : str
+        A space at its end is the beginning of the first token, as in training text; see `Tokenizer.prompt`.
     sampling : Sampling, optional
     expert : {'mixture', 'network', 'ngram'}
 
@@ -104,20 +106,25 @@ def generate(
     ConfigError
         If there is no such expert.
     """
-    before = model.tokenizer.encode([prompt])[0]
+    before = model.tokenizer.prompt(prompt)
     return _tokens(model, before, sampling or Sampling(), NextToken(model, expert))
 
 
-def _tokens(model: LanguageModel, before: np.ndarray, sampling: Sampling, following: NextToken) -> Iterator[int]:
+def _tokens(model: LanguageModel, before: Prompt, sampling: Sampling, following: NextToken) -> Iterator[int]:
     rng = np.random.default_rng(sampling.seed)
-    context = context_rows([before], model.n_context)[0][-1].copy()
-    for _ in range(sampling.n_tokens):
-        token = sampling.draw(following(context), rng)
+    context = context_rows([before.ids], model.n_context)[0][-1].copy()
+    for n in range(sampling.n_tokens):
+        p = following(context)
+        token = sampling.draw(p, rng) if n or before.first is None else _among(before.first, p, sampling, rng)
         if token == 0:
             return
         yield token
         context[:-1] = context[1:]
         context[-1] = token
+
+
+def _among(allowed: np.ndarray, p: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
+    return int(allowed[sampling.draw(p[allowed], rng)])
 
 
 def generate_text(
@@ -134,7 +141,7 @@ def generate_text(
     ----------
     model : LanguageModel
     prompt : str
-        Not given again.
+        Not given again. A space at its end is the beginning of the first token, as in training text.
     sampling : Sampling, optional
     stop : sequence of str
         The text ends before the first of them.
@@ -150,8 +157,8 @@ def generate_text(
     ConfigError
         If there is no such expert, or a stop string is empty.
     """
-    before = model.tokenizer.encode([prompt])[0]
-    stream, following = TextStream(model.tokenizer, before.tolist(), stop), NextToken(model, expert)
+    before, following = model.tokenizer.prompt(prompt), NextToken(model, expert)
+    stream = TextStream(model.tokenizer, before.ids.tolist(), stop, before.given)
     return _pieces(stream, _tokens(model, before, sampling or Sampling(), following))
 
 

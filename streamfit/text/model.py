@@ -5,6 +5,7 @@ Floor 6. Every probability that leaves this file belongs to a distribution over 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -300,6 +301,7 @@ class LanguageModel:
             "n_context": self.n_context,
             "order": self.counts.order,
             "vocab_size": self.vocab_size,
+            "tokenizer_sha256": self.tokenizer.digest,
             "projection": vars(self.projection),
             "mixture_gap": self.mixture_gap,
             "experts": self.settings.to_json(),
@@ -309,7 +311,7 @@ class LanguageModel:
                 described[name], arrays = part.to_parts()
                 named |= {f"{name}.{key}": array for key, array in arrays.items()}
         write_model(folder, "language_model", described, named)
-        (Path(folder) / "tokenizer.json").write_text(self.tokenizer.serialized, encoding="utf-8")
+        (Path(folder) / "tokenizer.json").write_bytes(self.tokenizer.serialized.encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> LanguageModel:
@@ -318,14 +320,19 @@ class LanguageModel:
         Raises
         ------
         StoreError
-            If the folder holds no language model or a file is damaged.
+            If the folder holds no language model, a file is damaged, or the tokenizer is another one.
         """
         spec, arrays = read_model(folder, "language_model")
         try:
-            serialized = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
-        except OSError as error:
+            serialized = (Path(folder) / "tokenizer.json").read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
             msg = f"the model in {folder} has no readable tokenizer.json"
             raise StoreError(msg, "all three files of a language model") from error
+        # Models of earlier releases say nothing of their tokenizer.
+        found = hashlib.sha256(serialized.encode()).hexdigest()
+        if found != spec.get("tokenizer_sha256", found):
+            msg = f"the tokenizer.json in {folder} is not the one that the model was fitted with"
+            raise StoreError(msg, "the file that was saved with it", "copy all files of a model together")
 
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -27,6 +27,8 @@ class TextStream:
     before : sequence of int
         Tokens that stand before the first, those of a prompt; their text is not given again.
     stop : sequence of str
+    given : str
+        A character that the text may begin with and that was shown before: it is not given again, nor searched.
 
     Raises
     ------
@@ -41,7 +43,9 @@ class TextStream:
     (['a', '', '', '', 'b€', '', '', ''], '', True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = (), given: str = ""
+    ) -> None:
         if not all(stop):
             msg = "an empty stop string"
             raise ConfigError(msg, "one character or more")
@@ -51,7 +55,7 @@ class TextStream:
         # Where tokens are no bytes, the last of those that came before show how the first is spelled within a text.
         self._ids = [int(i) for i in before][-8:]
         self._from, self._read = 0, len(self._ids)
-        self._held = ""
+        self._held, self._given = "", given
         self.stopped = False
 
     def add(self, token: int) -> str:
@@ -83,6 +87,8 @@ class TextStream:
         return text[len(before) :]
 
     def _release(self, text: str, *, final: bool) -> str:
+        if text:  # which need not begin so: a tokenizer of words writes no space at the start of a text
+            text, self._given = text.removeprefix(self._given), ""
         self._held += text
         found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:

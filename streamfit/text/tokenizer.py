@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -27,6 +27,24 @@ UNKNOWN = "<unk>"
 """Stands for words that are not in the vocabulary, as in the classic word-level benchmarks."""
 _UNSEEN_SPAN = 256 * 1e-4
 """Range of scores that the library gives to bytes that no text had."""
+
+
+class Prompt(NamedTuple):
+    """A text that is to be continued, cut as it would be cut with what follows.
+
+    Parameters
+    ----------
+    ids : int32 array of shape (n,)
+        Tokens that stand before the continuation.
+    given : str
+        End of the text that is the beginning of the continuation: a space, or nothing.
+    first : int64 array of shape (m,), optional
+        Tokens that the continuation may begin with, where not all may.
+    """
+
+    ids: np.ndarray
+    given: str = ""
+    first: np.ndarray | None = None
 
 
 class Tokenizer:
@@ -111,6 +129,11 @@ class Tokenizer:
             msg = f"no tokenizer at {path}: {error}"
             raise ConfigError(msg, "a JSON file of the `tokenizers` library") from error
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the JSON."""
+        return hashlib.sha256(self.serialized.encode()).hexdigest()
+
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
         try:
@@ -155,6 +178,45 @@ class Tokenizer:
         """Token ids of each text, int32, without the document token."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, dtype=np.int32) + np.int32(self._shift) for e in encodings]
+
+    def prompt(self, text: str) -> Prompt:
+        """Cut a text that is to be continued.
+
+        Where a space before a word is a part of the word's token, no training text has a token that ends in a space
+        before a word. So the last space of a text is left to the continuation, whose first token must begin with it.
+        Of several spaces it is the last alone, since the others are cut from the word in training text as well.
+        """
+        ids = self.encode([text])[0]
+        if not text.endswith(" "):
+            return Prompt(ids)
+        cut = self.encode([text[:-1]])[0]
+        if np.array_equal(cut, ids):  # of a tokenizer of words, to which spaces are nothing
+            return Prompt(ids, " ")
+        return Prompt(cut, " ", self.spaced) if len(self.spaced) else Prompt(ids)
+
+    @cached_property
+    def spaced(self) -> np.ndarray:
+        """Tokens whose text begins with a space after other text, ascending, int64."""
+        ids = range(1, self.vocab_size)
+        if self.token_bytes is not None:
+            return np.array([i for i in ids if self.token_bytes[i].startswith(b" ")], np.int64)
+        before = next((int(i) for i in self.encode(["a"])[0]), 1) - self._shift
+        start = len(self._tokenizer.decode([before], skip_special_tokens=False))
+        texts = self._tokenizer.decode_batch([[before, i - self._shift] for i in ids], skip_special_tokens=False)
+        return np.array([i for i, text in zip(ids, texts, strict=True) if text[start:].startswith(" ")], np.int64)
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """What each token adds to the text of those before it; together they read as text, with document tokens."""
+        gap = " " if self._tokenizer.decoder is None else ""  # words are decoded with spaces between them
+        found: list[str] = []
+        run: list[int] = []
+        for token in map(int, ids):
+            before = self.decode(run) if self.token_bytes is None and run else ""
+            # Of bytes each token is decoded alone: those that end within a character would change what came before.
+            run = [] if token == 0 else [token] if self.token_bytes is not None else [*run, token]
+            piece = self.decode(run)[len(before) :] if run else DOCUMENT
+            found.append(gap + piece if found and not (token and before) else piece)
+        return found
 
     def starts(self, text: str) -> np.ndarray:
         """Where each token of a text begins, int64: characters from its start."""
@@ -217,7 +279,7 @@ def tokenizer_id(chosen: str) -> str:
     """
     if not chosen.endswith(".json"):
         return chosen
-    return f"sha256:{hashlib.sha256(Tokenizer.read(chosen).serialized.encode()).hexdigest()}"
+    return f"sha256:{Tokenizer.read(chosen).digest}"
 
 
 def _settled(serialized: str) -> str:
