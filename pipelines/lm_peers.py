@@ -96,7 +96,8 @@ def make(kind: str, vocab_size: int, width: int) -> Any:
 
         def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
             h, state = self.hidden(x, state)
-            return self.head.log_prob(h.reshape(-1, width)).reshape(*x.shape, vocab_size), state
+            with torch.autocast("cpu", enabled=False):
+                return self.head.log_prob(h.float().reshape(-1, width)).reshape(*x.shape, vocab_size), state
 
     class Recurrent(Adaptive):
         def __init__(self) -> None:
@@ -168,7 +169,8 @@ def train(told: dict[str, Any]) -> dict[str, Any]:
         with low_precision(torch):
             if hasattr(model, "head"):
                 hidden, state = model.hidden(x, state)
-                loss = model.head(hidden.reshape(-1, told["width"]), y.reshape(-1)).loss
+                with torch.autocast("cpu", enabled=False):  # its logarithms have too few digits in bfloat16
+                    loss = model.head(hidden.float().reshape(-1, told["width"]), y.reshape(-1)).loss
             else:
                 logits, state = model(x, state)
                 loss = torch.nn.functional.cross_entropy(logits.reshape(-1, told["vocab_size"]).float(), y.reshape(-1))

@@ -107,7 +107,7 @@ def test_impossible_machines_are_refused(tmp_path: Path, text: str):
 def test_a_split_needs_training_and_validation_text(tmp_path: Path, split: str):
     path = tmp_path / "c.toml"
     path.write_text(f"kind='language_model'\nrun='r'\n[corpus]\nroot='d'\nsplit={split}\n")
-    with pytest.raises(ConfigError, match="three shares that add up to 1|or `validation` files"):
+    with pytest.raises(ConfigError, match=r"three shares that add up to 1|or `validation` files"):
         load_problem(path)
 
 

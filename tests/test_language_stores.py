@@ -74,7 +74,8 @@ def test_an_official_split_is_named_in_the_config(tmp_path, root):
     (tmp_path / "words.toml").write_text(
         f'kind = "language_model"\nrun = "run"\n[corpus]\nroot = "{tmp_path / "data" / root}"\n'
         'validation = "data/valid.txt"\ntest = "data/test.txt"\n[features]\ntokenizer = "words"\nvocab_size = 2000\n'
-        'embedding_dims = 16\nn_centers = 0\nlinear = false\ntopic_dims = 8\n[model]\nexperts = ["ngram", "classes"]\nclasses = [50]\n'
+        "embedding_dims = 16\nn_centers = 0\nlinear = false\ntopic_dims = 8\n"
+        '[model]\nexperts = ["ngram", "classes"]\nclasses = [50]\n'
         "[solve]\nalphas = [1.0]\n"
     )
     ok("fit", "words.toml", cwd=tmp_path)
