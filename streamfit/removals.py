@@ -90,7 +90,8 @@ class RemovalCertificate:
             equal = "" if self.exact else ", but for rounding: a triangular factor is kept"
             lines.append(f"the sums are those of a store that never saw the rows, cut into the same shards{equal}")
         lines.append(
-            "features that were chosen from a sample before (centers, tokenizer, units) are not changed by a removal"
+            "features that were chosen from a sample before (centers, in a language model with their text and place;"
+            " tokenizer, units) are not changed by a removal"
         )
         return lines
 
