@@ -278,7 +278,9 @@ def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
     tables, first, there = [], 0, predictor.in_path(piece.path)
     own = [name for name in predictor.columns if name not in there]
     with told(piece.path):
-        schema = _with_times(piece.physical_schema, predictor.types)
+        schema = piece.physical_schema
+        if isinstance(piece.format, ds.JsonFileFormat):
+            schema = _with_times(schema, predictor.types)
         for read in piece.to_batches(schema, columns=own, batch_size=BLOCK_ROWS, use_threads=False):
             batch = without_views(read)
             for name, value in there.items():

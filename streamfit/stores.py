@@ -18,6 +18,7 @@ from rich.console import Console
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.config_corpus import TextSection
 from streamfit.corpus import Files, Labels, Rows, Source, Tally, TextFiles
+from streamfit.corpus.base import Split
 from streamfit.corpus.labels import NO_LABELS
 from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount, say
 from streamfit.errors import ConfigError, CorpusError, ShardError
@@ -132,12 +133,14 @@ class Corpus:
         if "://" in str(where) or not path.is_file():
             return cls()
         problem = load_problem(path)
-        given, held_out = problem.corpus, frozenset[str]()
+        given, held_out = problem.corpus, set[str]()
+        # Where files hold many texts, a hash of each text keeps copies apart wherever they are.
         if isinstance(problem, LanguageProblem) and problem.corpus.kind == "text":
-            with suppress(CorpusError):  # none, or moved away
-                parts = [problem.corpus.documents(split).shards() for split in ("validation", "test")]
-                held_out = frozenset(shard.content_id for part in parts for shard in part)
-        return cls(given.root, given.include, given.exclude, given.label, given.labels.settings(), held_out)
+            parts: tuple[Split, ...] = ("validation", "test")
+            for part in parts:
+                with suppress(CorpusError):  # none, or moved away
+                    held_out |= {shard.content_id for shard in problem.corpus.documents(part).shards()}
+        return cls(given.root, given.include, given.exclude, given.label, given.labels.settings(), frozenset(held_out))
 
     def labelled(self, given: dict[str, str]) -> Corpus:
         """The same with labels given by hand, which go before those that a path or a column would give."""
@@ -219,12 +222,11 @@ def add(
             msg = f"no file or directory at {root}"
             raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path")
     corpus = corpus or Corpus()
+    held_out = corpus.held_out - store.counted().keys()  # a copy that was there from the start is for training
     sources = tuple(_below(store, root, replace(corpus, held_out=frozenset())) for root in roots)
-    if corpus.held_out:
-        ids = Together(sources).shards()
-        if n_left := sum(shard.content_id in corpus.held_out for shard in ids):
-            sources = tuple(_below(store, root, corpus) for root in roots)
-            say(console, f"left out {n_left:,} files that are copies of the run's validation or test text", "yellow")
+    if held_out and (n_left := sum(shard.content_id in held_out for shard in Together(sources).shards())):
+        sources = tuple(_below(store, root, replace(corpus, held_out=held_out)) for root in roots)
+        say(console, f"left out {n_left:,} files that are copies of the run's validation or test text", "yellow")
     return accumulate_into(
         store,
         sources[0] if len(sources) == 1 else Together(sources),

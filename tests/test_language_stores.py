@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cli_runs import ok, told
 from languages import fitted
+from test_cli import streamfit
 
 from streamfit import LanguageModel
 from streamfit.config import load_problem
@@ -62,6 +63,11 @@ def test_copies_of_held_out_files_are_not_added(run: Path, tmp_path):
     assert came
     held_ids = {s.content_id for part in ("validation", "test") for s in problem.corpus.documents(part).shards()}
     assert not came & held_ids
+    (tmp_path / "only").mkdir()
+    shutil.copy(held[0], tmp_path / "only" / "x.txt")
+    done = streamfit("add", run, tmp_path / "only")
+    assert (done.returncode, "left out 1 files" in done.stdout) == (2, True)
+    assert "a corpus without any rows" in done.stderr
 
 
 @pytest.mark.parametrize("root", ["", "train.txt"])
