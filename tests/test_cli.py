@@ -274,7 +274,7 @@ def test_every_command_explains_itself():
 def test_doctor_measures_this_machine():
     facts = json.loads(streamfit("doctor", "--json").stdout)
     assert facts["sums_repeat"] is True
-    assert 0 < facts["gram_share_of_peak_float32"] < 1.5
+    assert facts["gram_share_of_peak_float32"] > 0  # how large is the machine's affair
 
 
 def test_packaged_configs_are_found():
