@@ -23,6 +23,7 @@ from streamfit.optimum import GRID, solve_section
 from streamfit.passes import leave_one_out_store, refine_store
 from streamfit.provenance import provenance_of
 from streamfit.report import plot_alphas, plot_pruning, plot_scores
+from streamfit.sections import checked
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
@@ -121,7 +122,10 @@ def solve_command(
     language = None
     if output is not None and opened.header.reader.get("kind") == "tokens":
         language = _language_problem(store, config, std=std)
-        section = section if alpha else language.solve.model_copy(update={"tolerance": float("inf")})
+        section = _as_configured(section, language.solve)
+    elif config is not None:
+        msg = "--config without --output, or for a store of a table"
+        raise ConfigError(msg, "one for a language model that is to be written")
     console, mixed = Console(quiet=as_json), None if weights.plain else weights
     if memory is not None or scratch is not None:
         if plot is not None or memory is None or not alpha or backend != "numpy":
@@ -162,6 +166,13 @@ def _language_problem(store: str, config: Path | None, *, std: bool) -> Language
         msg = f"{path} of kind {problem.kind!r} for a store that counts tokens"
         raise ConfigError(msg, "a config of kind 'language_model'")
     return problem
+
+
+def _as_configured(section: SolveSection, configured: SolveSection) -> SolveSection:
+    """What the command line left at its defaults, as a config has it."""
+    plain, given = _section(None, no_intercept=False, tolerance=np.inf).model_dump(), section.model_dump()
+    told = {name: value for name, value in given.items() if value != plain[name]}
+    return checked("solve", SolveSection, {**configured.model_dump(), **told, "tolerance": np.inf})
 
 
 def _section(

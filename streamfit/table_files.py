@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -102,17 +103,24 @@ def whole_folder(output: str | Path) -> Iterator[str]:
             put_file(f"{where}/_SUCCESS", Path(nothing.name))
         return
     target = Path(where).absolute()
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")  # a name that is nobody else's
     try:
-        partial.mkdir(parents=True)
+        with _made(output):
+            partial.mkdir(parents=True)
         yield str(partial)
-        partial.replace(target)
+        with _made(output):
+            partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _made(output: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         msg = f"cannot write {output}: {error.strerror or error}"
         raise StoreError(msg, "a folder that can be made", "check disk space and permissions") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -35,6 +35,9 @@ def test_a_store_without_a_run_becomes_the_same_model_by_a_config(run: Path, tmp
     for made in ("model", "again"):
         found, expected = (folder / "model.safetensors" for folder in (tmp_path / made, run / "model"))
         assert found.read_bytes() == expected.read_bytes()
+    assert "--config without --output" in told("solve", tmp_path / "bare", "--config", run / "problem.json")
+    ok("solve", run, "--no-intercept", "-o", tmp_path / "through")
+    assert (weights(tmp_path / "through") != weights(run / "model")).any()
     assert "a model of a table" in told("solve", run, "--alpha", 1, "--std", "-o", tmp_path / "std")
 
 
