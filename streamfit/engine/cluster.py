@@ -133,13 +133,23 @@ def _started(make: Callable[[], Any], machine: Machine) -> Iterator[Client]:
             msg = f"a cluster of kind {machine.kind!r} that does not start: {reason}"
             remedy = "look at interface, local_directory and memory_limit"
             raise ConfigError(msg, "workers that start", remedy) from error
-    with begun as cluster, Client(cluster) as client:
+    with begun as cluster, _silent_end(), Client(cluster) as client:
         if held:
             raise KeyboardInterrupt
         client.wait_for_workers(machine.workers if machine.adapt is None else machine.adapt.minimum, timeout=120)
         _adapt(cluster, machine)
         client.register_plugin(_Uninterrupted())
         yield client
+
+
+@contextmanager
+def _silent_end() -> Iterator[None]:
+    """After an interrupt, no reports of connections that were being made while the cluster ends: it is meant to."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
 
 
 @contextmanager
