@@ -189,8 +189,9 @@ def _sample(
                 if parts and rows.x.shape[1] != parts[0].x.shape[1]:
                     msg = f"{shard.key}: {rows.x.shape[1]} feature columns once lists are spread out"
                     raise ShardError(msg, f"{parts[0].x.shape[1]}, as in other shards", "leave that file out")
-                weights = None if rows.weights is None else rows.weights[:left]
-                parts.append(Rows(rows.x[:left], rows.y[:left], weights))
+                # Copies, for a block may be a view of all rows of its shard.
+                weights = None if rows.weights is None else rows.weights[:left].copy()
+                parts.append(Rows(rows.x[:left].copy(), rows.y[:left].copy(), weights))
                 left -= len(rows.y)
                 if left <= 0:
                     break

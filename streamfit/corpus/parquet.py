@@ -21,6 +21,7 @@ from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, chunks_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
+from streamfit.corpus.wide import wide_bytes, wide_rows, wide_type
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
 from streamfit.plan import Shard, told_apart
@@ -112,9 +113,18 @@ class ParquetTable(Source):
         # and the levels that say where nulls are: all until the last column is done.
         if not shards:
             return 0
-        decoded = max(shard.planned_rows for shard in shards) * row_bytes
+        n_rows = max(shard.planned_rows for shard in shards)
+        decoded = n_rows * row_bytes
+        whole = not any(shard.select or shard.without for shard in shards)
+        if whole and decoded <= READ_BYTES and self._is_wide(shards[0]):
+            return wide_bytes(n_rows, row_bytes)
         decoded = 3 * decoded if decoded <= READ_BYTES else 2 * READ_BYTES  # parts are half as large, see `batches_of`
         return self._page_bytes(max(shards, key=lambda shard: shard.size)) + decoded
+
+    def _is_wide(self, shard: Shard) -> bool:
+        footer = _footer(Path(shard.uri))
+        plain = footer is not None and wide_type(footer.schema.to_arrow_schema(), self.features) is not None
+        return plain and self.hashed is None
 
     def _page_bytes(self, shard: Shard) -> int:
         """Bytes of the columns that are read of a row group, as they are and decompressed."""
@@ -129,8 +139,13 @@ class ParquetTable(Source):
         with _opened(shard) as file:
             self._check_schema(shard, file.schema_arrow)
             _check_unchanged(shard, file)
-            for batch in batches_of(shard, file, self.columns):
-                if self.hashed is None:
+            whole = wide_rows(shard, file, self.features) if self.hashed is None else None
+            first = 0
+            for batch in batches_of(shard, file, self.columns if whole is None else self.columns[len(self.features) :]):
+                if whole is not None:
+                    x = whole[first : first + len(batch.positions)]
+                    first += len(x)
+                elif self.hashed is None:
                     x = matrix(shard, batch, self.features)
                 else:
                     x = hashed_rows(shard, batch, self.hashed)

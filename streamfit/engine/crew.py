@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 from distributed import CancelledError, Client, as_completed, get_worker
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
@@ -204,12 +205,17 @@ def n_workers(client: Client | None) -> int:
 
 
 def smallest_memory(client: Client | None) -> int | None:
-    """Bytes that a task can count on, on the smallest of the workers there are; None if none has a limit."""
+    """Bytes that a task can count on, on the smallest of the workers there are; None if none has a limit.
+
+    A nanny ends its worker somewhat below the limit: at the share of it that Dask's configuration says.
+    """
     if client is None:
         return None
     with _scheduler_lives(client):
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return min((w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
+    share = dask.config.get("distributed.worker.memory.terminate") or 1.0
+    limits = [int(share * w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]]
+    return min(limits, default=None)
 
 
 @contextmanager

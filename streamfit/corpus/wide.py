@@ -1,0 +1,82 @@
+"""Wide tables of plain floats: some columns of a row group at a time, made into rows while the cache holds them. Floor 4.
+
+A row group that is decoded whole holds its pages, what they are decompressed to and its columns all at once, until the
+last column is done: several times its rows, fetched from memory again to be turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streamfit.corpus.parquet_rows import READ_BYTES
+from streamfit.corpus.spare import BLOCKS
+from streamfit.frame import BLOCK_ROWS
+from streamfit.plan import BLOCKS_AHEAD, Shard
+
+_LEAST = 64
+"""Columns of a table that is called wide: with fewer, starting to read takes as long as is gained."""
+_PIECE = (2064, 192)
+"""Rows, and bytes of a row, that are turned at a time: what was measured best.
+
+No multiple of 1,024 bytes of a column, or the columns would all be kept in the same few places of the cache.
+"""
+
+
+def wide_type(schema: pa.Schema, names: Sequence[str]) -> np.dtype | None:
+    """Type of the numbers, if there are many columns and all of them are floats of one type; else None."""
+    if len(names) < _LEAST:
+        return None
+    types = dict(zip(schema.names, schema.types, strict=True))
+    kinds = {types.get(name) for name in names}
+    if kinds == {pa.float32()}:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if kinds == {pa.float64()} else None
+
+
+def wide_rows(shard: Shard, file: pq.ParquetFile, names: Sequence[str]) -> np.ndarray | None:
+    """Columns of a whole row group side by side: an array of shape (n_rows, n_columns).
+
+    Parameters
+    ----------
+    shard : Shard
+    file : ParquetFile
+    names : sequence of str
+
+    Returns
+    -------
+    array or None
+        None if the shard leaves rows out, columns are not plain, a value is null, NaN or infinite, or the rows take
+        more than `READ_BYTES`: then it is to be read a block of rows at a time, which can say what is wrong.
+    """
+    kind = wide_type(file.schema_arrow, names)
+    n_rows = file.metadata.row_group(shard.start).num_rows
+    if kind is None or shard.select or shard.without or n_rows * len(names) * kind.itemsize > READ_BYTES:
+        return None
+    x = BLOCKS.empty((n_rows, len(names)), kind)
+    height, width = _PIECE[0], _PIECE[1] // kind.itemsize
+    for left in range(0, len(names), width):
+        some = list(names[left : left + width])
+        table = file.read_row_group(shard.start, columns=some, use_threads=False).select(some)
+        if any(column.null_count for column in table.columns):
+            return None
+        columns = table.combine_chunks().to_batches()[0]
+        for top in range(0, n_rows, height):
+            piece = columns.slice(top, height).to_tensor(row_major=False).to_numpy()
+            if not np.isfinite(piece).all():
+                return None
+            x[top : top + height, left : left + width] = piece
+    return x
+
+
+def wide_bytes(n_rows: int, row_bytes: int) -> int:
+    """Memory of row groups that are read so, beside blocks of rows: of the one that is read, and of those in use.
+
+    Of the columns that are turned, Arrow holds the pages, what they are decompressed to, and what is decoded.
+    """
+    ahead = BLOCKS_AHEAD * BLOCK_ROWS
+    in_use = -(-ahead // max(1, n_rows)) * n_rows
+    return (n_rows + in_use - ahead) * row_bytes + 3 * n_rows * _PIECE[1]
