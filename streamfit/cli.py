@@ -101,8 +101,8 @@ def exits() -> Iterator[None]:
         # typer makes an exit of an interrupt before it comes here.
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
         if code == INTERRUPTED:
-            onward = stop.onward if isinstance(stop, Interrupted) else "the same command again"
-            say(Console(stderr=True), f"interrupted: what was committed is kept; to go on, run: {onward}")
+            told = stop if isinstance(stop, Interrupted) else Interrupted("the same command again")
+            say(Console(stderr=True), f"interrupted: {told.kept}; to go on, run: {told.onward}")
         sys.exit(code)
 
 
@@ -167,8 +167,8 @@ def _fit(problem: Problem, machine: Machine, skip_bad_shards: bool, as_json: boo
         with connect(machine) as client:
             done = fit_problem(problem, machine, client, console, skip_bad_shards=skip_bad_shards)
     except KeyboardInterrupt as stop:
-        onward = f"streamfit resume {problem.run}"
-        raise Interrupted(onward) from stop
+        begun = (Path(problem.run) / "problem.json").is_file()
+        raise Interrupted(f"streamfit resume {problem.run}" if begun else "the same command again") from stop
     model = Path(problem.run) / "model"
     if as_json:
         dump(

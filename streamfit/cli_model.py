@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from streamfit import cli_report
-from streamfit.cli_options import JsonOption, MachineOption, dump, working
+from streamfit.cli_options import Interrupted, JsonOption, MachineOption, dump, working
 from streamfit.corpus import Files
 from streamfit.corpus.openings import listed, size_of
 from streamfit.engine import say
@@ -82,8 +82,13 @@ def predict(
         raise ConfigError(msg, "-o FILE, whose name says the format", "or '-' for standard input")
     started = time.perf_counter()
     here = machine is None and _is_little(data)
-    with nullcontext((None, None)) if here else working(machine) as (_, client):
-        n_rows, n_pieces, n_empty = predict_files(predictor, data, output, client)
+    try:
+        with nullcontext((None, None)) if here else working(machine) as (_, client):
+            n_rows, n_pieces, n_empty = predict_files(predictor, data, output, client)
+    except KeyboardInterrupt as stop:
+        kept = f"{output} is not whole" if "://" in output else "nothing was written"
+        again = "the same command again"
+        raise Interrupted(again, kept) from stop
     seconds = time.perf_counter() - started
     if as_json:
         dump({"rows": n_rows, "empty": n_empty, "pieces": n_pieces, "seconds": seconds, "output": output})

@@ -39,11 +39,13 @@ class Interrupted(SystemExit):
     Parameters
     ----------
     onward : str
+    kept : str
+        What there is of the work.
     """
 
-    def __init__(self, onward: str) -> None:
+    def __init__(self, onward: str, kept: str = "what was committed is kept") -> None:
         super().__init__(INTERRUPTED)
-        self.onward = onward
+        self.onward, self.kept = onward, kept
 
 
 @contextmanager

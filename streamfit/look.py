@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from streamfit.corpus import array_files
 from streamfit.corpus.array_files import ARRAYS, ArrayFiles
 from streamfit.corpus.base import Files
-from streamfit.corpus.dataset import DatasetFiles
+from streamfit.corpus.dataset import DatasetFiles, path_values
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.text_formats import Csv
 from streamfit.corpus.values import is_plain, strings_of
@@ -72,7 +73,7 @@ class Look:
     n_looked : int
         Rows that were looked at.
     hive : bool
-        Whether folders are named as ``column=value``.
+        Whether folders are named as ``column=value``: these are columns as well, the last ones.
     options : dict
         Of the format, such as a delimiter.
     """
@@ -131,6 +132,8 @@ def look(root: str) -> Look:
         total = round(n_rows * sum(part.high - part.low for part in cut) / (cut[0].high - cut[0].low))
     rows = pa.Table.from_batches(batches).slice(0, _ROWS)
     columns = tuple(_column(name, rows.column(name)) for name in names)
+    if hive:
+        columns += tuple(each for each in _in_paths(list(parts)) if each.name not in names)
     return Look(
         root,
         kind,
@@ -142,6 +145,17 @@ def look(root: str) -> Look:
         hive,
         options,
     )
+
+
+def _in_paths(uris: Sequence[str]) -> Iterator[Column]:
+    """Columns whose values are in paths: names, as a path has them."""
+    found = [path_values(uri, "hive") for uri in uris]
+    for name in dict.fromkeys(name for values in found for name in values):
+        texts = pa.chunked_array([pa.array([values.get(name) for values in found], pa.string())])
+        values = tuple(sorted(texts.unique().drop_null().to_pylist()))
+        role = "constant" if len(values) < 2 else "category" if len(values) <= _FEW else "text"
+        given = values if role == "category" else ()
+        yield Column(name, role, len(values), texts.null_count, False, -1, "text in the path", given)
 
 
 def _delimiter(uri: str) -> dict[str, Any]:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 from distributed import Client
 
 from streamfit.corpus import Files
 from streamfit.corpus.choosing import lacking
-from streamfit.corpus.dataset import Partitions, path_values
+from streamfit.corpus.dataset import DatasetFiles
 from streamfit.corpus.encode import features_of
 from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.openings import listed
 from streamfit.corpus.parquet_rows import Batch
 from streamfit.corpus.recipe import Recipe, date_part
-from streamfit.corpus.row_ranges import without_views
-from streamfit.corpus.text_formats import type_of
+from streamfit.corpus.table import COLUMNS, Table
+from streamfit.corpus.text_formats import COMPRESSIONS, TextFormat, type_of
 from streamfit.corpus.values import column_of
 from streamfit.engine import n_workers
-from streamfit.errors import ConfigError, MismatchError, ShardError
+from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import Hashed
 from streamfit.frame import BLOCK_ROWS
 from streamfit.models import LinearModel
 from streamfit.plan import Shard
-from streamfit.table_files import ending_of, pieces_of, told, whole_folder, writing
+from streamfit.readers import table_source
+from streamfit.rows import kind_told, of_other_kinds
+from streamfit.table_files import ending_of, whole_folder, writing
 
 _AHEAD = 2
 """Pieces a worker that are asked for before their predictions are written."""
@@ -60,7 +61,7 @@ class Predictor:
     keep : tuple of str
         Columns of the rows that stand beside their predictions.
     std : bool
-        Standard deviations as well; the model must carry its posterior.
+        Standard deviations as well, of classes those of their scores; the model must carry its posterior.
     scores : bool
         The prediction for each class as well.
     """
@@ -108,31 +109,6 @@ class Predictor:
         if made is None:
             return frozenset(self.inputs)
         return frozenset(name for name in self.inputs if made.levels(name) is None and date_part(name)[1] is None)
-
-    @property
-    def partitions(self) -> Partitions:
-        """Columns that the paths of files have."""
-        found = self.model.info["reader"].get("origin", {}).get("partitions", "")
-        return ("hive" if found else "") if isinstance(found, str) else tuple(found)
-
-    def in_path(self, path: str) -> dict[str, pa.Scalar]:
-        """Values that a file's path gives to columns: text for categories, else numbers.
-
-        Raises
-        ------
-        ShardError
-            If one is no number.
-        """
-        recipe, found = self.recipe, {}
-        for name, value in path_values(path, self.partitions).items():
-            if name in self.columns:
-                text = pa.scalar(value, pa.string())
-                try:
-                    found[name] = text if recipe is None or recipe.levels(name) is not None else text.cast(pa.float64())
-                except pa.ArrowInvalid as error:
-                    msg = f"{path}: {value!r} in the path for column {name!r}"
-                    raise ShardError(msg, "a number, as the model was fitted with") from error
-        return found
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -209,9 +185,12 @@ def _predictions(predictor: Predictor, x: Any) -> pa.Table:
         ids = predicted.argmax(axis=1)
         names = reader.get("classes")
         columns[f"{target}_predicted"] = pa.array(ids) if names is None else pa.array(names).take(pa.array(ids))
+        known = range(predicted.shape[1]) if names is None else names
         if predictor.scores:
-            known = range(predicted.shape[1]) if names is None else names
             columns |= {f"{target}_score_{k}": predicted[:, i] for i, k in enumerate(known)}
+        if predictor.std:
+            spread = model.predict_std(x)
+            columns |= {f"{target}_std_{k}": spread[:, i] for i, k in enumerate(known)}
     else:
         targets = _targets(reader["target"], predicted.shape[1])
         columns |= {f"{name}_predicted": predicted[:, k] for k, name in enumerate(targets)}
@@ -235,8 +214,9 @@ def predict_files(
     ----------
     predictor : Predictor
     paths : sequence of str
-        Files, directories or glob patterns, or addresses of them in an object store: Parquet, Feather, CSV or JSON
-        lines.
+        Files, directories or glob patterns, or addresses of them in an object store, read as those that were fitted:
+        Parquet, Arrow, CSV or JSON lines, compressed or not, or folders of arrays. Where names do not say the format,
+        it is that of the fit.
     output : str or Path
         A file whose name ends with .parquet, .feather, .csv or .jsonl, written here; or else a new folder of Parquet
         files, a piece of the data each, written where they are predicted; there only once it is whole. Both may be an
@@ -262,59 +242,104 @@ def predict_files(
         if str(Path(output).expanduser().resolve()) in there:
             msg = f"{output} for predictions of itself"
             raise ConfigError(msg, "another file", "name one with -o that is not read")
-    pieces = pieces_of(paths, predictor.columns, predictor.types, predictor.partitions)
-    if ending_of(str(output)):
+    reading = _Reading(predictor, tuple(_table(predictor, path) for path in paths))
+    pieces = [(i, part) for i, table in enumerate(reading.tables) for part in _parts(table)]
+    if _is_file(output):
         with writing(output) as write:
-            tables = _in_order(_predicted, predictor, pieces, client)
+            tables = _in_order(_predicted, reading, pieces, client)
             counts = [(write(table), predictor.n_empty(table)) for table in tables]
     else:
         with whole_folder(output) as folder:
             parts = [(piece, f"{folder}/part-{i:05d}.parquet") for i, piece in enumerate(pieces)]
-            counts = list(_in_order(_write_part, predictor, parts, client))
+            counts = list(_in_order(_write_part, reading, parts, client))
     return Predicted(sum(rows for rows, _ in counts), len(pieces), sum(empty for _, empty in counts))
 
 
-def _predicted(piece: ds.Fragment, predictor: Predictor) -> pa.Table:
-    tables, first, there = [], 0, predictor.in_path(piece.path)
-    own = [name for name in predictor.columns if name not in there]
-    with told(piece.path):
-        schema = piece.physical_schema
-        if isinstance(piece.format, ds.JsonFileFormat):
-            schema = _with_times(schema, predictor.types)
-        for read in piece.to_batches(schema, columns=own, batch_size=BLOCK_ROWS, use_threads=False):
-            batch = without_views(read)
-            for name, value in there.items():
-                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
-            if batch.num_rows:
-                tables.append(predictor.of(batch, piece.path, first))
+def _is_file(output: str | Path) -> bool:
+    """Whether a name is that of a file, by its ending."""
+    if ending_of(str(output)):
+        return True
+    inner, _, last = str(output).rpartition(".")
+    if f".{last}" in COMPRESSIONS and ending_of(inner):
+        msg = f"predictions into {output}"
+        raise ConfigError(msg, "a file without compression of its own, or a folder of Parquet", f"name {inner}")
+    return False
+
+
+class _Reading(NamedTuple):
+    """What every worker needs: how rows are read from each of the paths, and what is made of them."""
+
+    predictor: Predictor
+    tables: tuple[Table, ...]
+
+
+def _table(predictor: Predictor, path: str) -> Table:
+    """Files read as those that were fitted, whatever their format."""
+    reader, files = predictor.model.info["reader"], Files(path)
+    if "recipe" not in reader:
+        plain = Recipe(predictor.inputs, tuple(reader["target"]))
+        reader = {**reader, "recipe": plain.to_json(), "origin": {"kind": "parquet", "options": {}, "partitions": ""}}
+    kind = kind_told(path)
+    if kind is None and "://" in path:  # an object store has no folders to look into, but names
+        kind = next(filter(None, (kind_told(each.name) for each in listed(files))), None)
+    if kind is not None and (others := of_other_kinds([each.name for each in listed(files)], kind)):
+        msg = f"{path} holds files of kind {kind!r}, and {', '.join(f'{n:,} {ending}' for ending, n in others.items())}"
+        raise CorpusError(msg, "files of one kind", "name them, or give a pattern such as '*.csv'")
+    table = table_source(reader, files, kind=kind)
+    assert isinstance(table, Table)  # by its recipe
+    if not isinstance(table, DatasetFiles):  # arrays: those that are needed, targets are not
+        return replace(table, hashed=None, recipe=Recipe(tuple(predictor.columns), tuple(predictor.columns[:1])))
+    if isinstance(table.format, TextFormat):
+        # JSON tells numbers from names by itself, and no times.
+        told = {n: t for n, t in predictor.types.items() if table.kind == "csv" or pa.types.is_timestamp(t)}
+        types = dict(table.format.types) | {name: str(kind) for name, kind in told.items()}
+        # What is only copied has the type that it seems to have: a fit takes it for text.
+        inputs = {column for name in predictor.inputs for column in (name, date_part(name)[0])}
+        kept = frozenset(predictor.keep) - inputs
+        if kept:
+            beside = table.format.typed([each.uri for each in table.found()], kept, kept, sorted(kept))
+            types |= {name: text for name, text in beside.types if name in kept}
+        table = replace(table, format=replace(table.format, types=tuple(types.items())))
+    return table
+
+
+def _parts(table: Table) -> list[Shard]:
+    """What is predicted at a time. Nothing here depends on what the bytes of files are called."""
+    return [each.shard for each in table.pieces()] if isinstance(table, DatasetFiles) else table.shards()
+
+
+def _predicted(piece: tuple[int, Shard], reading: _Reading) -> pa.Table:
+    predictor, table, shard = reading.predictor, reading.tables[piece[0]], piece[1]
+    read = table.decoded if isinstance(table, DatasetFiles) else table.batches
+    tables, first = [], 0
+    try:
+        for found in read(shard, predictor.columns):
+            for lo in range(0, found.num_rows, BLOCK_ROWS):
+                batch = found.slice(lo, BLOCK_ROWS)
+                tables.append(predictor.of(batch, shard.key, first))
                 first += batch.num_rows
+    except ShardError as error:
+        if error.expected != COLUMNS:
+            raise
+        raise ShardError(error.got, "every feature of the model, and every column to keep") from error
     return pa.concat_tables(tables) if tables else None
 
 
-def _with_times(schema: pa.Schema, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Text as the times that the fit took it for: of JSON, Arrow sees only those of whole seconds."""
-    for i, field in enumerate(schema):
-        told = types.get(field.name)
-        if told is not None and pa.types.is_timestamp(told) and pa.types.is_string(field.type):
-            schema = schema.set(i, field.with_type(told))
-    return schema
-
-
-def _write_part(part: tuple[ds.Fragment, str], predictor: Predictor) -> tuple[int, int]:
-    table = _predicted(part[0], predictor)
+def _write_part(part: tuple[tuple[int, Shard], str], reading: _Reading) -> tuple[int, int]:
+    table = _predicted(part[0], reading)
     if table is None:
         return 0, 0
     with writing(part[1]) as write:
-        return int(write(table)), predictor.n_empty(table)
+        return int(write(table)), reading.predictor.n_empty(table)
 
 
-def _in_order(work: Any, predictor: Predictor, items: Sequence[Any], client: Client | None) -> Iterator[Any]:
+def _in_order(work: Any, reading: _Reading, items: Sequence[Any], client: Client | None) -> Iterator[Any]:
     """What work makes of each item, a few a worker ahead of what is asked for."""
     if client is None:
-        yield from (work(item, predictor) for item in items)
+        yield from (work(item, reading) for item in items)
         return
     # Once to each worker, and not with each task. A name made of the content could be one that is being let go of.
-    shared = client.scatter(predictor, broadcast=True, hash=False)
+    shared = client.scatter(reading, broadcast=True, hash=False)
     room, waiting = _AHEAD * n_workers(client), list[Any]()
     try:
         for item in items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -275,3 +275,31 @@ def kind_of(root: str) -> str:
     few = ", ".join(names[:3]) or "nothing"
     msg = f"{root} holds {few}, which says of no kind of table what it is"
     raise ConfigError(msg, f"files of kind {', '.join(FORMATS)}, npy or zarr", "say of which with `kind`")
+
+
+def of_other_kinds(names: Iterable[str], kind: str) -> dict[str, int]:
+    """Files of rows among some that are not of a kind: how many have which ending.
+
+    What ends in .txt or .json may be anything, such as a description of the rest.
+
+    Parameters
+    ----------
+    names : iterable of str
+    kind : str
+
+    Examples
+    --------
+    >>> of_other_kinds(["a.parquet", "b.csv.gz", "c.csv", "README.md", "about.json"], "parquet")
+    {'.csv': 1, '.csv.gz': 1}
+    """
+    if kind not in FORMATS:
+        return {}
+    own = FORMATS[kind]().endings
+    all_kinds = sorted({ending for each in FORMATS.values() for ending in each().endings}, key=len, reverse=True)
+    found: dict[str, int] = {}
+    for name in names:
+        ending = next((ending for ending in all_kinds if name.lower().endswith(ending)), None)
+        vague = ending is None or ending.split(".")[1] in ("txt", "json")
+        if ending is not None and ending not in own and not vague:
+            found[ending] = found.get(ending, 0) + 1
+    return dict(sorted(found.items()))

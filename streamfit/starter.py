@@ -10,8 +10,10 @@ from itertools import islice
 from pathlib import Path
 
 from streamfit.corpus.base import SPLITS
+from streamfit.corpus.tar import endings_within
 from streamfit.errors import ConfigError, CorpusError
 from streamfit.look import Column, Look, look
+from streamfit.rows import of_other_kinds
 
 _CLASSES = 20
 _TARGETS = ("target", "label", "y", "class", "outcome", "response", "price", "rating", "delay", "score", "value")
@@ -56,8 +58,9 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
         raise CorpusError(msg, "data to look at")
     if files and {p.suffix for p in files} <= {".txt"} and not _is_table(files[0]):
         return _text_starter(root, run, "text", [".txt"], len(files))
-    if path.suffixes[:1] == [".tar"] or path.suffix == ".tgz":
-        return _text_starter(root, run, "tar", [], 1)
+    archives = [p for p in files if _is_archive(p)]
+    if archives and len(archives) == len(files):
+        return _text_starter(root, run, "tar", [], len(files), _ending_within(archives[0]))
     try:
         found = look(root)
     except ConfigError:
@@ -68,7 +71,27 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
     texts = [c.name for c in found.columns if c.role == "text" and c.name in _TEXT_FIELDS]
     if found.kind in ("jsonl", "dataset") and texts and not target:
         return _text_starter(root, run, found.kind, [], found.n_rows, texts[0])
-    return _table_starter(found, tuple(target), run)
+    return _table_starter(found, tuple(target), run, _left_behind(files, found.kind))
+
+
+def _left_behind(files: Sequence[Path], kind: str) -> list[str]:
+    """A line on files of rows that the config will not read, if there are any."""
+    told = ", ".join(f"{n:,} {ending}" for ending, n in of_other_kinds([p.name for p in files], kind).items())
+    return [f"# Not read are files of other kinds ({told}): give each kind a config of its own."] if told else []
+
+
+def _is_archive(path: Path) -> bool:
+    return ".tar" in path.suffixes or path.suffix == ".tgz"
+
+
+def _ending_within(archive: Path) -> str:
+    """The ending of most members of an archive that could be texts, without its dot."""
+    counts = endings_within(archive)
+    texts = [ending for ending in counts if f".{ending.rpartition('.')[2]}" in _TEXTS]
+    if not texts:
+        msg = f"{archive} holds members that end in {', '.join(map(repr, list(counts)[:5])) or 'nothing'}"
+        raise CorpusError(msg, f"texts among the first: {', '.join(_TEXTS)}", "write a config with their `field`")
+    return max(texts, key=lambda ending: counts[ending])
 
 
 def _is_table(path: Path) -> bool:
@@ -83,8 +106,8 @@ def _is_table(path: Path) -> bool:
 
 def _text_starter(root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text") -> str:
     include = f"include = {json.dumps([f'*{e}' for e in endings])}\n" if endings else ""
-    told = f"field = {json.dumps(field)}\n" if field != "text" else ""
-    what = f"{n:,} files" if kind == "text" else f"about {n:,} documents"
+    told = f"field = {json.dumps(field)}\n" if field != ("txt" if kind == "tar" else "text") else ""
+    what = {"text": f"{n:,} files", "tar": f"{n:,} archive(s)"}.get(kind, f"about {n:,} documents")
     return f"""# A language model of {what} under {root}.
 #   streamfit fit THIS_FILE --dry-run    what it would do, and for how long
 #   streamfit fit THIS_FILE
@@ -109,7 +132,7 @@ folds = 5                       # one alpha is picked from held-out folds, witho
 """
 
 
-def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
+def _table_starter(found: Look, target: tuple[str, ...], run: str, others: list[str]) -> str:
     columns = {c.name: c for c in found.columns}
     if unknown := [name for name in target if name not in columns]:
         msg = f"target {', '.join(unknown)}"
@@ -132,6 +155,7 @@ def _table_starter(found: Look, target: tuple[str, ...], run: str) -> str:
     lines = [
         f"# {found.n_files:,} file(s) of kind {found.kind!r}, {'' if found.exact else 'about '}{found.n_rows:,} rows;"
         f" {len(found.columns)} columns, of which the first {found.n_looked:,} rows were looked at.",
+        *others,
         "#   streamfit fit THIS_FILE --dry-run    what it would do, and for how long",
         "#   streamfit fit THIS_FILE",
         'kind = "ridge"',

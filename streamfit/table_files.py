@@ -1,4 +1,4 @@
-"""Files of rows that are read by pieces and written whole, on a disk or in an object store. Floor 7."""
+"""Files of rows that are written whole, on a disk or in an object store. Floor 7."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from streamfit.corpus import Files
-from streamfit.corpus.dataset import Partitions, path_values
-from streamfit.corpus.openings import FILES, is_empty, listed, local_path, put_file
+from streamfit.corpus.openings import is_empty, local_path, put_file
 from streamfit.errors import ConfigError, CorpusError, StoreError
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".feather": "feather"}
@@ -29,56 +26,6 @@ def ending_of(path: str) -> str:
     """Ending of a name, where it says of which format a file is; empty otherwise."""
     suffix = PurePosixPath(path).suffix
     return suffix if suffix in FORMATS else ""
-
-
-def pieces_of(
-    paths: Sequence[str],
-    columns: Sequence[str],
-    types: Mapping[str, pa.DataType] | None = None,
-    partitions: Partitions = "",
-) -> list[ds.Fragment]:
-    """Files, and of Parquet files row groups, in the order in which they lie; columns of CSV with some types.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Files, directories, patterns, or addresses in an object store.
-    columns : sequence of str
-        That each file, or its path, must have.
-    types : mapping of str to DataType, optional
-    partitions : '', 'hive' or sequence of str
-        Columns that are in the path.
-
-    Returns
-    -------
-    list of Fragment
-        They travel to workers.
-
-    Raises
-    ------
-    CorpusError
-        If a file's format is unknown, it cannot be opened, or it lacks a column.
-    """
-    found: list[ds.Fragment] = []
-    for path in [each.uri for given in paths for each in listed(Files(given))]:
-        suffixes = PurePosixPath(path).suffixes
-        kind = next((FORMATS[suffix] for suffix in suffixes if suffix in FORMATS), None)
-        if kind is None:
-            msg = f"{path}: of an unknown format"
-            raise CorpusError(msg, f"a name with one of {', '.join(FORMATS)}")
-        options = pyarrow.csv.ParseOptions(delimiter="\t") if ".tsv" in suffixes else None
-        convert = pyarrow.csv.ConvertOptions(column_types=dict(types or {}), strings_can_be_null=True)
-        form = ds.CsvFileFormat(parse_options=options, convert_options=convert) if kind == "csv" else kind
-        with told(path):
-            table = ds.dataset(path, format=form, filesystem=FILES if "://" in path else None)
-            there = {*table.schema.names, *path_values(path, partitions)}
-            missing = [name for name in columns if name not in there]
-            if missing:
-                msg = f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(table.schema.names)}"
-                raise CorpusError(msg, "every feature of the model, and every column to keep")
-            for fragment in table.get_fragments():
-                found += fragment.split_by_row_group() if kind == "parquet" else [fragment]
-    return found
 
 
 @contextmanager
@@ -222,13 +169,3 @@ class _JsonWriter:
 def json_line(row: dict[str, Any]) -> str:
     """A row as a line of JSON."""
     return json.dumps(row, default=str) + "\n"
-
-
-@contextmanager
-def told(path: str) -> Iterator[None]:
-    """Say of which file Arrow complains."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        msg = f"{path}: {str(error).strip().splitlines()[0]}"
-        raise CorpusError(msg, "a whole file of the format that its name says") from error

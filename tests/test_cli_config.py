@@ -1,8 +1,12 @@
 """From data to a config and a plan: init, schema, --dry-run; and what every command prints as JSON."""
 
+import gzip
+import io
 import json
 import re
 import shlex
+import shutil
+import tarfile
 import tomllib
 
 import jsonschema
@@ -18,6 +22,7 @@ from streamfit.cli import app
 from streamfit.config import LanguageProblem, RidgeProblem, load_problem
 from streamfit.demo import config_path
 from streamfit.engine import Machine
+from streamfit.errors import CorpusError
 from streamfit.forecast import forecast
 from streamfit.look import look
 from streamfit.schemas import schema
@@ -113,6 +118,14 @@ def test_a_look_guesses_classes_arrays_and_text(tmp_path):
     hive.mkdir(parents=True)
     pq.write_table(pa.table({"x": [1.0, 2.0], "y": [1.0, 3.0]}), hive / "p.parquet")
     assert tomllib.loads(starter(str(tmp_path / "hive")))["corpus"]["partitions"] == "hive"
+    for part in ("train", "test"):
+        (hive / f"split={part}").mkdir()
+        shutil.copy(hive / "p.parquet", hive / f"split={part}")
+    (hive / "p.parquet").unlink()
+    (hive / "split=test" / "rows.csv").write_text("x,y\n1,2\n")
+    text = starter(str(tmp_path / "hive"))
+    assert tomllib.loads(text)["corpus"]["split_column"] == "split"  # columns in paths have names as others have
+    assert "Not read are files of other kinds (1 .csv)" in text
     (tmp_path / "picture.png").write_bytes(b"x")
     for data, match in ((tmp_path / "picture.png", "kind"), (tmp_path / "none.csv", "none.csv")):
         refused = streamfit("init", data)
@@ -120,6 +133,33 @@ def test_a_look_guesses_classes_arrays_and_text(tmp_path):
         assert match in refused.stderr
     refused = streamfit("init", tmp_path / "c.parquet", "--target", "z")
     assert (refused.returncode, "some of x, label" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.zst"])
+def test_a_starter_for_archives_knows_which_members_are_texts(ending, tmp_path):
+    """A folder of them, or one: most members that could be texts say so."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, data in (("a/1.py", b"x = 1\n"), ("a/1.json", b"{}"), ("a/2.py", b"y = 2\n"), ("README.md", b"#")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    data = packed.getvalue()
+    how = {".tar.gz": gzip.compress, ".tar.zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+    (folder / f"0{ending}").write_bytes(how.get(ending, bytes)(data))
+    for root in (folder, folder / f"0{ending}"):
+        (tmp_path / "c.toml").write_text(starter(str(root)))
+        problem = load_problem(tmp_path / "c.toml")
+        assert isinstance(problem, LanguageProblem)
+        assert (problem.corpus.kind, problem.corpus.field) == ("tar", "py")
+    (folder / f"0{ending}").write_bytes(how.get(ending, bytes)(data[:700]))
+    with pytest.raises(CorpusError, match=f"0{ending}"):
+        starter(str(folder))
+    (folder / f"0{ending}").write_bytes(b"")
+    with pytest.raises(CorpusError, match="a whole tar file"):
+        starter(str(folder))
 
 
 def test_schemas_take_the_configs_that_are_shipped_and_no_misspelt_key(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -113,15 +114,17 @@ def test_a_folder_of_predictions_is_there_once_it_is_whole(begun: Path, rows, tm
     assert [each.name for each in listed(Files(f"{there}/out/_S*"))] == ["_SUCCESS"]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".jsonl", ".feather"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.zst", ".tsv", ".jsonl", ".jsonl.bz2", ".feather"])
 def test_other_formats_are_read_as_parquet_is(begun: Path, rows, tmp_path, suffix):
     frame, path = rows.to_pandas(), tmp_path / f"rows{suffix}"
-    if suffix == ".jsonl":
+    if ".jsonl" in suffix:
         frame.to_json(path, orient="records", lines=True, double_precision=15)
     elif suffix == ".feather":
         pa.feather.write_feather(rows, path)
     else:
-        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+        data = frame.to_csv(index=False, sep="\t" if suffix == ".tsv" else ",").encode()
+        how = {".csv.gz": gzip.compress, ".csv.zst": lambda text: pa.compress(text, "zstd", asbytes=True)}
+        path.write_bytes(how.get(suffix, bytes)(data))
     model = LinearModel.load(begun / "model")
     assert predict_files(Predictor(model), [str(path)], tmp_path / "out.parquet")[0] == 960
     out = pq.read_table(tmp_path / "out.parquet")
@@ -159,6 +162,48 @@ def test_objects_are_predicted_into_objects(begun: Path, rows, tmp_path, s3, cli
     assert score[f"{there}/data/rows{suffix}"] == pytest.approx(score[path.as_uri()])
 
 
+def test_what_a_fit_reads_a_prediction_reads(tmp_path):
+    """Semicolons, columns in paths that are no features, folders of arrays; ids that are copied stay whole numbers."""
+    rng = np.random.default_rng(5)
+    frame = pd.DataFrame(rng.normal(size=(60, 2)), columns=["a", "b"])
+    frame["y"] = frame["a"] - 2 * frame["b"]
+    frame["id"] = np.arange(60)
+    data = tmp_path / "data"
+    for part, rows in (("train", frame[:40]), ("test", frame[40:])):
+        folder = data / f"split={part}" / "year=2026"
+        folder.mkdir(parents=True)
+        rows.to_csv(folder / "rows.csv", sep=";", index=False)
+    (data / "notes.md").write_text("no rows")
+    (tmp_path / "serial.toml").write_text('kind = "serial"\n')
+    (tmp_path / "fit.toml").write_text(
+        f'kind = "ridge"\nprecision = "float64"\nrun = "{tmp_path / "run"}"\n[corpus]\nroot = "{data}"\nkind = "csv"\n'
+        'delimiter = ";"\npartitions = "hive"\nfeatures = ["a", "b", "year"]\ntarget = ["y"]\nsplit_column = "split"\n'
+        "[solve]\nalphas = [1e-9]\nfolds = 2\n"
+    )
+    ok("fit", tmp_path / "fit.toml", "--machine", tmp_path / "serial.toml")
+    model, out = tmp_path / "run" / "model", tmp_path / "out.parquet"
+    kept = [word for name in ("id", "split", "year") for word in ("--keep", name)]
+    assert read("predict", model, data, *kept, "-o", out)["rows"] == 60
+    found = pq.read_table(out).to_pandas().sort_values("id")
+    assert found["id"].tolist() == frame["id"].tolist()
+    assert found["split"].tolist() == ["train"] * 40 + ["test"] * 20
+    assert set(found["year"]) == {2026.0}
+    np.testing.assert_allclose(found["y_predicted"], frame["y"], atol=1e-8)
+    frame.to_parquet(data / "more.parquet")
+    assert "2 .csv" in told("predict", model, data, "-o", out) or "1 .parquet" in told(
+        "predict", model, data, "-o", out
+    )
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    for name in ("a", "b"):
+        np.save(arrays / f"{name}.npy", frame[name].to_numpy())
+    np.save(arrays / "year.npy", np.full(60, 2026.0))
+    assert read("predict", model, arrays, "-o", tmp_path / "of_arrays.parquet")["rows"] == 60
+    made = pq.read_table(tmp_path / "of_arrays.parquet").to_pandas()
+    np.testing.assert_array_equal(made["y_predicted"], found["y_predicted"])
+    assert "without compression of its own" in told("predict", model, arrays, "-o", tmp_path / "out.csv.gz")
+
+
 def test_classes_come_by_name_with_scores(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(300, 2)), columns=["a", "b"])
@@ -174,6 +219,12 @@ def test_classes_come_by_name_with_scores(tmp_path):
     assert (out["way_predicted"] == fitted.predict(frame)).all()
     np.testing.assert_allclose(out["way_score_down"] + out["way_score_up"], 1.0)
     assert "without its posterior" in told(*run, "--std", "-o", tmp_path / "out.parquet")
+    fitted.to_model("way", std=True).save(tmp_path / "model")
+    ok(*run, "--std", "-o", tmp_path / "out.parquet")
+    out = pq.read_table(tmp_path / "out.parquet").to_pandas()
+    assert list(out) == ["way_predicted", "way_std_down", "way_std_up"]
+    _, spread = fitted.predict(frame, return_std=True)  # of 1 and -1
+    np.testing.assert_allclose(out["way_std_up"], spread / 2, rtol=1e-6)
 
 
 def test_what_cannot_be_predicted_is_told_and_leaves_nothing(begun: Path, rows, tmp_path):
@@ -198,7 +249,7 @@ def test_what_cannot_be_predicted_is_told_and_leaves_nothing(begun: Path, rows, 
     with pytest.raises(CorpusError, match=r"cut\.parquet"):
         predict_files(predictor, [str(tmp_path / "cut.parquet")], where)
     (tmp_path / "rows.xlsx").write_bytes(b"")
-    with pytest.raises(CorpusError, match="of an unknown format"):
+    with pytest.raises(CorpusError, match=r"rows\.xlsx"):
         predict_files(predictor, [str(tmp_path / "rows.xlsx")], where)
     with pytest.raises(StoreError, match="cannot write"):
         predict_files(predictor, [str(begun / "corpus")], tmp_path / "none" / "out.parquet")
@@ -426,7 +477,7 @@ def test_an_interrupt_while_workers_start_ends_in_one_line(begun: Path, tmp_path
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.strip().startswith("interrupted: ")
+    assert said.strip() == "interrupted: nothing was written; to go on, run: the same command again"
 
 
 def children_of(process: psutil.Process) -> list[psutil.Process]:

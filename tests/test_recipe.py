@@ -106,6 +106,23 @@ def test_missing_values_are_an_error_no_row_or_the_mean():
         rows(replace(base, missing="drop", missing_target="error"))
 
 
+def test_a_mean_is_not_rounded_to_the_type_of_its_column():
+    """Nor is a share: the columns of a category that is missing add up to one as closely as float64 can."""
+    table = pa.table(
+        {
+            "half": pa.array([0.1, 0.2, 0.4, None], pa.float16()),
+            "single": pa.array([0.1, 0.2, 0.4, None], pa.float32()),
+            "c": ["x", "y", "y", None],
+            "y": [1.0, 2.0, 3.0, 4.0],
+        }
+    )
+    recipe, x, _ = rows(Recipe(("half", "single", "c"), ("y",), missing="mean", categories=(("c", ()),)), table)
+    expected = [float(np.asarray(table[name][:3]).astype(np.float64).mean()) for name in ("half", "single")]
+    np.testing.assert_allclose(x[3], [*expected, 1 / 3, 2 / 3], rtol=1e-15)
+    fills = dict(recipe.fills)
+    assert [*fills["half"], *fills["single"], *fills["c"]] == x[3].tolist()
+
+
 def test_a_list_that_lacks_an_element_keeps_the_others():
     """Means are by element."""
     table = pa.table({"v": pa.array([[1.0, 2.0], [3.0, None], None], pa.list_(pa.float32(), 2)), "y": [1.0, 2.0, 3.0]})

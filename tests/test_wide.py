@@ -69,8 +69,11 @@ def test_rows_are_those_of_the_file(tmp_path_factory, dtype, n_rows, group, seed
     x = rows_of(n_rows, dtype, seed)
     write(path / "rows.parquet", x, group=group, order=order)
     found = read(ParquetTable(Files(str(path)), NAMES, ("y",), "w"))
-    ends = [min(lo + BLOCK_ROWS, min(first + group, n_rows)) - lo
-            for first in range(0, n_rows, group) for lo in range(first, min(first + group, n_rows), BLOCK_ROWS)]
+    ends = [
+        min(lo + BLOCK_ROWS, min(first + group, n_rows)) - lo
+        for first in range(0, n_rows, group)
+        for lo in range(first, min(first + group, n_rows), BLOCK_ROWS)
+    ]
     assert [len(rows) for rows, _, _ in found] == ends
     assert all(rows.dtype == dtype for rows, _, _ in found)
     assert np.array_equal(np.concatenate([rows for rows, _, _ in found]), x)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -37,6 +37,15 @@ FORMATS: dict[str, type[Format]] = {
 
 
 Partitions = Literal["", "hive"] | tuple[str, ...]
+
+
+class Piece(NamedTuple):
+    """A part of a file: its relative path, the part as a shard without a content id, and the bytes that hold it."""
+
+    name: str
+    shard: Shard
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,23 @@ class DatasetFiles(Table):
     def parts(self) -> list[tuple[str, Shard]]:
         listed = self.found()
         stamps = {each.uri: stamp(each.uri) for each in listed}  # before the bytes are hashed
-        cuts = {each.uri: self.format.cut(each.uri) for each in listed}
-        cut = [(each, part) for each in listed for part in cuts[each.uri]]
-        ids = hashes([(each.uri, part.low, part.high) for each, part in cut])
+        pieces = self.pieces()
+        ids = hashes([(part.uri, low, high) for _, part, low, high in pieces])
         described = {each.uri: self._described(each.uri) for each in listed}
         return [
             (
+                name,
+                replace(part, content_id=identity(described[part.uri], digest), stamp=stamps[part.uri]),
+            )
+            for (name, part, _, _), digest in zip(pieces, ids, strict=True)
+        ]
+
+    def pieces(self) -> list[Piece]:
+        """Parts of files whose bytes nobody has looked at: to be read by `decoded`."""
+        listed = self.found()
+        cuts = {each.uri: self.format.cut(each.uri) for each in listed}
+        return [
+            Piece(
                 each.name,
                 Shard(
                     key=self.format.key(each.name, part, len(cuts[each.uri])),
@@ -122,12 +142,14 @@ class DatasetFiles(Table):
                     stop=part.stop,
                     size=part.high - part.low,
                     planned_rows=part.n_rows,
-                    content_id=identity(described[each.uri], digest),
+                    content_id="",
                     source=self.label,
-                    stamp=stamps[each.uri],
                 ),
+                part.low,
+                part.high,
             )
-            for (each, part), digest in zip(cut, ids, strict=True)
+            for each in listed
+            for part in cuts[each.uri]
         ]
 
     def _described(self, uri: str) -> str:
@@ -142,6 +164,10 @@ class DatasetFiles(Table):
 
     def batches(self, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
         self._check_unchanged(shard)
+        yield from self.decoded(shard, columns)
+
+    def decoded(self, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Rows as `batches` gives them, whether or not they are those that were planned."""
         if shard.start < 0:
             _refuse_damaged(shard, self.format)
         values = {key: value for key, value in self._values(shard.uri).items() if key in columns}

@@ -144,7 +144,8 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
     Returns
     -------
     array of shape (n_rows, n_columns)
-        float16 and float32 as they are, one-hot in float32, all else in float64.
+        float16 and float32 as they are, one-hot in float32, all else in float64; so are those with a missing value
+        whose fill is none of their type.
 
     Raises
     ------
@@ -167,7 +168,9 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
         msg = f"{where}: {block.shape[1]} numbers a row in column {name!r}"
         raise ShardError(msg, f"{len(fill)}, as when the means were found")
     else:  # a list may lack one of its elements: the others stay
-        block = np.where(lost, np.asarray(fill, block.dtype), block)
+        values = np.asarray(fill, block.dtype)
+        # A mean is seldom a number of float32, and less often one of float16.
+        block = np.where(lost, values if np.array_equal(values, fill) else np.asarray(fill), block)
     return block
 
 

@@ -19,8 +19,6 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
-import pyarrow as pa
-import pyarrow.fs as pafs
 from obstore.exceptions import BaseError, NotFoundError
 
 from streamfit.corpus.base import Files, content_ids, split_of, stamp_of
@@ -196,36 +194,6 @@ def open_file(uri: str) -> BinaryIO:
         return io.BufferedReader(_Object(uri), _AHEAD)
     with _reading(uri):
         return Path(uri).open("rb")
-
-
-class _Files(pafs.FileSystemHandler):  # type: ignore[misc]  # Arrow has no annotations
-    """Files and objects by their addresses, as Arrow asks for them; it travels to workers."""
-
-    def get_type_name(self) -> str:
-        return "streamfit"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return [pafs.FileInfo(path, pafs.FileType.File, size=size_of(path)) for path in paths]
-
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        return pa.PythonFile(open_file(path), mode="r")
-
-    open_input_stream = open_input_file
-
-    def _unasked(self, *arguments: Any, **more: Any) -> Any:
-        """What a whole file system has beside; a data set of one file, opened to be read, asks for none of it."""
-        msg = "files are read here, one by one"
-        raise io.UnsupportedOperation(msg)
-
-    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _unasked
-    delete_file = move = copy_file = open_output_stream = open_append_stream = _unasked
-
-
-FILES = pafs.PyFileSystem(_Files())
-"""Files and objects by their addresses, for readers of Arrow."""
 
 
 def put_file(uri: str, path: Path) -> None:

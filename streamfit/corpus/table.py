@@ -31,6 +31,10 @@ SHARD_ROWS = 2**16
 """Rows of a shard, where a source has no files that are cut by themselves."""
 
 
+COLUMNS = "every configured column"
+"""What is expected where a part lacks one."""
+
+
 @dataclass(frozen=True)
 class Table(Source):
     """Rows of named columns.
@@ -126,7 +130,7 @@ class Table(Source):
                 for key, column, period in keys:
                     texts[key].append(strings_of(batch.column(column), period))
         except ShardError as error:
-            if error.expected == _COLUMNS:  # a mistake in the config, not damage of this file
+            if error.expected == COLUMNS:  # a mistake in the config, not damage of this file
                 raise CorpusError(error.got, "every column of [corpus.labels]") from error
             return [self.labels.label(part, name)]  # listed whole, and refused or skipped when it is read
         columns = {key: pa.chunked_array(parts, pa.string()).combine_chunks() for key, parts in texts.items()}
@@ -188,9 +192,6 @@ def _narrowed(batch: Batch, mask: np.ndarray) -> Batch:
     return Batch(batch.table.filter(pa.array(mask)), batch.positions[mask])
 
 
-_COLUMNS = "every configured column"
-
-
 def require(where: str, there: Iterable[str], columns: Iterable[str]) -> None:
     """Refuse a part that lacks a column.
 
@@ -204,7 +205,7 @@ def require(where: str, there: Iterable[str], columns: Iterable[str]) -> None:
     if missing:
         few = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         msg = f"{where}: no column {', '.join(map(repr, missing))} among {few}"
-        raise ShardError(msg, _COLUMNS, "correct the columns in the config")
+        raise ShardError(msg, COLUMNS, "correct the columns in the config")
 
 
 def in_blocks(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from streamfit.corpus.base import Split, read_unchanged, split_of
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.text import Documents, decode, decompressed, is_compressed
 from streamfit.corpus.values import Select, json_value
-from streamfit.errors import ShardError
+from streamfit.errors import CorpusError, ShardError
 from streamfit.plan import Shard
 
 _BLOCK = 512
@@ -121,7 +124,7 @@ class TarText(Documents):
         return [found for found in documents.values() if found.data is not None]
 
     def _note(self, documents: dict[str, _Document], shard: Shard, member: tarfile.TarInfo, data: bytes) -> None:
-        key, ending = _key(member.name), member.name.rpartition("/")[2].partition(".")[2]
+        key, ending = _key(member.name), _ending(member.name)
         found = documents.setdefault(key, _Document("", None, {"key": key}))
         if len(data) < member.size:
             raise _damaged(shard, f"{member.name} ends after {len(data):,} of {member.size:,} bytes")
@@ -135,6 +138,28 @@ class TarText(Documents):
                 raise ShardError(msg, "a JSON object beside each text") from error
             if isinstance(fields, dict):
                 documents[key] = found._replace(columns={**fields, "key": key})
+
+
+def endings_within(path: Path, n_members: int = 1000) -> Counter[str]:
+    """How often each ending occurs among the first members of an archive, compressed or not.
+
+    Raises
+    ------
+    CorpusError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            packed: Any = pa.CompressedInputStream(pa.PythonFile(file), "zstd") if path.suffix == ".zst" else file
+            with tarfile.open(fileobj=packed, mode="r|*") as archive:
+                return Counter(_ending(member.name) for member in islice(archive, n_members) if member.isfile())
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        msg = f"{path}: {error}"
+        raise CorpusError(msg, "a whole tar file") from error
+
+
+def _ending(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2]
 
 
 def _key(name: str) -> str:

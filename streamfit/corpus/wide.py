@@ -1,4 +1,4 @@
-"""Wide tables of plain floats: some columns of a row group at a time, made into rows while the cache holds them. Floor 4.
+"""Wide tables of plain floats: some columns of a row group at a time, turned into rows while they are cached. Floor 4.
 
 A row group that is decoded whole holds its pages, what they are decompressed to and its columns all at once, until the
 last column is done: several times its rows, fetched from memory again to be turned.
