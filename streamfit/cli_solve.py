@@ -141,10 +141,10 @@ def solve_command(
         _plot_choice(solved, plot)
         say(console, f"figure: {plot}")
     if language is not None and output is not None:
-        if mixed is not None:
-            told = "weighed the network's sums alone: n-gram counts are whole numbers, of all that was counted"
-            say(console, told, "yellow")
-        build_model(language, opened, solved).save(output)
+        if mixed is not None and not mixed.times(opened.head().segments)[1]:
+            told = "n-gram counts are whole numbers, and so must all their weights be: they are taken once, or for a"
+            say(console, f"{told} weight of 0 left out; the network's sums are weighed", "yellow")
+        build_model(language, opened, solved, mix=mixed).save(output)
         say(console, f"model: {output}")
     elif output is not None:
         spread = not no_intercept if std else None

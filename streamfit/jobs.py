@@ -33,7 +33,7 @@ from streamfit.provenance import provenance_of
 from streamfit.readers import frozen_by
 from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
-from streamfit.store import Header, Store
+from streamfit.store import Header, Mix, Store
 from streamfit.tables import prepare_table
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
 from streamfit.text.evaluate import sampled_score
@@ -264,12 +264,15 @@ def _rate(summary: RunSummary) -> str:
 
 
 def build_model(
-    problem: Problem, store: Store, solved: Solved, *, skip_bad_shards: bool = False
+    problem: Problem, store: Store, solved: Solved, *, mix: Mix | None = None, skip_bad_shards: bool = False
 ) -> LinearModel | LanguageModel:
-    """The model of a solve; of validation files, too, those that cannot be read may be left out."""
+    """The model of a solve; of validation files, too, those that cannot be read may be left out.
+
+    Of a language model the mix weighs n-gram counts as well, as far as `Mix.times` says.
+    """
     if isinstance(problem, LanguageProblem):
         validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
-        model = assemble(store, solved.solution, validation, experts=problem.experts())
+        model = assemble(store, solved.solution, validation, experts=problem.experts(), mix=mix)
         if model.network is None:  # counts alone
             return model
         info = model.network.info | {"data": provenance_of(store, problem.corpus.licence)}

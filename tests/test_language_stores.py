@@ -41,11 +41,29 @@ def test_a_store_without_a_run_becomes_the_same_model_by_a_config(run: Path, tmp
     assert "a model of a table" in told("solve", run, "--alpha", 1, "--std", "-o", tmp_path / "std")
 
 
-def test_a_mix_weighs_the_network_and_says_what_it_does_not_weigh(run: Path, tmp_path):
+def test_a_mix_weighs_network_and_counts(run: Path, tmp_path):
+    """Without a source the model is the one of before it came, in every bit; twice a source is twice its counts."""
+    (tmp_path / "more").mkdir()
+    for i in range(40):
+        (tmp_path / "more" / f"{i}.txt").write_text(f"def number{i}(a, b):\n    return a + {i} * b\n" * 5)
+    ok("solve", run, "--alpha", 10, "-o", tmp_path / "before")
+    ok("add", run, tmp_path / "more", "--label", "source=extra")
+    for weight in (0, 1, 2):
+        ok("solve", run, "--mix", f"source:extra={weight}", "--alpha", 10, "-o", tmp_path / str(weight))
+    kept, gone = (folder / "model.safetensors" for folder in (tmp_path / "before", tmp_path / "0"))
+    assert kept.read_bytes() == gone.read_bytes()
+    none, once, twice = (LanguageModel.load(tmp_path / str(weight)) for weight in (0, 1, 2))
+    assert once.counts - none.counts == twice.counts - once.counts
+    assert (once.counts - none.counts).counts.sum() > 1000
+    np.testing.assert_array_less(0, np.abs(weights(tmp_path / "2") - weights(tmp_path / "1")).max())
+
+
+def test_fractions_weigh_the_network_and_what_they_do_not_weigh_is_said(run: Path, tmp_path):
     said = ok("solve", run, "--mix", "source:*=0.5", "--alpha", 10, "-o", tmp_path / "half")
     assert "n-gram counts are whole numbers" in " ".join(said.split())
     ok("solve", run, "--alpha", 20, "-o", tmp_path / "whole")  # half of the sums with 10 are all of them with 20
     np.testing.assert_allclose(weights(tmp_path / "half"), weights(tmp_path / "whole"), atol=1e-6)
+    assert LanguageModel.load(tmp_path / "half").counts == LanguageModel.load(tmp_path / "whole").counts
     ok("solve", run, "--alpha", 10, "-o", tmp_path / "other")
     assert np.abs(weights(tmp_path / "half") - weights(tmp_path / "other")).max() > 1e-3
 

@@ -119,6 +119,15 @@ class Mix:
             return 0.0
         return 1.0 if self.half_life is None else float(2.0 ** (-days / self.half_life))
 
+    def times(self, segments: Sequence[Segment]) -> tuple[dict[str, int], bool]:
+        """How often each segment's counts are taken, by id, without those of weight 0; and whether that is the weight.
+
+        Counts are whole numbers. So are their weights, then, or each is taken once.
+        """
+        factors = {name: factor for name, factor in self.factors(segments).items() if factor > 0}
+        whole = all(factor.is_integer() for factor in factors.values())
+        return {name: int(factor) if whole else 1 for name, factor in factors.items()}, whole
+
     def spread(self, segments: Sequence[Segment]) -> list[tuple[float, list[Segment]]]:
         """Segments by weight, in order of weight, without those of weight 0: equal weights are summed exactly first."""
         factors = self.factors(segments)

@@ -250,7 +250,7 @@ def add_large(
     ----------
     tables : sequence of mappings of str to tables
     signs : sequence of int, optional
-        -1 for tables that are taken away.
+        -1 for tables that are taken away, 2 for those that count twice.
     budget : int
         Bytes; tables that take no more together with what adding them takes are summed in memory.
     folder : Path, optional

@@ -445,19 +445,26 @@ class Store:
         self._refuse_other(segment, attributes)
         return stored_tables(arrays, where)
 
-    def counts(self, *, budget: int = COUNT_BYTES, folder: Path | None = None) -> LargeTables:
+    def counts(self, mix: Mix | None = None, *, budget: int = COUNT_BYTES, folder: Path | None = None) -> LargeTables:
         """Sum of the tables of all live segments, in memory or, where that is more than the budget, on disk.
 
         Parameters
         ----------
+        mix : Mix, optional
+            Weights of segments: 0 leaves a segment out, and others are how often it is taken, see `Mix.times`.
         budget : int
             Bytes that merging takes at most, beside two chunks of each segment.
         folder : Path, optional
             Where a sum is written that memory does not hold; the system's folder for temporary files without it.
         """
-        return self._settled(
-            lambda head: add_large([self.open_tables(s) for s in head.segments], budget=budget, folder=folder)
-        )
+
+        def read(head: Record) -> LargeTables:
+            times, _ = (mix or Mix()).times(head.segments)
+            taken = [segment for segment in head.segments if segment.id in times]
+            tables = [self.open_tables(segment) for segment in taken]
+            return add_large(tables, [times[segment.id] for segment in taken], budget=budget, folder=folder)
+
+        return self._settled(read)
 
     def tables(self) -> Iterator[Tables]:
         """Tables of counts of each live segment."""

@@ -20,7 +20,7 @@ from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.repeats import CountRows, choose_counting
 from streamfit.solve import Solution, solve
-from streamfit.store import Header, Store
+from streamfit.store import Header, Mix, Store
 from streamfit.targets import OneHot
 from streamfit.text.adapt import with_cache
 from streamfit.text.contexts import TokenSource, Windows, context_rows, counts_of
@@ -242,6 +242,7 @@ def assemble(
     *,
     experts: ExpertSettings | None = None,
     n_rows: int = CHOICE_ROWS,
+    mix: Mix | None = None,
 ) -> LanguageModel:
     """Put solved weights, counts and validation text together.
 
@@ -256,6 +257,8 @@ def assemble(
         What is mixed; network and n-grams without it.
     n_rows : int
         Validation rows that are used, a random sample.
+    mix : Mix, optional
+        What weighed the moments, for the n-gram counts: see `Mix.times`.
 
     Raises
     ------
@@ -265,7 +268,7 @@ def assemble(
     header, experts = store.header, experts or ExpertSettings()
     source = token_source(header, validation)
     sizes = source.ngram_order, source.tokenizer.vocab_size
-    counts = counts_of({"ngram": NgramCounts.zeros(*sizes).table, **store.counts()}, *sizes)
+    counts = counts_of({"ngram": NgramCounts.zeros(*sizes).table, **store.counts(mix)}, *sizes)
     network, topic = parted(store, solution)
     if network is None and "network" in experts.experts:
         msg = "expert 'network' without RBF centers or linear features"
