@@ -18,10 +18,12 @@ from rich.table import Table
 from streamfit.cli_options import AtOption, JsonOption, dump
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.corpus.table_text import TableText
 from streamfit.corpus.tar import TarText
 from streamfit.engine import say
 from streamfit.errors import ConfigError, ShardError
 from streamfit.model_runs import ModelRun, doubt_of
+from streamfit.rows import kind_told
 from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
 from streamfit.text import explain as explain_token
 from streamfit.text.distill import Candidate, with_prompts
@@ -265,10 +267,12 @@ def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def documents_of(path: str, field: str = "text") -> Documents:
-    """Files of text, of JSON lines, or tar files of texts by their name, compressed or not."""
+    """Files of text, JSON lines, tar files of texts, compressed or not; columns of Parquet or Arrow: by their name."""
     plain = path.removesuffix(".gz").removesuffix(".bz2").removesuffix(".zst")
     if plain.endswith(".tar"):
         return TarText(Files(path), field="txt" if field == "text" else field)
+    if (kind := kind_told(path)) in ("parquet", "arrow"):
+        return TableText(Files(path), field=field, kind=kind)
     return JsonLines(Files(path), field=field) if plain.endswith(".jsonl") else TextFiles(Files(path))
 
 

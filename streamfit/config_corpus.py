@@ -23,6 +23,7 @@ from streamfit.corpus.recipe import Filter, Missing, Operator, Recipe, Unseen
 from streamfit.corpus.row_ranges import has_views
 from streamfit.corpus.streamed import streamed
 from streamfit.corpus.table import Table
+from streamfit.corpus.table_text import TableText
 from streamfit.corpus.tar import TarText
 from streamfit.corpus.text_formats import SHARD_BYTES
 from streamfit.errors import ConfigError, CorpusError
@@ -103,7 +104,9 @@ def _has_more_than_numbers(files: Files, columns: Sequence[str], *, hashed: bool
 
 
 class TextSection(FilesSection):
-    """Documents to model: a file each, a JSON line each, or a row each of a Hugging Face data set saved to disk.
+    """Documents to model: a file each, a JSON line each, or a row each of tables and saved data sets.
+
+    Tables are Parquet or Arrow files, on a disk or in an object store; data sets Hugging Face's, saved to disk.
 
     With kind 'tar' a member each of tar files, those whose ending is `field` (.txt if none is given); text, JSON lines
     and tar files may be compressed. `validation` and `test` are the files of these parts, where they are known: all
@@ -111,7 +114,7 @@ class TextSection(FilesSection):
     has the shares that a hash chooses.
     """
 
-    kind: Literal["text", "jsonl", "dataset", "tar"] = "text"
+    kind: Literal["text", "jsonl", "dataset", "tar", "parquet", "arrow"] = "text"
     encoding: str = "utf-8"
     field: str = "text"
     shard_bytes: Count = 2**20
@@ -166,6 +169,8 @@ class TextSection(FilesSection):
         if self.kind == "tar":
             ending = "txt" if self.field == "text" else self.field.removeprefix(".")
             return TarText(files, self.label, ending, self.encoding, split, self.shares, self.shard_bytes, labels)
+        if self.kind in ("parquet", "arrow"):
+            return TableText(files, self.label, self.field, split, self.shares, labels, self.kind)
         # Imported here alone: `datasets` takes a second to load, which every command and worker would pay.
         from streamfit.corpus.saved import SavedDataset
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -9,8 +10,11 @@ from glob import has_magic
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.tar import endings_within
+from streamfit.corpus.text_formats import COMPRESSIONS
 from streamfit.errors import ConfigError, CorpusError
 from streamfit.look import Column, Look, look
 from streamfit.rows import of_other_kinds
@@ -56,8 +60,9 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
     if "://" not in root and not has_magic(root) and not path.exists():
         msg = f"no file or directory at {root}"
         raise CorpusError(msg, "data to look at")
-    if files and {p.suffix for p in files} <= {".txt"} and not _is_table(files[0]):
-        return _text_starter(root, run, "text", [".txt"], len(files))
+    plain = {p.name.lower().removesuffix(_compression(p)).rpartition(".")[2] for p in files}
+    if files and plain <= {"txt"} and not _is_table(files[0]):
+        return _text_starter(root, run, "text", sorted({f".txt{_compression(p)}" for p in files}), len(files))
     archives = [p for p in files if _is_archive(p)]
     if archives and len(archives) == len(files):
         return _text_starter(root, run, "tar", [], len(files), _ending_within(archives[0]))
@@ -69,7 +74,7 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
             raise
         return _text_starter(root, run, "text", endings, len(files))
     texts = [c.name for c in found.columns if c.role == "text" and c.name in _TEXT_FIELDS]
-    if found.kind in ("jsonl", "dataset") and texts and not target:
+    if found.kind in ("jsonl", "dataset", "parquet", "arrow") and texts and not target:
         return _text_starter(root, run, found.kind, [], found.n_rows, texts[0])
     return _table_starter(found, tuple(target), run, _left_behind(files, found.kind))
 
@@ -94,12 +99,17 @@ def _ending_within(archive: Path) -> str:
     return max(texts, key=lambda ending: counts[ending])
 
 
+def _compression(path: Path) -> str:
+    """The ending that says how a file is compressed; empty for others."""
+    return path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+
+
 def _is_table(path: Path) -> bool:
     """Whether the first lines of a .txt have as many values each, more than one."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8") as file:
             lines = [line for line in islice(file, 20) if line.strip()]
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False
     return any(len({line.count(sign) for line in lines}) == 1 and sign in lines[0] for sign in ",;\t|" if lines)
 

@@ -1,5 +1,6 @@
 """From data to a config and a plan: init, schema, --dry-run; and what every command prints as JSON."""
 
+import bz2
 import gzip
 import io
 import json
@@ -160,6 +161,23 @@ def test_a_starter_for_archives_knows_which_members_are_texts(ending, tmp_path):
     (folder / f"0{ending}").write_bytes(b"")
     with pytest.raises(CorpusError, match="a whole tar file"):
         starter(str(folder))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".zst"])
+def test_a_starter_knows_compressed_texts_from_compressed_tables(ending, tmp_path):
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}[
+        ending
+    ]
+    for kind, data in {"prose": b"one, two\nthree words here\n", "rows": b"a,b,y\n" + b"1,2,3\n4,5,7\n" * 9}.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"0.txt{ending}").write_bytes(pack(data))
+        (tmp_path / f"{kind}.toml").write_text(starter(str(tmp_path / kind)))
+    prose, rows = (load_problem(tmp_path / f"{kind}.toml") for kind in ("prose", "rows"))
+    assert isinstance(prose, LanguageProblem)
+    assert prose.corpus.include == (f"*.txt{ending}",)
+    assert [name for name, _ in prose.corpus.files(None, (1.0, 0.0, 0.0)).find()] == [f"0.txt{ending}"]
+    assert isinstance(rows, RidgeProblem)
+    assert rows.corpus.features == ("a", "b")
 
 
 def test_schemas_take_the_configs_that_are_shipped_and_no_misspelt_key(tmp_path):

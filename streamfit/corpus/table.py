@@ -148,7 +148,7 @@ class Table(Source):
     def _counted(self, shard: Shard) -> Iterator[Batch]:
         """Batches of the rows that count, and where each row stands in its part."""
         wanted, first = self.columns, True
-        for batch in self._chosen(shard, wanted):
+        for batch in self.chosen(shard, wanted):
             if first and self.hashed is not None:
                 for name in self.recipe.features:
                     check_hashable(shard, batch.table.schema.field(column_of(name)[0]).type, name, self.hashed)
@@ -157,7 +157,7 @@ class Table(Source):
             rows = batch if mask.all() else _narrowed(batch, mask)
             yield Batch(rows.table.select(wanted), rows.positions)
 
-    def _chosen(self, shard: Shard, columns: list[str]) -> Iterator[Batch]:
+    def chosen(self, shard: Shard, columns: list[str]) -> Iterator[Batch]:
         """Batches of the rows that the shard selects and does not leave out, whatever the recipe says of them.
 
         What does not count is gone first: its values may be missing, or of no category.
@@ -176,7 +176,7 @@ class Table(Source):
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         # A row that the recipe leaves out is not counted, whatever its value here is.
         found: list[int] = []
-        for batch in self._chosen(shard, [column, *(self.columns if self.recipe.chooses else ())]):
+        for batch in self.chosen(shard, [column, *(self.columns if self.recipe.chooses else ())]):
             kind = batch.table.schema.field(column).type
             if not is_plain(kind):
                 msg = f"{shard.key}: column {column!r} has type {kind}"

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from streamfit.corpus.base import Split, read_unchanged, split_of
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
-from streamfit.corpus.text import Documents, decode, decompressed, is_compressed
+from streamfit.corpus.text import CutFiles, decode, decompressed, is_compressed
 from streamfit.corpus.values import Select, json_value
 from streamfit.errors import CorpusError, ShardError
 from streamfit.plan import Shard
@@ -39,7 +39,7 @@ class _Document(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TarText(Documents):
+class TarText(CutFiles):
     """Texts in tar files, which are cut into shards of about `shard_bytes` between documents.
 
     Parameters

@@ -41,8 +41,8 @@ class Documents(ABC):
     label: str = "text"
 
     @abstractmethod
-    def parts(self, path: Path) -> list[tuple[int, int]]:
-        """Byte ranges that a file is cut into."""
+    def shards(self) -> list[Shard]:
+        """All shards that have any documents, in the order of their keys."""
 
     @abstractmethod
     def documents(self, shard: Shard) -> list[str]:
@@ -61,12 +61,20 @@ class Documents(ABC):
         Documents count from the start of the part, those of all splits.
         """
 
+
+@dataclass(frozen=True)
+class CutFiles(Documents):
+    """Documents of local files that are cut into ranges of bytes."""
+
+    @abstractmethod
+    def parts(self, path: Path) -> list[tuple[int, int]]:
+        """Byte ranges that a file is cut into."""
+
     @abstractmethod
     def labelled(self, whole: Shard, name: str) -> list[Shard]:
         """A part of the file of this relative path with its labels: several shards, where its documents differ."""
 
     def shards(self) -> list[Shard]:
-        """All shards that have any bytes, in the order of their keys."""
         found = [(name, path, *part) for name, path in self.files.find() for part in self.parts(path)]
         ids = content_ids([(path, start, stop) for _, path, start, stop in found])
         parts = [
@@ -86,7 +94,7 @@ class Documents(ABC):
 
 
 @dataclass(frozen=True)
-class TextFiles(Documents):
+class TextFiles(CutFiles):
     """Each file is one document and one shard; a name that ends in .gz, .bz2 or .zst says how it is compressed.
 
     Parameters
@@ -142,7 +150,7 @@ class TextFiles(Documents):
 
 
 @dataclass(frozen=True)
-class JsonLines(Documents):
+class JsonLines(CutFiles):
     """Each line is one document: a JSON object with its text under `field`.
 
     Files are cut into shards of about `shard_bytes` at line ends; compressed ones (.gz, .bz2, .zst) are one shard each.
