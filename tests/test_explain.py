@@ -14,6 +14,7 @@ from streamfit.engine import accumulate
 from streamfit.errors import ConfigError
 from streamfit.features import RBF, Chain, Linear, Lookup
 from streamfit.solve import solve
+from streamfit.solve.ridge import weights_for
 from streamfit.store import Store
 from streamfit.text import (
     ExpertSettings,
@@ -101,14 +102,46 @@ def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prom
         assert sum(s.share for s in found.shares) == pytest.approx(found.probability, rel=1e-12)
         assert found.probability == pytest.approx(float(experts["mixture"][0, token]), rel=1e-4)
         by = {name: sum(s.share for s in found.shares if s.expert == name) for name in found.weights}
+        factor = 1.0 if found.topic is None else found.topic.factor
+        assert (found.topic is None) == (model.topic is None)
         for name, weight in found.weights.items():
-            assert by[name] == pytest.approx(weight * float(experts[name][0, token]), rel=1e-4, abs=1e-12)
+            assert by[name] == pytest.approx(factor * weight * float(experts[name][0, token]), rel=1e-4, abs=1e-12)
         network = [s for s in found.shares if s.expert == "network" and s.kind != "projection"]
         raw = float(model.output(context)[0, token])
-        assert sum(s.share for s in network) == pytest.approx(found.weights["network"] * raw, rel=1e-3, abs=1e-7)
+        assert sum(s.share for s in network) == pytest.approx(
+            factor * found.weights["network"] * raw, rel=1e-3, abs=1e-7
+        )
         assert sum(s.kind == "center" for s in found.shares) == len(origins_of(model.network.info))
         for top in (0, 3, 100):
             assert sum(s.share for s in found.shown(top)) == pytest.approx(found.probability, rel=1e-12)
+
+
+def test_a_topic_multiplies_and_words_of_the_text_say_why(words):
+    """By its formula: the ratio is the ridge's output over the unigram, a sum over the places of the text."""
+    prompt = " ".join(some_text(0).split()[:40])
+    context = context_rows([words.tokenizer.prompt(prompt).ids], words.n_context)[0][-1]
+    topic = words.topic
+    assert topic is not None
+    for token in (5, 17, 80):
+        found = explain(words, prompt, token)
+        assert found.topic is not None
+        ratio = np.exp(topic.log_ratio(context[None], words.unigram))[0]
+        assert found.topic.ratio == pytest.approx(float(ratio[token]), rel=1e-6)
+        alone = sum(w * found.by_expert[name] for name, w in found.weights.items())
+        assert found.topic.factor == pytest.approx(found.probability / alone, rel=1e-4)
+        parts = topic.parts(context, token, words.unigram)
+        weights = weights_for(topic.sums, topic.alpha)[:, token]
+        intercept = topic.sums.mean_y[token] - topic.sums.mean_x @ weights
+        whole = parts.sum() + intercept / words.unigram[token]
+        assert max(whole, 0.1) == pytest.approx(found.topic.ratio, rel=1e-3)
+        word, part = found.topic.words[0]
+        spoken = words.tokenizer.encode([word])[0][0]
+        assert part == pytest.approx(parts[context == spoken].sum(), rel=1e-9)
+    text = "\n".join(explain_page.lines(found, 3))
+    assert f"all of it times {found.topic.factor:.3f}" in text
+    assert repr(word) in text
+    assert "topic: all of it times" in explain_page.page([found], 3)
+    assert found.to_json()["topic"]["words"][0] == {"token": word, "part": part}
 
 
 def test_the_most_probable_token_is_explained_unless_another_is_asked_for():

@@ -19,7 +19,7 @@ from streamfit.text.origins import Origin, center_block
 from streamfit.text.suffixes import continuations, suffixes, uniform_share
 from streamfit.text.views import View
 
-Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "topic", "rest"]
+Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "rest"]
 _NOTHING = 5e-7
 """Shares below this are 0 in percent with four decimals."""
 
@@ -34,8 +34,8 @@ class Share:
         Which expert it comes from.
     kind : str
         'center', 'linear' (the embedded context itself), 'intercept' and 'projection' (what making the output a
-        distribution added or took) of the network; 'suffix' and 'uniform' of experts that count; 'topic' is what
-        multiplying by the topic and dividing by the sum added or took; 'rest' is several shares that round to 0.
+        distribution added or took) of the network; 'suffix' and 'uniform' of experts that count; 'rest' is several
+        shares that round to 0.
     share : float
     text : str
         The center's context, or the suffix, as the tokenizer writes it; of document tokens at its beginning the last.
@@ -62,6 +62,31 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Aboutness:
+    """What the topic does to a token: it multiplies all shares alike.
+
+    Parameters
+    ----------
+    factor : float
+        Of the probability by the mixture alone: the ratio to its power, divided by the sum over all tokens.
+    ratio : float
+        How much likelier the token is in texts like this one than in others, from 0.1 up; see `Topic`.
+    words : tuple of (str, float)
+        Tokens of the text and what they add to the ratio or take from it, at all places together, the largest in
+        magnitude first.
+    """
+
+    factor: float
+    ratio: float
+    words: tuple[tuple[str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        words = [{"token": token, "part": part} for token, part in self.words]
+        return {"factor": self.factor, "ratio": self.ratio, "words": words}
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Why a token has its probability.
 
@@ -81,6 +106,8 @@ class Explanation:
         They add up to the probability. Largest in magnitude first.
     likely : tuple of (str, float)
         The most probable tokens, for comparison.
+    topic : Aboutness, optional
+        What the shares were multiplied by, where the model has a topic.
     """
 
     before: tuple[str, ...]
@@ -90,6 +117,7 @@ class Explanation:
     by_expert: dict[str, float]
     shares: tuple[Share, ...]
     likely: tuple[tuple[str, float], ...]
+    topic: Aboutness | None = None
 
     def shown(self, top: int) -> list[Share]:
         """The largest shares; other centers together, and all that round to 0, so that the sum is the same.
@@ -120,6 +148,7 @@ class Explanation:
             "by_expert": self.by_expert,
             "shares": [share.to_json() for share in self.shown(top)],
             "likely": [{"token": token, "probability": p} for token, p in self.likely],
+            **({} if self.topic is None else {"topic": self.topic.to_json()}),
         }
 
 
@@ -134,8 +163,9 @@ def explain(
     """Take a prediction apart.
 
     With m the weights of the mixture in this context, the probability of token w is the sum over experts of
-    ``m_e p_e(w)``, and what the topic makes of it. The network's output is ``f_w = sum_j φ_j B_jw + b_w``, each
-    center's part of it being a share, and p_w - f_w that of the projection to a distribution. An expert that counts is
+    ``m_e p_e(w)``, times the same factor for all of them where there is a topic. The network's output is
+    ``f_w = sum_j φ_j B_jw + b_w``, each center's part of it being a share, and p_w - f_w that of the projection to a
+    distribution. An expert that counts is
     the sum over the suffixes s of the context that were seen, of the back-off weights of those longer than s, times the
     discounted probability of w after s; and what is left is spread evenly over the vocabulary.
 
@@ -174,9 +204,10 @@ def explain(
             shares += _network_shares(model, context, chosen, float(experts[name][chosen]), weight, origins)
         else:
             shares += _counted_shares(model, name, context, chosen, weight)
+    topic = None
     if model.topic is not None:
-        rest = float(mixed[chosen]) - sum(share.share for share in shares)
-        shares.append(Share("topic", "topic", rest))
+        topic = _aboutness(model, context, chosen, float(mixed[chosen]) / sum(share.share for share in shares))
+        shares = [replace(share, share=share.share * topic.factor) for share in shares]
     return Explanation(
         before=tuple(model.tokenizer.pieces(_shortened(context))),
         token=_spelled(model, chosen),
@@ -185,7 +216,24 @@ def explain(
         by_expert={name: float(p[chosen]) for name, p in experts.items()},
         shares=tuple(sorted(shares, key=lambda share: -abs(share.share))),
         likely=tuple((_spelled(model, int(t)), float(mixed[t])) for t in likely),
+        topic=topic,
     )
+
+
+_WORDS = 6
+
+
+def _aboutness(model: LanguageModel, context: np.ndarray, token: int, factor: float) -> Aboutness:
+    assert model.topic is not None
+    ratio = float(np.exp(model.topic.log_ratio(context[None], model.unigram)[0, token]))
+    parts = model.topic.parts(context, token, model.unigram)
+    if parts is None:
+        return Aboutness(factor, ratio, ())
+    inside = context != 0  # what stands before a document is no word of it
+    tokens, where = np.unique(context[inside], return_inverse=True)
+    sums = np.bincount(where, weights=parts[inside], minlength=len(tokens))
+    most = np.argsort(-np.abs(sums), kind="stable")[:_WORDS]
+    return Aboutness(factor, ratio, tuple((_spelled(model, int(tokens[i])), float(sums[i])) for i in most))
 
 
 def _token_id(model: LanguageModel, token: str | int, given: str) -> int:

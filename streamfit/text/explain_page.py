@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
-from streamfit.text.explain import Explanation, Share
+from streamfit.text.explain import Aboutness, Explanation, Share
 
 _WIDTH = 60
 _NO_WEIGHT = 5e-4
@@ -32,7 +32,6 @@ def name_of(share: Share) -> str:
         "intercept": "intercept",
         "projection": "made a distribution",
         "uniform": "any token",
-        "topic": "what the text is about",
     }
     if share.kind == "rest":
         return "all that round to 0"
@@ -57,6 +56,8 @@ def lines(found: Explanation, top: int) -> Iterator[str]:
             yield f"  {name}: weight {weight:.3f}, probability {found.by_expert[name]:.4%}"
     if unused:
         yield f"  weight 0.000: {', '.join(unused)}"
+    if found.topic is not None:
+        yield f"  {_about(found.topic)}"
     yield "  most probable: " + ", ".join(f"{token!r} {p:.2%}" for token, p in found.likely)
     yield ""
     for share in found.shown(top):
@@ -66,6 +67,13 @@ def lines(found: Explanation, top: int) -> Iterator[str]:
             part for part in (f"{share.share:>+10.4%}", f"{name_of(share):<28}", about, _facts(share)) if part
         ).rstrip()
     yield f"{found.probability:>+10.4%}  in all"
+
+
+def _about(topic: Aboutness) -> str:
+    """What the topic does, in words."""
+    words = ", ".join(f"{token!r} {part:+.2f}" for token, part in topic.words)
+    told = f"topic: all of it times {topic.factor:.3f}, for the token is {topic.ratio:.2f} times as likely in such text"
+    return f"{told}: {words}" if words else told
 
 
 def _facts(share: Share) -> str:
@@ -108,10 +116,11 @@ def _section(found: Explanation, top: int) -> str:
         f"{html.escape(name)} {weight:.3f} &times; {found.by_expert[name]:.4%}"
         for name, weight in found.weights.items()
     )
+    about = "" if found.topic is None else f"<p>{html.escape(_about(found.topic))}.</p>"
     return (
         f"<h2><code>{html.escape(''.join(found.before))}</code> &rarr;"
         f" <code><mark>{html.escape(found.token)}</mark></code>"
-        f" {found.probability:.4%}</h2><p>{weights}. Most probable: {likely}.</p>"
+        f" {found.probability:.4%}</h2><p>{weights}. Most probable: {likely}.</p>{about}"
         "<table><tr><th>share</th><th></th><th>what</th><th>text</th><th></th></tr>"
         f"{''.join(rows)}<tr><td class=number>{found.probability:+.4%}</td><td colspan=4>in all</td></tr></table>"
     )

@@ -108,6 +108,28 @@ class Topic:
         weights, intercept = self._weights
         return _log_ratio(self.features(contexts) @ weights, intercept, unigram)
 
+    def parts(self, context: np.ndarray, token: int, unigram: np.ndarray) -> np.ndarray | None:
+        """What each place of a window adds to a token's ratio, before it is bounded and raised to the power.
+
+        With the intercept's part, 1 - E[z] B_w / u(w) for embeddings z, they add up to f(w | z) / u(w).
+
+        Parameters
+        ----------
+        context : int array of shape (width,)
+        token : int
+        unigram : array of shape (vocab_size,)
+
+        Returns
+        -------
+        float64 array of shape (width,), or None of features that are no sum over places
+        """
+        found = self.features
+        if not isinstance(found, Decayed):
+            return None
+        column = self._weights[0][:, token].astype(np.float64)
+        decayed = (1.0 - found.decay) * found.decay ** np.arange(found.width - 1, -1, -1, dtype=np.float64)
+        return np.asarray(decayed * (np.asarray(found.table)[context] @ column) / float(unigram[token]))
+
     def apply(self, p: np.ndarray, contexts: np.ndarray, unigram: np.ndarray) -> np.ndarray:
         """Multiply distributions, in place, and divide by their sums."""
         weights, intercept = self._weights
