@@ -125,7 +125,7 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
     StreamfitError
         What `fit` would raise before its pass.
     """
-    refuse_hopeless(problem)
+    refuse_hopeless(problem, machine.worker_memory)
     with tempfile.TemporaryDirectory() as scratch:
         path, counted = store_of(problem), set[str]()
         if Store.exists(path):

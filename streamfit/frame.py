@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -63,7 +64,8 @@ class Panel:
 
     def tiles(self) -> list[tuple[int, slice, slice]]:
         """Its tiles of the upper triangle, as `tile_pairs` gives them."""
-        rows, columns = self._band(self.row), self._band(self.column)
+        bands = bands_of(self.n_features, self.n_bands)
+        rows, columns = bands[self.row], bands[self.column]
         return [
             (index, r, c)
             for index, r, c in tile_pairs(self.n_features)
@@ -72,12 +74,14 @@ class Panel:
 
     def features(self) -> slice:
         """Features whose cross-moments it holds: those of its band on the diagonal, and none beside it."""
-        return self._band(self.row) if self.row == self.column else slice(0, 0)
+        return bands_of(self.n_features, self.n_bands)[self.row] if self.row == self.column else slice(0, 0)
 
-    def _band(self, band: int) -> slice:
-        b, t = tile_size(self.n_features), -(-self.n_features // tile_size(self.n_features))
-        lo, hi = band * t // self.n_bands * b, (band + 1) * t // self.n_bands * b
-        return slice(lo, min(hi, self.n_features))
+
+def bands_of(n_features: int, n_bands: int) -> list[slice]:
+    """Features of each band: whole tiles, as many in one as in another or one less."""
+    b, t = tile_size(n_features), -(-n_features // tile_size(n_features))
+    ends = [min(band * t // n_bands * b, n_features) for band in range(n_bands + 1)]
+    return [slice(lo, hi) for lo, hi in pairwise(ends)]
 
 
 def panels_of(n_features: int, n_bands: int) -> list[Panel]:

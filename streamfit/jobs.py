@@ -138,7 +138,7 @@ def fit(
         Any of its kinds; what was committed stays.
     """
     with logged(Path(problem.run)):
-        refuse_hopeless(problem)
+        refuse_hopeless(problem, machine.worker_memory)
         if not (Path(problem.run) / "problem.json").is_file():
             remember(problem, machine)  # choosing features takes a while, and `resume` is to know of the run by then
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
-from streamfit.frame import BLOCK_ROWS, n_tiles, panels_of, tile_size
+from streamfit.frame import BLOCK_ROWS, bands_of, n_tiles, tile_size
 from streamfit.precision import item_bytes, n_limbs
 
 _LEAST_GROUP = 8 * BLOCK_ROWS
@@ -234,11 +234,12 @@ class Plan:
         if self.triangle or self.n_bands == 1:
             return self.sum_bytes
         b, limbs = tile_size(self.n_features), n_limbs(self.precision)
-        numbers = 0
-        for panel in panels_of(self.n_features, self.n_bands):
-            columns = panel.features()
-            numbers = max(numbers, len(panel.tiles()) * b * b + (columns.stop - columns.start) * self.n_targets)
-        return 8 * limbs * numbers
+        # On the diagonal a triangle of tiles, with the cross-moments of its features; beside it a rectangle.
+        widths: list[int] = [band.stop - band.start for band in bands_of(self.n_features, self.n_bands)]
+        sizes = [-(-width // b) for width in widths]
+        triangles = [n * (n + 1) // 2 * b * b + width * self.n_targets for n, width in zip(sizes, widths, strict=True)]
+        first, second = sorted(sizes, reverse=True)[:2]
+        return 8 * limbs * max(*triangles, first * second * b * b)
 
     def within(self, limit: int | None) -> Plan:
         """The same plan with as few bands as let a worker's share fit, if any number does.

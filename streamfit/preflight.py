@@ -9,6 +9,7 @@ from typing import Any
 from streamfit.config import LanguageProblem, Problem, RidgeProblem
 from streamfit.config_corpus import TextSection
 from streamfit.errors import MismatchError, PlanError
+from streamfit.plan import Plan
 from streamfit.readers import asked_of, reader_of
 from streamfit.store import Store
 from streamfit.tables import Block, settings_of
@@ -25,13 +26,20 @@ def blocks_of(problem: RidgeProblem) -> list[Block]:
     return [Block(section.kind, section.n, section.gamma) for section in problem.features]
 
 
-def refuse_hopeless(problem: Problem) -> None:
+def refuse_hopeless(problem: Problem, worker_memory: int | None = None) -> None:
     """Find before anything is made what would stop the run after its pass: a grid without folds, no validation text.
+
+    Parameters
+    ----------
+    problem : Problem
+    worker_memory : int, optional
+        Bytes of a worker, where that is known.
 
     Raises
     ------
     PlanError
-        If several alphas are to be chosen from and all rows are in one fold.
+        If several alphas are to be chosen from and all rows are in one fold; or so many features were asked for that
+        their sums alone have no room.
     CorpusError
         If there are no rows, or no documents to validate on.
     """
@@ -46,6 +54,29 @@ def refuse_hopeless(problem: Problem) -> None:
         raise PlanError(msg, "at least two folds to cross-validate", remedy)
     if isinstance(corpus, TextSection):
         corpus.documents("validation").shards()
+    if isinstance(problem, RidgeProblem) and problem.hashed() is None and worker_memory is not None:
+        _least_plan(problem, problem.table().row_item).within(worker_memory).check(
+            worker_memory, None, problem.solve.folds
+        )
+
+
+def _least_plan(problem: RidgeProblem, row_item: int) -> Plan:
+    """What features take at least, whatever lists, categories and maps of features add: to plan they must be chosen."""
+    n_inputs = len(problem.corpus.features)
+    n_targets = problem.corpus.n_classes or len(problem.corpus.target)
+    return Plan(
+        groups=(),
+        n_features=sum(n_inputs if section.kind == "linear" else section.n for section in problem.features),
+        n_targets=n_targets,
+        n_inputs=n_inputs,
+        precision=problem.precision,
+        one_hot=problem.corpus.n_classes is not None,
+        n_workers=1,
+        feature_bytes=0,
+        triangle=problem.statistic == "qr",
+        row_item=row_item,
+        identity=all(section.kind == "linear" for section in problem.features),
+    )
 
 
 _WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}

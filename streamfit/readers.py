@@ -12,7 +12,7 @@ from streamfit.corpus.kinds import of_another_kind, read_alike, told_options
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.table import Table
 from streamfit.corpus.text_formats import TextFormat
-from streamfit.errors import ConfigError, MismatchError
+from streamfit.errors import ConfigError, CorpusError, MismatchError
 from streamfit.features import Hashed
 
 _Any = TypeVar("_Any", bound=Source)
@@ -148,3 +148,15 @@ def held_out_table(
     if not isinstance(table, Table) or not told:
         return table
     return replace(table, split=SPLITS[SPLITS.index(split or "test")])  # type: ignore[arg-type]
+
+
+def no_rows(source: ParquetTable | Table) -> CorpusError:
+    """What to say of a corpus none of whose rows count."""
+    msg = "a corpus without any rows that count"
+    if isinstance(source, Table) and source.recipe.split_column and source.split is not None:
+        told = f"{source.recipe.split_column!r} is {source.recipe.split_value(source.split)!r}"
+        return CorpusError(msg, f"rows whose {told}", "set `split_values`, or filter less")
+    if isinstance(source, Table) and source.recipe.chooses:
+        remedy = "look at `filters`, and at columns that no row has: rows that lack a value may be dropped"
+        return CorpusError(msg, "at least one row", remedy)
+    return CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")

@@ -16,8 +16,9 @@ import scipy.sparse
 
 from streamfit.corpus import ParquetTable, Rows
 from streamfit.corpus.table import Table
-from streamfit.errors import CorpusError, ShardError
+from streamfit.errors import ShardError
 from streamfit.plan import Shard
+from streamfit.readers import no_rows
 
 _SHARDS = 128
 """Shards that a sample is drawn from, where there are more. All their rows are decoded, only those drawn are hashed."""
@@ -71,8 +72,7 @@ def spread_sample(
             if not skip:
                 raise
     if not sum(len(part.y) for part in parts):
-        msg = "a corpus without any readable rows"
-        raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
+        raise no_rows(source)
     x = scipy.sparse.csr_array(scipy.sparse.vstack([part.x for part in parts], format="csr"))
     y = np.concatenate([part.y for part in parts])
     given = [part.weights for part in parts if part.weights is not None]

@@ -29,7 +29,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
-from streamfit.readers import asked, reader_of
+from streamfit.readers import asked, no_rows, reader_of
 from streamfit.repeats import CountChoice, CountRows, choose_counting
 from streamfit.sparse_moments import sparse_frame
 from streamfit.sparse_sample import spread_sample
@@ -199,8 +199,7 @@ def _sample(
             if not skip:
                 raise
     if not parts:
-        msg = "a corpus without any readable rows"
-        raise CorpusError(msg, "at least one row", "check the paths and columns of [corpus]")
+        raise no_rows(source)
     given = [part.weights for part in parts if part.weights is not None]
     weights = np.concatenate(given) if given else None
     return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights

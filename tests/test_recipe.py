@@ -106,6 +106,25 @@ def test_missing_values_are_an_error_no_row_or_the_mean():
         rows(replace(base, missing="drop", missing_target="error"))
 
 
+def test_what_leaves_no_rows_is_named():
+    for recipe, match in (
+        (
+            Recipe(("y",), ("y",), split_column="part", split_values=("fit", "choose", "judge")),
+            "rows whose 'part' is 'fit'",
+        ),
+        (Recipe(("y",), ("y",), filters=(Filter("a", ">", 99),)), "look at `filters`"),
+    ):
+        with pytest.raises(CorpusError, match=match):
+            prepare_table(
+                ArrowRows(TABLE, recipe=recipe),
+                [Block("linear")],
+                precision="float64",
+                n_folds=2,
+                seed=0,
+                sample_rows=9,
+            )
+
+
 def test_a_mean_is_not_rounded_to_the_type_of_its_column():
     """Nor is a share: the columns of a category that is missing add up to one as closely as float64 can."""
     table = pa.table(

@@ -186,7 +186,8 @@ class ParquetTable(Source):
             plain = pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)
             if not (plain or pa.types.is_decimal(kind)):
                 msg = f"{shard.key}: column {column!r} has type {kind}"
-                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers")
+                hint = "name a column of names in `categories`, or hash it"
+                raise ShardError(msg, "numbers, booleans or fixed-size lists of numbers", hint)
 
 
 @contextmanager
