@@ -83,7 +83,8 @@ def forget(
         matching = found if matching is None else _in_both(matching, found)
     leaving = {**(matching or {}), **leaving}
     if where and not matching:
-        msg = f"no counted row with {' and '.join(where)}"
+        told = [f"{column}={' or '.join(sorted(values)[:9])}" for column, values in _conditions(where).items()]
+        msg = f"no counted row with {' and '.join(told)}"
         raise MismatchError(msg, "at least one", "values are compared as text; nothing was changed")
     for content, gone in leaving.items():
         if gone is not None and _is_all(store, counted[content], gone):
