@@ -13,7 +13,8 @@ from streamfit.cli import script
 from streamfit.config import LanguageProblem, load_machine, load_problem
 from streamfit.engine import connect, say
 from streamfit.errors import ConfigError
-from streamfit.jobs import evaluate_documents, fit, held_out
+from streamfit.held_out import evaluate_documents, held_out
+from streamfit.jobs import fit
 from streamfit.report import Report, print_scores, sections
 from streamfit.text import LanguageModel, Sampling, generate_text
 

@@ -47,7 +47,7 @@ from streamfit.doctor_gpu import examine_backend
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import CertificateError, ConfigError, SolveError, StreamfitError
 from streamfit.forecast import forecast
-from streamfit.jobs import evaluate_documents
+from streamfit.held_out import evaluate_documents
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.readers import held_out_table

@@ -19,14 +19,13 @@ from streamfit import report as rp
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.engine import Machine, WorkOptions, connect, rewrite, say
 from streamfit.errors import ConfigError
+from streamfit.held_out import evaluate_documents, held_out
 from streamfit.history import PassNote
 from streamfit.jobs import (
     Fitted,
     accumulate_into,
     build_model,
-    evaluate_documents,
     fit,
-    held_out,
     logged,
     training_source,
 )

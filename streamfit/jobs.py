@@ -10,24 +10,22 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 from distributed import Client
 from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, load_problem
-from streamfit.corpus import Documents, Source, TextFiles
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, n_workers, say
-from streamfit.errors import ConfigError, CorpusError, ShardError, StoreError
+from streamfit.corpus import Source
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, say
+from streamfit.errors import ConfigError, StoreError
+from streamfit.held_out import HeldOutScore, held_out, score_held_out
 from streamfit.history import note_pass
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
-from streamfit.plan import Shard
 from streamfit.preflight import blocks_of, refuse_hopeless, refuse_other_settings, store_of
 from streamfit.provenance import provenance_of
 from streamfit.readers import frozen_by
@@ -35,61 +33,11 @@ from streamfit.solve import Posterior, posterior
 from streamfit.solving import Solved, refuse_choice, solve_out_of_core, solve_store
 from streamfit.store import Header, Mix, Store
 from streamfit.tables import prepare_table
-from streamfit.text import Evaluator, LanguageModel, Score, add_scores, assemble, prepare, token_source
-from streamfit.text.evaluate import sampled_score
-from streamfit.text.fit import CHOICE_ROWS
+from streamfit.text import LanguageModel, assemble, prepare, token_source
 
 log = logging.getLogger("streamfit")
 _SOLVE_SHARE = 0.8
 """Of the memory that is free, for the solve of a Gram matrix that was summed in panels."""
-_SCORED_TOKENS = 10_000
-"""Held-out tokens that a fit scores at its end; `streamfit report` scores all."""
-_SCORED_BYTES = 64_000_000
-"""Held-out text that these are drawn from, about."""
-
-
-@dataclass(frozen=True)
-class HeldOutScore:
-    """What a language model is worth on text that was held out, and how its mixture weights were chosen.
-
-    Parameters
-    ----------
-    part : {'test', 'validation'}
-        Test text; where there is none, the validation text that weights were chosen on.
-    n_shards : int
-        Shards of text that the scored tokens were drawn from.
-    score : Score
-    n_validation : int
-        Shards of the validation part.
-    gap : float, optional
-        Certificate of the mixture; see `LanguageModel`.
-    """
-
-    part: str
-    n_shards: int
-    score: Score
-    n_validation: int
-    gap: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        facts = {"part": self.part, "shards": self.n_shards, **self.score.to_json()}
-        return {**facts, "validation_shards": self.n_validation, "mixture_gap": self.gap}
-
-    def lines(self) -> Iterator[str]:
-        """The same for people."""
-        row = self.score.to_json()
-        bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
-        told = "" if self.part == "test" else ", those that its weights were chosen on"
-        yield (
-            f"held out: perplexity {row['perplexity']:,.2f}{bits}, top-1 {row['top1']:.1%},"
-            f" of {self.score.n_tokens:,} tokens of {self.n_shards:,} {self.part} shards{told}"
-        )
-        if self.gap is not None:
-            yield (
-                f"mixture weights: at most {self.gap:.1e} nats a token above the optimum of"
-                f" up to {CHOICE_ROWS:,} tokens of {self.n_validation:,} validation shards"
-            )
 
 
 @dataclass(frozen=True)
@@ -324,90 +272,6 @@ def licence_of(where: str | Path) -> str:
     """Licence that a run's config states for its data; empty of a bare store."""
     path = Path(where) / "problem.json"
     return "" if "://" in str(where) or not path.is_file() else load_problem(path).corpus.licence
-
-
-def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = False) -> Documents:
-    """Documents without those that the store has counted, for instance copies of a training file.
-
-    Files of text that cannot be read may be left out as well.
-
-    Raises
-    ------
-    CorpusError
-        If nothing is left.
-    """
-    if not isinstance(documents, TextFiles):
-        return documents  # split by a hash of each text: equal texts are never on both sides
-    left = replace(documents, leave_out=frozenset(store.counted()))
-    if skip_bad_shards:
-        bad = {shard.content_id: shard.key for shard in left.shards() if _is_bad(left, shard)}
-        for key in bad.values():
-            log.warning("event=skipped shard=%s part=held-out", key)
-        left = replace(left, leave_out=left.leave_out | frozenset(bad))
-    if not left.shards():
-        msg = "held-out files that were all counted in training"
-        raise CorpusError(msg, "some that were not", "check `split` and the paths of [corpus]")
-    return left
-
-
-def score_held_out(problem: LanguageProblem, store: Store, model: LanguageModel) -> HeldOutScore:
-    """Score a model on a sample of the test text; of the validation text where a corpus has no other.
-
-    Files that cannot be read are left out: the model is there, and it is not them that it is told by.
-    """
-    validation = held_out(store, problem.corpus.documents("validation"))
-    part, n_shards, texts = "test", 0, list[str]()
-    with suppress(CorpusError):  # no part for tests, or all of it was counted
-        n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")))
-    if not texts:
-        part, (n_shards, texts) = "validation", _some_texts(validation)
-    n_validation = len(validation.shards())
-    return HeldOutScore(part, n_shards, sampled_score(model, texts, _SCORED_TOKENS), n_validation, model.mixture_gap)
-
-
-def _some_texts(documents: Documents) -> tuple[int, list[str]]:
-    """Texts of random shards, as many as there are or as are enough, and the number of these shards."""
-    shards = documents.shards()
-    n_shards, n_bytes, texts = 0, 0, list[str]()
-    for index in np.random.default_rng(0).permutation(len(shards)):
-        with suppress(ShardError):
-            found = documents.documents(shards[index])
-            n_shards, n_bytes, texts = n_shards + bool(found), n_bytes + shards[index].size, texts + found
-        if n_bytes > _SCORED_BYTES:
-            break
-    return n_shards, texts
-
-
-def _is_bad(documents: Documents, shard: Shard) -> bool:
-    try:
-        documents.documents(shard)
-    except ShardError:
-        return True
-    return False
-
-
-def evaluate_documents(model: LanguageModel, documents: Documents, client: Client | None) -> dict[str, Score]:
-    """Score a language model and its baselines on documents, on the workers where there are any."""
-    shards = documents.shards()
-    evaluator = Evaluator(model)
-    if client is None:
-        return add_scores([_score_shards(evaluator, documents, shards)])
-    # A few pieces a worker, alike in size, so that none ends much later than the rest.
-    n_pieces = min(len(shards), 3 * n_workers(client))
-    pieces: list[list[Shard]] = [[] for _ in range(n_pieces)]
-    for shard in sorted(shards, key=lambda s: -s.size):
-        min(pieces, key=lambda piece: sum(s.size for s in piece)).append(shard)
-    remote = client.scatter(evaluator, broadcast=True)
-    futures = client.map(_score_piece, pieces, evaluator=remote, documents=documents, pure=False)
-    return add_scores(client.gather(futures))
-
-
-def _score_piece(piece: list[Shard], *, evaluator: Evaluator, documents: Documents) -> dict[str, Score]:
-    return _score_shards(evaluator, documents, piece)
-
-
-def _score_shards(evaluator: Evaluator, documents: Documents, shards: list[Shard]) -> dict[str, Score]:
-    return add_scores(evaluator.documents(documents.documents(shard)) for shard in shards)
 
 
 def remember(problem: Problem, machine: Machine) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.errors import MismatchError, StoreError
 from streamfit.frame import BLOCK_ROWS
-from streamfit.jobs import held_out
+from streamfit.held_out import held_out
 from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.store import Store
 from streamfit.stores import open_any

@@ -13,8 +13,9 @@ from streamfit.config import LanguageProblem, SolveSection, load_problem
 from streamfit.corpus import Documents
 from streamfit.engine import say
 from streamfit.errors import CorpusError
+from streamfit.held_out import evaluate_documents, held_out
 from streamfit.history import passes_of
-from streamfit.jobs import build_model, evaluate_documents, held_out, licence_of
+from streamfit.jobs import build_model, licence_of
 from streamfit.models import read_model
 from streamfit.report import Report, sections
 from streamfit.report.held_out import read_held_out

@@ -54,6 +54,7 @@ FLOORS = (
         "report",
         "harness",
         "jobs",
+        "held_out",
         "preflight",
         "model_runs",
         "solving",

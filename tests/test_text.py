@@ -16,7 +16,8 @@ from scipy.optimize import minimize
 from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
-from streamfit.jobs import evaluate_documents, fit, held_out
+from streamfit.held_out import evaluate_documents, held_out
+from streamfit.jobs import fit
 from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features

@@ -11,7 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from streamfit.config import LanguageProblem
 from streamfit.errors import ConfigError, MismatchError
-from streamfit.jobs import evaluate_documents, fit
+from streamfit.held_out import evaluate_documents
+from streamfit.jobs import fit
 from streamfit.text import TRAINED, Tokenizer
 from streamfit.text.stream import TextStream
 from streamfit.text.tokenizer import tokenizer_id
