@@ -23,6 +23,7 @@ from streamfit.corpus.tar import TarText
 from streamfit.engine import say
 from streamfit.errors import ConfigError, ShardError
 from streamfit.model_runs import ModelRun, doubt_of
+from streamfit.report.plots import plot_sizes
 from streamfit.rows import kind_told
 from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
 from streamfit.text import explain as explain_token
@@ -181,6 +182,9 @@ def distill(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the small model.", show_default=False)
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Figure of size against perplexity (.svg, .png).", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Leave out features of the network and experts, what costs least first, as far as held-out perplexity allows.
@@ -206,6 +210,8 @@ def distill(
     chosen = distil_model(opened.model, sums, held_out, keep, report=judged)
     if output is not None:
         chosen.model.save(output)
+    if plot is not None:
+        plot_sizes([each.to_json() for each in tried], chosen.to_json(), keep).save(plot)
     if as_json:
         dump({"keep": keep, "chosen": chosen.to_json(), "tried": [each.to_json() for each in tried]})
         return
@@ -218,8 +224,9 @@ def distill(
             f"{each.perplexity:,.3f}", f"{each.kept:.4%}", "chosen" if each.to_json() == chosen.to_json() else "",
         )  # fmt: skip
     Console().print(table)
-    if output is not None:
-        typer.echo(f"model: {output}")
+    for name, path in (("model", output), ("figure", plot)):
+        if path is not None:
+            typer.echo(f"{name}: {path}")
 
 
 @app.command(epilog="Example: streamfit related runs/demo/model open --among queries.txt")

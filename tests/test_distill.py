@@ -10,6 +10,7 @@ import pytest
 
 from streamfit.errors import ConfigError
 from streamfit.model_runs import ModelRun, doubt_of
+from streamfit.report.plots import plot_sizes
 from streamfit.solve import removal_costs, solve
 from streamfit.text import LanguageModel, explain, origins_of
 from streamfit.text.contexts import context_rows
@@ -116,11 +117,16 @@ def test_impossible_shares_are_refused(run):
 def test_the_command_distils(tmp_path: Path):
     (tmp_path / "p.txt").write_text("import os\nimport sys\n")
     options = ("--keep", 0.9, "--rows", 2000, "--prompts", tmp_path / "p.txt", "-o", tmp_path / "small")
+    options += ("--plot", tmp_path / "sizes.svg")
     done = streamfit("distill", folder(), *options, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["chosen"]["kept"] >= 0.9
     assert facts["chosen"] in facts["tried"]
+    drawn = plot_sizes(facts["tried"], facts["chosen"], 0.9)
+    assert [row["chosen"] for row in drawn.rows].count(True) == facts["tried"].count(facts["chosen"])
+    assert [row["n_bytes"] for row in drawn.rows] == sorted(each["n_bytes"] for each in facts["tried"])
+    assert "megabytes" in (tmp_path / "sizes.svg").read_text()
     assert LanguageModel.load(tmp_path / "small").vocab_size == language().vocab_size
     shown = streamfit("distill", folder(), "--keep", 1.0, "--rows", 1024)
     assert "chosen" in shown.stdout

@@ -72,6 +72,31 @@ def plot_pruning(pruned: Pruned) -> Drawing:
     return Drawing(figure, rows)
 
 
+def plot_sizes(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], keep: float) -> Drawing:
+    """Held-out perplexity of smaller language models against their size; the chosen one accented.
+
+    Parameters
+    ----------
+    tried : sequence of mapping
+        With `n_bytes`, `n_features`, `perplexity` and `kept`; see `streamfit.text.distill.Candidate`.
+    chosen : mapping
+        One of them.
+    keep : float
+        Share of the whole model's perplexity that was to be kept.
+    """
+    figure, pair = axes()
+    rows = sorted(tried, key=lambda each: (each["n_bytes"], each["perplexity"]))
+    sizes, perplexities = [each["n_bytes"] / 1e6 for each in rows], [each["perplexity"] for each in rows]
+    pair.plot(sizes, perplexities, color=MUTED, linewidth=1, marker="o", markersize=4)
+    pair.plot(chosen["n_bytes"] / 1e6, chosen["perplexity"], color=ACCENT, marker="o", markersize=9, label="chosen")
+    whole = chosen["perplexity"] * chosen["kept"]
+    pair.axhline(whole / keep, color=INK, linestyle=":", linewidth=1, label=f"{keep:.4g} kept")
+    pair.set_xlabel("megabytes")
+    pair.set_ylabel("held-out perplexity")
+    legend(pair)
+    return Drawing(figure, [{**each, "chosen": each == chosen} for each in rows])
+
+
 def plot_curve(points: Sequence[Mapping[str, Any]]) -> Drawing:
     """Held-out variance explained against rows of training data, a line a fold and their mean; see `learning_curve`."""
     figure, pair = axes()
