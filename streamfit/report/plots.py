@@ -75,6 +75,8 @@ def plot_pruning(pruned: Pruned) -> Drawing:
 def plot_sizes(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], keep: float) -> Drawing:
     """Held-out perplexity of smaller language models against their size; the chosen one accented.
 
+    A line joins those that no smaller one was better than; its data have all that were tried.
+
     Parameters
     ----------
     tried : sequence of mapping
@@ -86,8 +88,10 @@ def plot_sizes(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], ke
     """
     figure, pair = axes()
     rows = sorted(tried, key=lambda each: (each["n_bytes"], each["perplexity"]))
-    sizes, perplexities = [each["n_bytes"] / 1e6 for each in rows], [each["perplexity"] for each in rows]
-    pair.plot(sizes, perplexities, color=MUTED, linewidth=1, marker="o", markersize=4)
+    best = np.minimum.accumulate([each["perplexity"] for each in rows])
+    worth = [each for each, least in zip(rows, best, strict=True) if each["perplexity"] <= least]
+    sizes, perplexities = [each["n_bytes"] / 1e6 for each in worth], [each["perplexity"] for each in worth]
+    pair.plot(sizes, perplexities, color=MUTED, linewidth=1.5, marker="o", markersize=4)
     pair.plot(chosen["n_bytes"] / 1e6, chosen["perplexity"], color=ACCENT, marker="o", markersize=9, label="chosen")
     whole = chosen["perplexity"] * chosen["kept"]
     pair.axhline(whole / keep, color=INK, linestyle=":", linewidth=1, label=f"{keep:.4g} kept")
