@@ -20,14 +20,15 @@ from streamfit.cli_options import (
     summary_json,
     working,
 )
-from streamfit.config import load_problem
+from streamfit.config import load_machine, load_problem
 from streamfit.corpus import Labels
 from streamfit.corpus.values import Period
 from streamfit.engine import say
 from streamfit.errors import ConfigError
+from streamfit.forecast import forecast_of_addition
 from streamfit.forgetting import forget as forget_rows
 from streamfit.removals import certificates
-from streamfit.stores import Corpus, labels_of, open_any
+from streamfit.stores import Corpus, addition, labels_of, open_any
 from streamfit.stores import add as add_data
 
 app = typer.Typer()
@@ -58,6 +59,9 @@ def add(
     group_rows: Annotated[
         int | None, typer.Option(help="Rows of one task and one commit.", min=1, show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be read, and for how long, and count nothing.")
+    ] = False,
     machine: MachineOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,6 +77,20 @@ def add(
         labels = Labels(label_path, tuple(label_column or ()), time_column, cast(Period, period))
         corpus = dataclasses.replace(corpus, labels=labels)
     corpus = corpus.labelled(labels_of(label or []))
+    if dry_run:
+        planned = forecast_of_addition(
+            opened,
+            addition(opened, data, Console(quiet=as_json), corpus),
+            load_machine(machine),
+            recount=again,
+            group_rows=group_rows,
+            skip_bad_shards=skip_bad_shards,
+        )
+        if as_json:
+            dump(planned.to_json())
+        for line in () if as_json else planned.lines():
+            say(Console(), line)
+        return
     with working(machine) as (where, client):
         summary = add_data(
             opened,

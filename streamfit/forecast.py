@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from streamfit.config import Problem
 from streamfit.corpus import Rows, Source, Tally
 from streamfit.engine import Machine, WorkOptions, plan_for, say
+from streamfit.engine.run import changed_files
 from streamfit.engine.work import sum_shards
 from streamfit.frame import panels_of
 from streamfit.jobs import new_header, training_source
@@ -43,6 +44,8 @@ class Forecast:
         Of one worker, reading, making features and multiplying; measured on the first rows of some shards.
     seconds : float
         Of the pass, if all workers are as fast as this process and none waits for another.
+    changed : int
+        Files among them that have changed since they were counted: these take the place of what they were.
     """
 
     plan: Plan
@@ -50,6 +53,7 @@ class Forecast:
     already: int
     rows_per_second: float
     seconds: float
+    changed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All figures by name."""
@@ -57,6 +61,7 @@ class Forecast:
         return {
             "shards": plan.n_shards,
             "shards_already_counted": self.already,
+            "files_changed": self.changed,
             "groups": len(plan.groups),
             "rows": plan.n_rows,
             "read_bytes": plan.read_bytes * plan.n_panels,
@@ -80,6 +85,8 @@ class Forecast:
         lines = plan.lines(self.n_folds)
         if self.already:
             lines.append(f"{self.already:,} shards are counted already and would not be read")
+        if self.changed:
+            lines.append(f"{self.changed:,} files have changed since they were counted: `add --replace` swaps them")
         if not plan.n_rows:
             return [*lines, "nothing is left to read"]
         rate = self.rows_per_second * plan.flops_per_row / 1e9
@@ -131,24 +138,66 @@ def forecast(problem: Problem, machine: Machine, console: Console, *, skip_bad_s
         if Store.exists(path):
             there = Store(path)
             refuse_other_settings(problem, there)
-            header, counted = there.header, set(there.counted())
+            header, counted = there.header, {*there.counted()}
         else:
             say(console, "choosing features from a sample", "dim")
             header = new_header(problem, skip_bad_shards, lambda line: say(console, line, "dim"))
         trial = Store.create(Path(scratch) / "store", header)
         source = training_source(problem, trial)
-        unique, _ = counted_twice(source.shards())
-        todo = [shard for shard in unique if shard.content_id not in counted]
-        memory = machine.worker_memory
-        made = plan_for(trial, todo, n_workers=machine.workers, group_rows=problem.group_rows, source=source)
-        plan = made.worked_by(machine.threads, on_gpu=machine.backend == "cuda").within(memory)
-        if plan.n_bands > 1:
-            refuse_choice(problem.solve)
-        plan.check(memory, None, header.n_folds)
-        options = WorkOptions(skip_bad_shards, machine.threads, machine.backend, n_bands=plan.n_bands)
-        rate = _rate(trial, source, todo, options)
+        found = _measured(trial, source, counted, machine, problem.group_rows, skip_bad_shards)
+    if found.plan.n_bands > 1:
+        refuse_choice(problem.solve)
+    return found
+
+
+def forecast_of_addition(
+    store: Store,
+    source: Source,
+    machine: Machine,
+    *,
+    recount: bool = False,
+    group_rows: int | None = None,
+    skip_bad_shards: bool = False,
+) -> Forecast:
+    """Plan what adding to a store would read, and measure its rate, in this process; the store stays as it is.
+
+    Parameters
+    ----------
+    store : Store
+    source : Source
+        As `streamfit.stores.addition` makes it.
+    machine : Machine
+    recount : bool
+        Whether what was forgotten is counted again.
+    group_rows : int, optional
+    skip_bad_shards : bool
+
+    Raises
+    ------
+    PlanError
+        If it does not fit into a worker's memory.
+    """
+    counted = {*store.counted(), *(() if recount else store.forgotten_among(source.shards()))}
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Store.create(Path(scratch) / "store", store.header)
+        found = _measured(trial, source, counted, machine, group_rows, skip_bad_shards)
+    changed = changed_files(source.shards(), store.counted())
+    return replace(found, changed=len({now.uri for now, _ in changed}))
+
+
+def _measured(
+    trial: Store, source: Source, counted: set[str], machine: Machine, group_rows: int | None, skip_bad_shards: bool
+) -> Forecast:
+    """The forecast of what is not counted, by an empty store of the same header."""
+    unique, _ = counted_twice(source.shards())
+    todo = [shard for shard in unique if shard.content_id not in counted]
+    memory, n_folds = machine.worker_memory, trial.header.n_folds
+    made = plan_for(trial, todo, n_workers=machine.workers, group_rows=group_rows, source=source)
+    plan = made.worked_by(machine.threads, on_gpu=machine.backend == "cuda").within(memory)
+    plan.check(memory, None, n_folds)
+    rate = _rate(trial, source, todo, WorkOptions(skip_bad_shards, machine.threads, machine.backend, plan.n_bands))
     seconds = plan.n_rows * plan.n_panels / (rate * plan.n_workers) if rate else 0.0
-    return Forecast(plan, header.n_folds, len(unique) - len(todo), rate, seconds)
+    return Forecast(plan, n_folds, len(unique) - len(todo), rate, seconds)
 
 
 @dataclass(frozen=True)

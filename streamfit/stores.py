@@ -217,6 +217,27 @@ def add(
     StreamfitError
         Any other of its kinds; what was committed stays.
     """
+    return accumulate_into(
+        store,
+        addition(store, roots, console, corpus),
+        machine,
+        client,
+        console,
+        group_rows=group_rows,
+        skip_bad_shards=skip_bad_shards,
+        replace_changed=replace_changed,
+        recount=recount_forgotten,
+    )
+
+
+def addition(store: Store, roots: Sequence[str], console: Console, corpus: Corpus | None = None) -> Source:
+    """What `add` reads: the files of all roots together, without copies of held-out text.
+
+    Raises
+    ------
+    CorpusError
+        If one is not there.
+    """
     for root in roots:
         if "://" not in root and not has_magic(root) and not Path(root).expanduser().exists():
             msg = f"no file or directory at {root}"
@@ -227,17 +248,7 @@ def add(
     if held_out and (n_left := sum(shard.content_id in held_out for shard in Together(sources).shards())):
         sources = tuple(_below(store, root, replace(corpus, held_out=held_out)) for root in roots)
         say(console, f"left out {n_left:,} files that are copies of the run's validation or test text", "yellow")
-    return accumulate_into(
-        store,
-        sources[0] if len(sources) == 1 else Together(sources),
-        machine,
-        client,
-        console,
-        group_rows=group_rows,
-        skip_bad_shards=skip_bad_shards,
-        replace_changed=replace_changed,
-        recount=recount_forgotten,
-    )
+    return sources[0] if len(sources) == 1 else Together(sources)
 
 
 def _below(store: Store, root: str, corpus: Corpus) -> Source:

@@ -46,6 +46,25 @@ def test_add_reads_what_is_new(run: Path):
     assert read("status", run)["rows"] == 1000
 
 
+def test_a_dry_run_of_add_says_what_adding_then_does(run: Path):
+    """What is counted, or was forgotten, is not among it; changed files are named; the store stays as it is."""
+    serial = ("--machine", run.parent / "serial.toml")
+    write(run.parent / "new", "mail-2026-04")
+    before = Store(run / "store").head().sequence
+    dry = read("add", run, run.parent / "new", run.parent / "corpus", "--dry-run", *serial)
+    assert (dry["shards"], dry["rows"], dry["files_changed"]) == (4, 240, 0)
+    assert dry["shards_already_counted"] == 16
+    assert dry["expected_seconds"] > 0
+    assert Store(run / "store").head().sequence == before
+    done = read("add", run, run.parent / "new", run.parent / "corpus", *serial)
+    assert (done["shards_counted"], done["rows_counted"]) == (4, 240)
+    ok("forget", run, "--shard", "mail-2026-04.parquet#0", *serial)
+    assert "nothing is left to read" in ok("add", run, run.parent / "new", "--dry-run", *serial)
+    assert read("add", run, run.parent / "new", "--dry-run", "--again", *serial)["shards"] == 1
+    write_groups(run.parent / "new" / "mail-2026-04.parquet", [rows_of("other").slice(0, 40)])
+    assert "1 files have changed" in ok("add", run, run.parent / "new", "--dry-run", *serial)
+
+
 def test_forget_and_its_certificate(run: Path):
     """Rows by a column, slowly or fast; what is printed is what the record says."""
     serial = ("--machine", run.parent / "serial.toml")
