@@ -396,11 +396,13 @@ class MomentsAccumulator:
         n_parts = 0 if weights is None else 1 if exact else 2
         weighted = tuple(xp.empty(z.shape, dtype=dtype, device=z.device) for _ in range(n_parts))
         wz = weighted[0] if n_parts == 1 else z if not n_parts else xp.empty(z.shape, dtype=dtype, device=z.device)
-        shift, scale = xp.astype(self._shift, phi.dtype), xp.astype(self._scale, phi.dtype)
+        # Rows of float32 lose digits where an origin is taken from them, unless it is done in float64.
+        work = xp.result_type(phi.dtype, dtype)
+        shift, scale = xp.astype(self._shift, work), xp.astype(self._scale, work)
         sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
         for rows in cached_rows(z.shape[0], z.shape[1], z):
-            piece = phi[rows, :] if self._late else (phi[rows, :] - shift) * scale
+            piece = phi[rows, :] if self._late else (xp.astype(phi[rows, :], work, copy=False) - shift) * scale
             piece = rounded(xp.astype(piece, dtype, copy=False), precision)
             if z is not phi or not (self._late and exact):
                 z[rows, :] = piece

@@ -122,6 +122,23 @@ def test_an_origin_saves_the_digits_of_float32(offset):
         assert error(PLAIN) > 1e-3
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_of_float32_lose_nothing_where_products_are_of_float64(weighted):
+    """Not even where an origin is taken from values of other binades, which float32 would round."""
+    rng = np.random.default_rng(5)
+    phi = (rng.normal(size=(3000, D)) * 2 + 5).astype(np.float32)
+    y = phi @ rng.normal(size=(D, K)) + rng.normal(size=(3000, K))
+    weights = rng.integers(1, 4, 3000).astype(float) if weighted else None
+    frame = Frame.from_sample(phi[:300], y[:300], Dense(K))
+    assert frame.origin.any()
+    narrow, wide = (moments((each, y, weights), frame, "float64") for each in (phi, phi.astype(np.float64)))
+    assert same_bits(narrow, wide)
+    mean = np.average(phi.astype(np.float64), axis=0, weights=weights)
+    z = phi.astype(np.float64) - mean
+    gram = z.T @ (z if weights is None else z * weights[:, None])
+    np.testing.assert_allclose(narrow.centered().gram, gram, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
+
+
 def test_centered_moments_are_those_about_the_means():
     phi, y, w = REAL
     c = moments(REAL, SAMPLED).centered()

@@ -138,6 +138,8 @@ def test_a_mean_is_not_rounded_to_the_type_of_its_column():
     recipe, x, _ = rows(Recipe(("half", "single", "c"), ("y",), missing="mean", categories=(("c", ()),)), table)
     expected = [float(np.asarray(table[name][:3]).astype(np.float64).mean()) for name in ("half", "single")]
     np.testing.assert_allclose(x[3], [*expected, 1 / 3, 2 / 3], rtol=1e-15)
+    _, filled, _ = rows(Recipe(("half",), ("y",), fills=(("half", (1e5,)),)), table)  # more than float16 holds
+    assert filled[3].tolist() == [1e5]
     fills = dict(recipe.fills)
     assert [*fills["half"], *fills["single"], *fills["c"]] == x[3].tolist()
 

@@ -168,7 +168,8 @@ def encoded(where: str, batch: Batch, name: str, recipe: Recipe, fill: tuple[flo
         msg = f"{where}: {block.shape[1]} numbers a row in column {name!r}"
         raise ShardError(msg, f"{len(fill)}, as when the means were found")
     else:  # a list may lack one of its elements: the others stay
-        values = np.asarray(fill, block.dtype)
+        with np.errstate(over="ignore"):
+            values = np.asarray(fill, block.dtype)
         # A mean is seldom a number of float32, and less often one of float16.
         block = np.where(lost, values if np.array_equal(values, fill) else np.asarray(fill), block)
     return block
