@@ -74,6 +74,8 @@ class Look:
         Rows that were looked at.
     hive : bool
         Whether folders are named as ``column=value``: these are columns as well, the last ones.
+    n_parts : int
+        Shards that it has at least.
     options : dict
         Of the format, such as a delimiter.
     """
@@ -86,6 +88,7 @@ class Look:
     columns: tuple[Column, ...]
     n_looked: int
     hive: bool = False
+    n_parts: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,6 +146,7 @@ def look(root: str) -> Look:
         columns,
         rows.num_rows,
         hive,
+        len(cut),
         options,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,11 +259,16 @@ def _is_file(output: str | Path) -> bool:
     """Whether a name is that of a file, by its ending."""
     if ending_of(str(output)):
         return True
-    inner, _, last = str(output).rpartition(".")
-    if f".{last}" in COMPRESSIONS and ending_of(inner):
+    last = PurePosixPath(str(output)).suffix.lower()
+    if last in COMPRESSIONS or last in _OTHER_ENDINGS:
         msg = f"predictions into {output}"
-        raise ConfigError(msg, "a file without compression of its own, or a folder of Parquet", f"name {inner}")
+        expected = "a file that ends with .parquet, .feather, .csv, .tsv or .jsonl, or a folder of Parquet"
+        raise ConfigError(msg, expected, "what is to be compressed can be piped: `predict MODEL -`")
     return False
+
+
+_OTHER_ENDINGS = (".txt", ".json", ".xz", ".zip", ".tar", ".npy", ".xlsx", ".orc")
+"""Of files that are not written, and hardly of a folder."""
 
 
 class _Reading(NamedTuple):
@@ -293,12 +298,10 @@ def _table(predictor: Predictor, path: str) -> Table:
         # JSON tells numbers from names by itself, and no times.
         told = {n: t for n, t in predictor.types.items() if table.kind == "csv" or pa.types.is_timestamp(t)}
         types = dict(table.format.types) | {name: str(kind) for name, kind in told.items()}
-        # What is only copied has the type that it seems to have: a fit takes it for text.
+        # What is only copied is copied as it is written: 0001 is not 1.
         inputs = {column for name in predictor.inputs for column in (name, date_part(name)[0])}
-        kept = frozenset(predictor.keep) - inputs
-        if kept:
-            beside = table.format.typed([each.uri for each in table.found()], kept, kept, sorted(kept))
-            types |= {name: text for name, text in beside.types if name in kept}
+        if table.kind == "csv":
+            types |= dict.fromkeys(set(predictor.keep) - inputs, "string")
         table = replace(table, format=replace(table.format, types=tuple(types.items())))
     return table
 

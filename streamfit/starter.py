@@ -75,7 +75,7 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
         return _text_starter(root, run, "text", endings, len(files))
     texts = [c.name for c in found.columns if c.role == "text" and c.name in _TEXT_FIELDS]
     if found.kind in ("jsonl", "dataset", "parquet", "arrow") and texts and not target:
-        return _text_starter(root, run, found.kind, [], found.n_rows, texts[0])
+        return _text_starter(root, run, found.kind, [], found.n_rows, texts[0], alone=found.n_parts < 2)
     return _table_starter(found, tuple(target), run, _left_behind(files, found.kind))
 
 
@@ -114,9 +114,14 @@ def _is_table(path: Path) -> bool:
     return any(len({line.count(sign) for line in lines}) == 1 and sign in lines[0] for sign in ",;\t|" if lines)
 
 
-def _text_starter(root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text") -> str:
+def _text_starter(
+    root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text", *, alone: bool = False
+) -> str:
     include = f"include = {json.dumps([f'*{e}' for e in endings])}\n" if endings else ""
     told = f"field = {json.dumps(field)}\n" if field != ("txt" if kind == "tar" else "text") else ""
+    grid = "alphas = [0.1, 1, 10, 100, 1000, 10000]"
+    if alone:
+        grid = f"alphas = [100]\n# {grid}  # with two files or row groups at least, some to be held out"
     what = {"text": f"{n:,} files", "tar": f"{n:,} archive(s)"}.get(kind, f"about {n:,} documents")
     return f"""# A language model of {what} under {root}.
 #   streamfit fit THIS_FILE --dry-run    what it would do, and for how long
@@ -137,7 +142,7 @@ n_centers = 256                 # real contexts of the corpus; more fit better, 
 ngram_order = 3
 
 [solve]
-alphas = [0.1, 1, 10, 100, 1000, 10000]
+{grid}
 folds = 5                       # one alpha is picked from held-out folds, without reading again
 """
 

@@ -24,7 +24,7 @@ FORMATS |= {".arrow": "feather", ".jsonl": "json", ".ndjson": "json"}
 
 def ending_of(path: str) -> str:
     """Ending of a name, where it says of which format a file is; empty otherwise."""
-    suffix = PurePosixPath(path).suffix
+    suffix = PurePosixPath(path).suffix.lower()
     return suffix if suffix in FORMATS else ""
 
 
@@ -146,10 +146,9 @@ def _writer(kind: str, path: Path, schema: pa.Schema) -> Any:
     if kind == "feather":
         return pa.ipc.new_file(path, schema)
     if kind == "csv":
-        tabs = ".tsv" in path.suffixes
-        return pyarrow.csv.CSVWriter(
-            path, schema, write_options=pyarrow.csv.WriteOptions(delimiter="\t" if tabs else ",")
-        )
+        tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+        how = pyarrow.csv.WriteOptions(delimiter="\t" if tabs else ",")
+        return pyarrow.csv.CSVWriter(path, schema, write_options=how)
     return _JsonWriter(path)
 
 
