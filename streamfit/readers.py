@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from streamfit.corpus import Files, ParquetTable, Source
 from streamfit.corpus.base import SPLITS
 from streamfit.corpus.dataset import DatasetFiles
+from streamfit.corpus.freezing import read_as_hashed
 from streamfit.corpus.kinds import of_another_kind, read_alike, told_options
 from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.table import Table
@@ -70,8 +71,12 @@ def table_source(
     Raises
     ------
     MismatchError
-        If it was not fitted to a table of files.
+        If it was not fitted to a table of files, or columns that are hashed are of another type there.
     """
+    return read_as_hashed(_table_source(reader, files, label, kind), reader.get("types", {}))
+
+
+def _table_source(reader: dict[str, Any], files: Files, label: str, kind: str | None) -> ParquetTable | Table:
     if reader.get("kind") != "table":
         msg = f"a store or model of {reader.get('kind', 'unknown')} rows"
         raise MismatchError(msg, "one of a table")

@@ -209,6 +209,38 @@ def test_what_a_fit_reads_a_prediction_reads(tmp_path):
     assert {*copied["id"]} == {*frame["id"]}
 
 
+def test_hashed_names_that_look_like_numbers_are_names_in_every_format(tmp_path):
+    """Text has no types: what a column was when the store was made says what it is. Other types are refused."""
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"zip": rng.choice(["0001", "0017", "9021"], 200), "rooms": rng.integers(1, 6, 200)})
+    frame["y"] = (frame["zip"] == "0017") * 3.0 + frame["rooms"]
+    frame.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_bytes(frame.to_csv(index=False).encode())
+    frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    numbers = frame.assign(zip=frame["zip"].astype(int))
+    numbers.to_parquet(tmp_path / "numbers.parquet")
+    (tmp_path / "serial.toml").write_text('kind = "serial"\n')
+    for kind in ("parquet", "csv"):
+        (tmp_path / f"{kind}.toml").write_text(
+            f'kind = "ridge"\nrun = "{tmp_path / f"of_{kind}"}"\n[corpus]\nkind = "{kind}"\ntarget = ["y"]\n'
+            f'root = "{tmp_path / f"rows.{kind}"}"\nfeatures = ["zip", "rooms"]\n'
+            '[[features]]\nkind = "hashed"\nn = 512\n[solve]\nalphas = [1e-6]\n'
+        )
+        ok("fit", tmp_path / f"{kind}.toml", "--machine", tmp_path / "serial.toml")
+    model = tmp_path / "of_parquet" / "model"
+    for name in ("rows.parquet", "rows.csv", "rows.jsonl"):
+        ok("predict", model, tmp_path / name, "-o", tmp_path / "out.parquet")
+        found = pq.read_table(tmp_path / "out.parquet")["y_predicted"].to_numpy()
+        np.testing.assert_allclose(found, frame["y"], atol=1e-4)
+        assert read("evaluate", model, tmp_path / name)[str(tmp_path / name)]["r2"] > 0.999999
+    refused = told("predict", model, tmp_path / "numbers.parquet", "-o", tmp_path / "out.parquet")
+    assert "column 'zip' of type int64, which is hashed as double; expected string" in refused
+    # Of CSV it was a number, and stays one.
+    of_csv = tmp_path / "of_csv" / "model"
+    ok("predict", of_csv, tmp_path / "numbers.parquet", "-o", tmp_path / "out.parquet")
+    assert "hashed as string; expected double" in told("evaluate", of_csv, tmp_path / "rows.parquet")
+
+
 def test_classes_come_by_name_with_scores(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(300, 2)), columns=["a", "b"])

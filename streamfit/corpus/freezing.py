@@ -5,18 +5,25 @@ One pass over the columns in question alone, of the rows that count for training
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from streamfit.corpus import encode
 from streamfit.corpus.base import Source
 from streamfit.corpus.choosing import counting
+from streamfit.corpus.dataset import DatasetFiles
+from streamfit.corpus.parquet import ParquetTable
 from streamfit.corpus.recipe import MAX_LEVELS, Recipe, date_part
 from streamfit.corpus.table import Table
-from streamfit.errors import CorpusError, ShardError
+from streamfit.corpus.text_formats import TextFormat
+from streamfit.corpus.values import column_of
+from streamfit.errors import CorpusError, MismatchError, ShardError
 
 _Any = TypeVar("_Any", bound=Source)
 
@@ -52,19 +59,22 @@ def frozen(source: _Any, *, skip_bad_shards: bool = False) -> _Any:
 def types_of(source: Source) -> dict[str, str]:
     """Types of the features that are dates, times or truth values, as text that is read later is to be taken for them.
 
-    Parts of dates, categories and numbers are not among them: they are read alike from text without being told.
+    Parts of dates, categories and numbers are not among them: they are read alike from text without being told. Of
+    what is hashed all are, for there a name that looks like a number is another feature than the number.
 
     Parameters
     ----------
     source : Source
-        Without a recipe there are none.
+        Without a recipe, and not hashed, there are none.
 
     Returns
     -------
     dict of str to str
         Names of Arrow types by column, the same for all that gives the same numbers: dates are times at midnight.
     """
-    if not isinstance(source, Table) or source.hashed is not None:
+    if isinstance(source, Table | ParquetTable) and source.hashed is not None:
+        return {name: _hashed_as(kind) for name, kind in column_types(source).items() if _hashed_as(kind)}
+    if not isinstance(source, Table):
         return {}
     names = [name for name in source.features if source.recipe.levels(name) is None and date_part(name)[1] is None]
     found: dict[str, str] = {}
@@ -86,6 +96,63 @@ def types_of(source: Source) -> dict[str, str]:
                 found[name] = "timestamp[us, tz=UTC]" if zoned else "timestamp[us]"
         return found
     return found
+
+
+def column_types(source: Table | ParquetTable) -> dict[str, pa.DataType]:
+    """Types of the feature columns in the first part that can be read; none where there is no such part."""
+    names = list(dict.fromkeys(column_of(name)[0] for name in source.features))
+    if isinstance(source, ParquetTable):
+        try:
+            schema = pq.read_schema(source.files.of_rows()[0][1])
+        except (pa.ArrowException, OSError, CorpusError):
+            return {}  # reading will say what is wrong
+        return {name: schema.field(name).type for name in names if name in schema.names}
+    # Where parts are not hashed when they are listed, they need not be for this.
+    shards = [piece.shard for piece in source.pieces()] if isinstance(source, DatasetFiles) else source.shards()
+    read = source.decoded if isinstance(source, DatasetFiles) else source.batches
+    for shard in shards:
+        with suppress(ShardError):
+            first = next(iter(read(shard, names)), None)
+            if first is not None:
+                return {name: encode.plain_column(first, name).type for name in names}
+    return {}
+
+
+def _hashed_as(kind: pa.DataType) -> str:
+    """What a column of a type is hashed as; empty for dates and lists, which nothing else is taken for."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+        return "string"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    return "double" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else ""
+
+
+def read_as_hashed(source: _Any, types: Mapping[str, str]) -> _Any:
+    """A hashed source that takes columns for what they were when the store was made.
+
+    Parameters
+    ----------
+    source : Source
+    types : mapping of str to str
+        As `types_of` found them.
+
+    Raises
+    ------
+    MismatchError
+        If columns that have types of their own have others.
+    """
+    if not isinstance(source, Table | ParquetTable) or source.hashed is None or not types:
+        return source
+    if isinstance(source, DatasetFiles) and isinstance(source.format, TextFormat):
+        told = tuple((dict(source.format.types) | dict(types)).items())
+        return replace(source, format=replace(source.format, types=told))
+    for name, kind in column_types(source).items():
+        if name in types and (found := _hashed_as(kind)) and found != types[name]:
+            msg = f"column {name!r} of type {kind}, which is hashed as {found}"
+            raise MismatchError(msg, f"{types[name]}, as when the store was made", "write the column in that type")
+    return source
 
 
 def _found(table: Table, skip: bool) -> Recipe:
