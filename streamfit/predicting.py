@@ -284,10 +284,10 @@ def _table(predictor: Predictor, path: str) -> Table:
     if "recipe" not in reader:
         plain = Recipe(predictor.inputs, tuple(reader["target"]))
         reader = {**reader, "recipe": plain.to_json(), "origin": {"kind": "parquet", "options": {}, "partitions": ""}}
-    kind = kind_told(path)
-    if kind is None and "://" in path:  # an object store has no folders to look into, but names
-        kind = next(filter(None, (kind_told(each.name) for each in listed(files))), None)
-    if kind is not None and (others := of_other_kinds([each.name for each in listed(files)], kind)):
+    names = [each.name for each in listed(files)]
+    # A pattern may not tell, nor what stands for a folder in an object store: the names of what is there do.
+    kind = kind_told(path) or next(filter(None, map(kind_told, names)), None)
+    if kind is not None and (others := of_other_kinds(names, kind)):
         msg = f"{path} holds files of kind {kind!r}, and {', '.join(f'{n:,} {ending}' for ending, n in others.items())}"
         raise CorpusError(msg, "files of one kind", "name them, or give a pattern such as '*.csv'")
     table = table_source(reader, files, kind=kind)

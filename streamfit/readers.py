@@ -88,14 +88,15 @@ def _table_source(reader: dict[str, Any], files: Files, label: str, kind: str | 
     origin = reader.get("origin", {"kind": "parquet", "options": {}, "partitions": ""})
     remote = "://" in files.root and "recipe" not in reader  # which the way for plain numbers does not read
     if remote or kind not in (None, origin["kind"]):
-        plain = Recipe(features, target, reader["weight"], reader["n_classes"])
+        plain = Recipe(features, target, reader["weight"], reader["n_classes"] or None)
         recipe = Recipe.from_json(reader["recipe"]) if "recipe" in reader else plain
         return of_another_kind(kind or origin["kind"], recipe, origin, files, label, hashed)
     if "recipe" in reader:
         if told := told_options(kind, files):
             origin = {**origin, "options": {**origin["options"], **told}}
         return read_alike(reader["recipe"], origin, files, label, hashed)
-    return ParquetTable(files, features, target, reader["weight"], reader["n_classes"], label, hashed=hashed)
+    n_classes = reader["n_classes"] or None
+    return ParquetTable(files, features, target, reader["weight"], n_classes, label, hashed=hashed)
 
 
 def frozen_by(source: _Any, reader: dict[str, Any]) -> _Any:

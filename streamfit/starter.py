@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from streamfit.corpus.base import SPLITS
+from streamfit.corpus.base import SPLITS, Files
 from streamfit.corpus.tar import endings_within
 from streamfit.corpus.text_formats import COMPRESSIONS
 from streamfit.errors import ConfigError, CorpusError
@@ -57,12 +57,16 @@ def starter(root: str, target: Sequence[str] = (), run: str = "") -> str:
     run = run or f"runs/{name}"
     path = Path(root).expanduser()
     files = [p for p in islice(path.rglob("*"), 10_000) if p.is_file()] if path.is_dir() else [path]
+    if "://" not in root and has_magic(root):
+        files = [p for _, p in Files(root).find()]
     if "://" not in root and not has_magic(root) and not path.exists():
         msg = f"no file or directory at {root}"
         raise CorpusError(msg, "data to look at")
-    plain = {p.name.lower().removesuffix(_compression(p)).rpartition(".")[2] for p in files}
-    if files and plain <= {"txt"} and not _is_table(files[0]):
-        return _text_starter(root, run, "text", sorted({f".txt{_compression(p)}" for p in files}), len(files))
+    plain = {f".{p.name.lower().removesuffix(_compression(p)).rpartition('.')[2]}" for p in files}
+    first = next((p for p in files if ".txt" in p.suffixes), None)
+    if files and plain <= {*_TEXTS} and not (first is not None and _is_table(first)):
+        endings = sorted({"".join(p.suffixes[-2:]) if _compression(p) else p.suffix for p in files})
+        return _text_starter(root, run, "text", endings, len(files))
     archives = [p for p in files if _is_archive(p)]
     if archives and len(archives) == len(files):
         return _text_starter(root, run, "tar", [], len(files), _ending_within(archives[0]))

@@ -113,8 +113,12 @@ def test_a_look_guesses_classes_arrays_and_text(tmp_path):
     assert (arrays["kind"], arrays["features"], arrays["target"]) == ("npy", ["embedding"], ["score"])
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.md").write_text("# text")
+    (tmp_path / "texts" / "b.txt").write_text("a text, with commas\nand another line\n")
     (tmp_path / "t.toml").write_text(starter(str(tmp_path / "texts")))
-    assert isinstance(load_problem(tmp_path / "t.toml"), LanguageProblem)
+    texts = load_problem(tmp_path / "t.toml")
+    assert isinstance(texts, LanguageProblem)
+    assert texts.corpus.include == ("*.md", "*.txt")
+    assert "2 files under" in starter(str(tmp_path / "texts" / "*"))
     hive = tmp_path / "hive" / "year=2026"
     hive.mkdir(parents=True)
     pq.write_table(pa.table({"x": [1.0, 2.0], "y": [1.0, 3.0]}), hive / "p.parquet")

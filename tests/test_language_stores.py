@@ -58,6 +58,33 @@ def test_a_mix_weighs_network_and_counts(run: Path, tmp_path):
     np.testing.assert_array_less(0, np.abs(weights(tmp_path / "2") - weights(tmp_path / "1")).max())
 
 
+def test_a_mix_weighs_network_and_topic_that_are_solved_apart(tmp_path):
+    """Without a source both are those of before it came, and twice a source weighs on both."""
+    texts = [Path(shard.uri).read_text() for shard in fitted()[0].corpus.documents("train").shards()]
+    for name, some in {"data/a": texts[:8], "data/valid": texts[8:10], "more/b": texts[10:14]}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(" ".join(some))
+    (tmp_path / "lm.toml").write_text(
+        'kind = "language_model"\nrun = "run"\n[corpus]\nroot = "data"\nvalidation = "data/valid.txt"\n'
+        '[features]\ntokenizer = "words"\nvocab_size = 300\nn_context = 3\nembedding_dims = 24\nn_centers = 8\n'
+        'topic_dims = 6\ntopic_window = 24\n[model]\nexperts = ["network", "ngram"]\n[solve]\nalphas = [10.0]\n'
+    )
+    ok("fit", "lm.toml", cwd=tmp_path)
+    ok("solve", "run", "--alpha", 10, "-o", "before", cwd=tmp_path)
+    ok("add", "run", "more", "--label", "source=extra", cwd=tmp_path)
+    for name, mix, alpha in (
+        ("none", "source:extra=0", 10),
+        ("twice", "source:extra=2", 10),
+        ("all", "source:*=1", 10),
+    ):
+        ok("solve", "run", "--mix", mix, "--alpha", alpha, "-o", name, cwd=tmp_path)
+    made = {name: LanguageModel.load(tmp_path / name) for name in ("before", "none", "twice", "all")}
+    for part in (lambda m: m.network.solution.weights, lambda m: m.topic.sums.gram, lambda m: m.topic.sums.mean_y):
+        np.testing.assert_array_equal(part(made["none"]), part(made["before"]))
+        assert np.abs(part(made["twice"]) - part(made["all"])).max() > 0
+        assert np.abs(part(made["all"]) - part(made["before"])).max() > 0
+
+
 def test_fractions_weigh_the_network_and_what_they_do_not_weigh_is_said(run: Path, tmp_path):
     said = ok("solve", run, "--mix", "source:*=0.5", "--alpha", 10, "-o", tmp_path / "half")
     assert "n-gram counts are whole numbers" in " ".join(said.split())

@@ -193,6 +193,8 @@ def test_what_a_fit_reads_a_prediction_reads(tmp_path):
     frame.to_parquet(data / "more.parquet")
     assert "files of kind 'parquet', and 2 .csv" in told("predict", model, data, "-o", out)
     (data / "more.parquet").unlink()
+    ok("predict", model, data / "*" / "year=2026" / "r*s.*", "-o", tmp_path / "by_pattern.parquet")
+    assert pq.read_table(tmp_path / "by_pattern.parquet").num_rows == 60
     arrays = tmp_path / "arrays"
     arrays.mkdir()
     for name in ("a", "b"):
@@ -207,6 +209,19 @@ def test_what_a_fit_reads_a_prediction_reads(tmp_path):
     copied = pd.read_csv(tmp_path / "OUT.CSV", dtype=str)
     assert list(copied) == ["id", "split", "year", "y_predicted"]
     assert {*copied["id"]} == {*frame["id"]}
+
+
+def test_several_targets_of_an_estimator_are_predicted_from_any_format(tmp_path):
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(rng.normal(size=(50, 2)), columns=["a", "b"])
+    fitted = Ridge().fit(frame, np.column_stack([frame["a"], frame["b"] - frame["a"]]))
+    fitted.to_model(("p", "q")).save(tmp_path / "model")
+    (tmp_path / "rows.csv").write_bytes(frame.to_csv(index=False).encode())
+    frame.to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        ok("predict", tmp_path / "model", tmp_path / name, "-o", tmp_path / "out.parquet")
+        found = pq.read_table(tmp_path / "out.parquet").to_pandas()
+        np.testing.assert_allclose(found[["p_predicted", "q_predicted"]], fitted.predict(frame), rtol=1e-12)
 
 
 def test_hashed_names_that_look_like_numbers_are_names_in_every_format(tmp_path):

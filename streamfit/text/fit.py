@@ -269,7 +269,7 @@ def assemble(
     source = token_source(header, validation)
     sizes = source.ngram_order, source.tokenizer.vocab_size
     counts = counts_of({"ngram": NgramCounts.zeros(*sizes).table, **store.counts(mix)}, *sizes)
-    network, topic = parted(store, solution)
+    network, topic = parted(store, solution, mix)
     if network is None and "network" in experts.experts:
         msg = "expert 'network' without RBF centers or linear features"
         raise ConfigError(msg, "other experts", "set n_centers, or linear = true")
@@ -287,12 +287,17 @@ def assemble(
     )
     texts = [text for shard in validation.shards() for text in validation.documents(shard)]
     windows = Windows(source.tokenizer.encode(texts), source.n_context)
+    if not len(windows):
+        msg = "no validation text: the hash of texts puts none of these few there"
+        raise CorpusError(
+            msg, "some to choose mixture weights on", "set `validation` files, or a larger share in `split`"
+        )
     rows = sample_rows(len(windows), n_rows, seed=0)
     model = model.calibrated(windows[rows], windows.tokens[rows])
     return with_cache(model, windows, window=experts.cache) if experts.cache else model
 
 
-def parted(store: Store, solution: Solution) -> tuple[LinearModel | None, Topic | None]:
+def parted(store: Store, solution: Solution, mix: Mix | None = None) -> tuple[LinearModel | None, Topic | None]:
     """The network and the topic, each solved by itself from the sums of both where a store has both.
 
     Parameters
@@ -300,13 +305,15 @@ def parted(store: Store, solution: Solution) -> tuple[LinearModel | None, Topic 
     store : Store
     solution : Solution
         Of all features together: the network's if there is no topic, and else the alpha of the network.
+    mix : Mix, optional
+        What weighed the sums that it was solved from.
     """
     features, head = store.header.features, store.head()
     info = {"store": head.commit, "n_rows": head.n_rows, **origins_info(store.header.files)}
     near, topic = near_and_topic(features)
     if topic is None:
         return LinearModel(features, solution, info), None
-    sums, split = store.moments().centered(), features.n_features - topic.n_features
+    sums, split = store.moments(mix=mix).centered(), features.n_features - topic.n_features
     about = Topic(topic, sums.of(slice(split, None)), solution.alpha)
     if near is None:
         return None, about
