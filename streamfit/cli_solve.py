@@ -28,6 +28,7 @@ from streamfit.solve import TOLERANCE, Pruned, posterior, prune
 from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
+from streamfit.text.fit import near_and_topic
 
 app = typer.Typer()
 AlphasOption = Annotated[
@@ -249,6 +250,9 @@ def refine(
     section = _section(alpha, no_intercept, float("inf"))
     if problem is not None and alpha is None:
         section = problem.solve.model_copy(update={"tolerance": float("inf")})
+    if output is not None and isinstance(problem, LanguageProblem) and near_and_topic(opened.header.features)[1]:
+        msg = "a refined language model with a topic"
+        raise ConfigError(msg, "none: its network and topic are solved apart", "leave out --output: both are certified")
     solved = solve_store(opened, section, console)
     with working(machine) as (where, client):
         refined = refine_store(

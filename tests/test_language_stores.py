@@ -79,6 +79,10 @@ def test_a_mix_weighs_network_and_topic_that_are_solved_apart(tmp_path):
     ):
         ok("solve", "run", "--mix", mix, "--alpha", alpha, "-o", name, cwd=tmp_path)
     made = {name: LanguageModel.load(tmp_path / name) for name in ("before", "none", "twice", "all")}
+    refused = told("refine", "run", "--alpha", 10, "-o", "refined", cwd=tmp_path)
+    assert "its network and topic are solved apart" in refused
+    ok("solve", "run", "--no-intercept", "--alpha", 10, "-o", "through", cwd=tmp_path)
+    assert not LanguageModel.load(tmp_path / "through").network.solution.intercept.any()
     for part in (lambda m: m.network.solution.weights, lambda m: m.topic.sums.gram, lambda m: m.topic.sums.mean_y):
         np.testing.assert_array_equal(part(made["none"]), part(made["before"]))
         assert np.abs(part(made["twice"]) - part(made["all"])).max() > 0

@@ -307,17 +307,27 @@ def parted(store: Store, solution: Solution, mix: Mix | None = None) -> tuple[Li
         Of all features together: the network's if there is no topic, and else the alpha of the network.
     mix : Mix, optional
         What weighed the sums that it was solved from.
+
+    Raises
+    ------
+    ConfigError
+        If there is a topic, and the solution has more than one alpha.
     """
     features, head = store.header.features, store.head()
     info = {"store": head.commit, "n_rows": head.n_rows, **origins_info(store.header.files)}
     near, topic = near_and_topic(features)
     if topic is None:
         return LinearModel(features, solution, info), None
+    if solution.target_alphas is not None or solution.block_alphas is not None:
+        msg = "several alphas for a language model with a topic"
+        raise ConfigError(msg, "one alpha: network and topic are solved apart", "leave out `per_target` and `blocks`")
     sums, split = store.moments(mix=mix).centered(), features.n_features - topic.n_features
     about = Topic(topic, sums.of(slice(split, None)), solution.alpha)
     if near is None:
         return None, about
-    return LinearModel(near, solve(sums.of(slice(0, split)), solution.alpha), info), about
+    through_origin = not solution.intercept.any()
+    network = solve(sums.of(slice(0, split)), solution.alpha, fit_intercept=not through_origin)
+    return LinearModel(near, network, info), about
 
 
 def near_and_topic(features: FeatureMap) -> tuple[FeatureMap | None, Decayed | None]:
