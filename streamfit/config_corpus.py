@@ -110,7 +110,7 @@ class TextSection(FilesSection):
 
     With kind 'tar' a member each of tar files, those whose ending is `field` (.txt if none is given); text, JSON lines
     and tar files may be compressed. `validation` and `test` are the files of these parts, where they are known: all
-    others are then for training, and files of text that are in both are for the named part alone. Without them, `split`
+    others are then for training, and what is in both is for the named part alone. Without them, `split`
     has the shares that a hash chooses.
     """
 
@@ -138,10 +138,14 @@ class TextSection(FilesSection):
         if named.get(split):
             return self.model_copy(update={"root": named[split], "include": (), "exclude": ()})._part(None)
         found = self._part(split)
-        if isinstance(found, TextFiles) and split == "train" and any(named.values()):
-            others = [self.documents(part).shards() for part in ("validation", "test") if named[part]]
-            found = replace(found, leave_out=frozenset(shard.content_id for part in others for shard in part))
+        if split == "train" and any(named.values()):
+            found = replace(found, leave_out=self.ids_of_named())
         return found
+
+    def ids_of_named(self) -> frozenset[str]:
+        """Content ids of the files that `validation` and `test` name, whole."""
+        parts: list[Split] = [part for part, name in (("validation", self.validation), ("test", self.test)) if name]  # type: ignore[misc]
+        return frozenset(shard.bytes_id for part in parts for shard in self.documents(part).shards())
 
     @property
     def shares(self) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.config_corpus import TextSection
-from streamfit.corpus import Files, Labels, Rows, Source, Tally, TextFiles
+from streamfit.corpus import Files, Labels, Rows, Source, Tally
 from streamfit.corpus.base import Split
 from streamfit.corpus.labels import NO_LABELS
 from streamfit.engine import Machine, RunSummary, WorkOptions, bands_of, recount, say
@@ -75,7 +75,7 @@ def source_of(
     include, exclude : tuple of str
         Patterns on the path relative to `root`; all files without any.
     leave_out : frozenset of str
-        Content ids of files of text that are not listed.
+        Content ids of documents' files that are not listed.
     """
     plain = (
         Path(root)
@@ -98,8 +98,7 @@ def source_of(
     documents = replace(section.documents("train"), labels=labels)  # type: ignore[call-arg]  # every kind has them
     if not split and section.kind == "text":
         documents = replace(documents, files=replace(documents.files, split=None))
-    if isinstance(documents, TextFiles):
-        documents = replace(documents, leave_out=leave_out)
+    documents = replace(documents, leave_out=leave_out)
     return token_source(header, documents)
 
 
@@ -135,7 +134,10 @@ class Corpus:
         problem = load_problem(path)
         given, held_out = problem.corpus, set[str]()
         # Where files hold many texts, a hash of each text keeps copies apart wherever they are.
-        if isinstance(problem, LanguageProblem) and problem.corpus.kind == "text":
+        if isinstance(problem, LanguageProblem) and problem.corpus.kind != "text":
+            with suppress(CorpusError):
+                held_out |= problem.corpus.ids_of_named()
+        elif isinstance(problem, LanguageProblem):
             parts: tuple[Split, ...] = ("validation", "test")
             for part in parts:
                 with suppress(CorpusError):  # none, or moved away
@@ -255,8 +257,14 @@ def _below(store: Store, root: str, corpus: Corpus) -> Source:
     if "://" in root:
         include = corpus.include if root.rstrip("/") == corpus.root.rstrip("/") else ()
         return source_of(
-            store.header, root, label=corpus.label, labels=corpus.labels, include=include, exclude=corpus.exclude
-        )  # a table: text lies in local files
+            store.header,
+            root,
+            label=corpus.label,
+            labels=corpus.labels,
+            include=include,
+            exclude=corpus.exclude,
+            leave_out=corpus.held_out,
+        )
     path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
     include = ()
     if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):

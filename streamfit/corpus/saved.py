@@ -88,7 +88,7 @@ class SavedDataset(Documents):
     def _texts(self, root: str, start: int, stop: int) -> list[str]:
         return [text or "" for text in self._columns(root, start, stop, {self.field})[self.field].to_pylist()]
 
-    def shards(self) -> list[Shard]:
+    def all_shards(self) -> list[Shard]:
         root = Path(self.files.root).absolute()
         found = []
         for start, stop in self.parts(root):

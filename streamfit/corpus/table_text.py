@@ -45,7 +45,7 @@ class TableText(Documents):
         recipe = Recipe((self.field,), (self.field,))
         return DatasetFiles.of(self.kind, self.files, recipe=recipe, label=self.label, labels=self.labels)
 
-    def shards(self) -> list[Shard]:
+    def all_shards(self) -> list[Shard]:
         return [replace(s, planned_rows=max(1, s.size // BYTES_PER_TOKEN)) for s in self.table.shards()]
 
     def documents(self, shard: Shard) -> list[str]:

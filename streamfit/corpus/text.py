@@ -9,7 +9,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +35,22 @@ class Documents(ABC):
     files : Files
     label : str
         Source label of its shards.
+    leave_out : frozenset of str
+        Content ids of what is not listed, such as the files of another part.
     """
 
     files: Files
     label: str = "text"
+    leave_out: frozenset[str] = field(default=frozenset(), kw_only=True)
+
+    def shards(self) -> list[Shard]:
+        """Shards that have any documents, in the order of their keys."""
+        found = self.all_shards()
+        return [s for s in found if s.bytes_id not in self.leave_out and s.content_id not in self.leave_out]
 
     @abstractmethod
-    def shards(self) -> list[Shard]:
-        """All shards that have any documents, in the order of their keys."""
+    def all_shards(self) -> list[Shard]:
+        """All of them, those that are left out included."""
 
     @abstractmethod
     def documents(self, shard: Shard) -> list[str]:
@@ -74,7 +82,7 @@ class CutFiles(Documents):
     def labelled(self, whole: Shard, name: str) -> list[Shard]:
         """A part of the file of this relative path with its labels: several shards, where its documents differ."""
 
-    def shards(self) -> list[Shard]:
+    def all_shards(self) -> list[Shard]:
         found = [(name, path, *part) for name, path in self.files.find() for part in self.parts(path)]
         ids = content_ids([(path, start, stop) for _, path, start, stop in found])
         parts = [
@@ -100,18 +108,12 @@ class TextFiles(CutFiles):
     Parameters
     ----------
     encoding : str
-    leave_out : frozenset of str
-        Content ids of shards that are not listed.
     labels : Labels
         By path and by hand alone.
     """
 
     encoding: str = "utf-8"
-    leave_out: frozenset[str] = frozenset()
     labels: Labels = NO_LABELS
-
-    def shards(self) -> list[Shard]:
-        return [shard for shard in super().shards() if shard.content_id not in self.leave_out]
 
     def __post_init__(self) -> None:
         try:
