@@ -83,7 +83,7 @@ def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = Fals
         If nothing is left.
     """
     if not isinstance(documents, TextFiles):
-        return documents  # split by a hash of each text: equal texts are never on both sides
+        return documents  # split by a hash of each text, or by files that are named and left out of training
     left = replace(documents, leave_out=frozenset(store.counted()))
     if skip_bad_shards:
         bad = {shard.content_id: shard.key for shard in left.shards() if _is_bad(left, shard)}

@@ -307,7 +307,7 @@ def _table(predictor: Predictor, path: str) -> Table:
 
 
 def _parts(table: Table) -> list[Shard]:
-    """What is predicted at a time. Nothing here depends on what the bytes of files are called."""
+    """What is predicted at a time. Files are not hashed for it: nothing is counted."""
     return [each.shard for each in table.pieces()] if isinstance(table, DatasetFiles) else table.shards()
 
 

@@ -254,23 +254,15 @@ def addition(store: Store, roots: Sequence[str], console: Console, corpus: Corpu
 
 
 def _below(store: Store, root: str, corpus: Corpus) -> Source:
+    include: tuple[str, ...] = ()
     if "://" in root:
         include = corpus.include if root.rstrip("/") == corpus.root.rstrip("/") else ()
-        return source_of(
-            store.header,
-            root,
-            label=corpus.label,
-            labels=corpus.labels,
-            include=include,
-            exclude=corpus.exclude,
-            leave_out=corpus.held_out,
-        )
-    path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
-    include = ()
-    if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):
-        name = escape(path.relative_to(above).as_posix())
-        include = corpus.include if path == above else (f"{name}/*",) if path.is_dir() else (name,)
-        root = corpus.root
+    else:
+        path, above = Path(root).expanduser().absolute(), Path(corpus.root).expanduser().absolute()
+        if corpus.root and not has_magic(root) and above.is_dir() and path.is_relative_to(above):
+            name = escape(path.relative_to(above).as_posix())
+            include = corpus.include if path == above else (f"{name}/*",) if path.is_dir() else (name,)
+            root = corpus.root
     return source_of(
         store.header,
         root,
