@@ -17,7 +17,7 @@ from rich.table import Table
 
 from streamfit.cli_options import AtOption, JsonOption, dump
 from streamfit.config import LanguageProblem, load_problem
-from streamfit.corpus import Documents, Files, JsonLines, TextFiles
+from streamfit.corpus import Documents, Files, JsonLines, Placed, TextFiles
 from streamfit.corpus.table_text import TableText
 from streamfit.corpus.tar import TarText
 from streamfit.engine import say
@@ -25,7 +25,7 @@ from streamfit.errors import ConfigError, ShardError
 from streamfit.model_runs import ModelRun, doubt_of
 from streamfit.report.plots import plot_sizes
 from streamfit.rows import kind_told
-from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, numbered, origins_of
+from streamfit.text import LanguageModel, Sampling, explain_page, find_origins, generate_text, origins_of
 from streamfit.text import explain as explain_token
 from streamfit.text.distill import Candidate, with_prompts
 from streamfit.text.distill import distill as distil_model
@@ -94,14 +94,14 @@ def explain(
     """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability.
 
     A place such as json/tool.py:812 is a file and an offset in it: bytes of UTF-8 from the start to where the center's
-    context ends. A number between the two is that of a document of the file, from 0, and bytes are from its start. A
-    space at the end of the prompt is the beginning of the token, as in training text.
+    context ends. A number between the two is that of a line of JSON lines or a row of a table, from 0, and bytes are from
+    the start of its text. A space at the end of the prompt is the beginning of the token, as in training text.
     """
     language = LanguageModel.load(model)
     network = language.network
     origins = [] if network is None else origins_of(network.info)
     if corpus is not None and network is not None:
-        origins = find_origins(network.features, language.tokenizer, numbered(_readable(corpus, field)))
+        origins = find_origins(network.features, language.tokenizer, _readable(corpus, field))
     found = explain_token(language, read_prompt(prompt), token, origins=origins)
     if page is not None:
         write_file(page, explain_page.page([found], top))
@@ -171,7 +171,9 @@ def doubt(
 @app.command(epilog="Example: streamfit distill runs/demo/model --keep 0.99 -o small --prompts typical.txt")
 def distill(
     model: ModelArgument,
-    keep: Annotated[float, typer.Option(help="Least share: perplexity may rise to that of the whole over it.")] = 0.999,
+    keep: Annotated[
+        float, typer.Option(help="Least share: perplexity may rise to that of the whole over it.", min=0, max=1)
+    ] = 0.999,
     prompts: Annotated[
         str | None, typer.Option(help="Text like what the model will be given.", show_default=False)
     ] = None,
@@ -197,8 +199,7 @@ def distill(
     opened = ModelRun.open(model, run, at)
     sums, held_out = opened.moments(), opened.held_out_rows(rows)
     if prompts is not None:
-        sums = with_prompts(sums, opened.count(text for _, texts in _readable(prompts, "text") for text in texts),
-                            prompt_share)  # fmt: skip
+        sums = with_prompts(sums, opened.count(each.text for each in _readable(prompts, "text")), prompt_share)
     tried: list[Candidate] = []
 
     def judged(found: Candidate) -> None:
@@ -263,14 +264,14 @@ def related(
         Console().print(table)
 
 
-def _readable(corpus: str, field: str) -> Iterator[tuple[str, list[str]]]:
-    """Files of a corpus and their documents, those aside that are no text: only where to look depends on them."""
+def _readable(corpus: str, field: str) -> Iterator[Placed]:
+    """Documents of the files of a corpus, those aside that are no text: only where to look depends on them."""
     problem = Path(corpus) / "problem.json"
     given = load_problem(problem) if problem.is_file() else None
     documents = given.corpus.documents("train") if isinstance(given, LanguageProblem) else documents_of(corpus, field)
     for shard in documents.shards():
         with suppress(ShardError):
-            yield shard.key, documents.documents(shard)
+            yield from documents.placed(shard)
 
 
 def documents_of(path: str, field: str = "text") -> Documents:

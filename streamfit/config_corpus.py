@@ -135,8 +135,9 @@ class TextSection(FilesSection):
     def documents(self, split: Split) -> Documents:
         """Documents of one part: that of its files; or as a hash decides, of each file's path or of each text."""
         named = {"validation": self.validation, "test": self.test}
-        if named.get(split):
-            return self.model_copy(update={"root": named[split], "include": (), "exclude": ()})._part(None)
+        if named.get(split):  # which are not counted, and so need no labels
+            bare = {"root": named[split], "include": (), "exclude": (), "labels": LabelsSection()}
+            return self.model_copy(update=bare)._part(None)
         found = self._part(split)
         if split == "train" and any(named.values()):
             found = replace(found, leave_out=self.ids_of_named())

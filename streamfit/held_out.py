@@ -75,16 +75,16 @@ class HeldOutScore:
 def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = False) -> Documents:
     """Documents without those that the store has counted, for instance copies of a training file.
 
-    Files of text that cannot be read may be left out as well.
+    Where a hash of each text splits a file, it is in part counted, and its texts are told apart. Files that cannot be
+    read may be left out as well.
 
     Raises
     ------
     CorpusError
         If nothing is left.
     """
-    if not isinstance(documents, TextFiles):
-        return documents  # split by a hash of each text, or by files that are named and left out of training
-    left = replace(documents, leave_out=frozenset(store.counted()))
+    by_text = not isinstance(documents, TextFiles) and getattr(documents, "split", None) is not None
+    left = documents if by_text else replace(documents, leave_out=frozenset(store.counted()))
     if skip_bad_shards:
         bad = {shard.content_id: shard.key for shard in left.shards() if _is_bad(left, shard)}
         for key in bad.values():

@@ -27,6 +27,7 @@ from streamfit.plan import Shard
 from streamfit.readers import table_source
 from streamfit.store import Header, Store, Verification, verify
 from streamfit.text import token_source
+from streamfit.text.contexts import TokenSource
 
 SAMPLE = 0.05
 """Share of shards that are read again where none is given."""
@@ -246,10 +247,10 @@ def addition(store: Store, roots: Sequence[str], console: Console, corpus: Corpu
             raise CorpusError(msg, "a directory, a file or a glob pattern", "check the path")
     corpus = corpus or Corpus()
     held_out = corpus.held_out - store.counted().keys()  # a copy that was there from the start is for training
-    sources = tuple(_below(store, root, replace(corpus, held_out=frozenset())) for root in roots)
-    if held_out and (n_left := sum(shard.content_id in held_out for shard in Together(sources).shards())):
-        sources = tuple(_below(store, root, replace(corpus, held_out=held_out)) for root in roots)
-        say(console, f"left out {n_left:,} files that are copies of the run's validation or test text", "yellow")
+    sources = tuple(_below(store, root, replace(corpus, held_out=held_out)) for root in roots)
+    texts = [source.documents for source in sources if isinstance(source, TokenSource)] if held_out else []
+    if left := {part.uri for text in texts for _, part in text.wholes() if part.content_id in held_out}:
+        say(console, f"left out {len(left):,} files that are copies of the run's validation or test text", "yellow")
     return sources[0] if len(sources) == 1 else Together(sources)
 
 

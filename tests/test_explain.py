@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamfit.corpus import Files, TextFiles
+from streamfit.corpus import Files, Placed, TextFiles
 from streamfit.engine import accumulate
 from streamfit.errors import ConfigError
 from streamfit.features import RBF, Chain, Linear, Lookup
@@ -25,7 +25,6 @@ from streamfit.text import (
     explain,
     explain_page,
     find_origins,
-    numbered,
     origins_of,
     prepare,
     token_source,
@@ -177,8 +176,8 @@ def test_every_center_stands_where_it_is_said_to_stand():
         before = model.tokenizer.decode([t for t in origin.tokens if t])
         assert texts[origin.file][: origin.offset].decode().endswith(before)
     # Looked for again in the whole of the training text, each is found, at the same place or before it.
-    files = ((shard.key, documents.documents(shard)) for shard in documents.shards())
-    again = find_origins(model.network.features, model.tokenizer, numbered(files))
+    placed = [each for shard in documents.shards() for each in documents.placed(shard)]
+    again = find_origins(model.network.features, model.tokenizer, placed)
     assert all(o is not None for o in again)
     assert run.store.header.files["centers.json"]
     assert None not in origins_of(many_experts().network.info), "found beside a topic's features too"
@@ -190,11 +189,13 @@ def test_centers_that_are_not_in_the_text_have_no_place():
     embedding = Lookup(tuple(rng.normal(size=(257, 3)).astype(np.float32) for _ in range(2)))
     there = np.array([tokenizer.encode(["€b"])[0][-2:], [5, 5]], np.int32)
     features = Chain(embedding, RBF(embedding(there), 1.0) + Linear(6))
-    first, second = find_origins(features, tokenizer, numbered([("a.txt", ["a", "xy€bz"]), ("b.txt", ["€b"])]))
+    texts = [Placed("a.jsonl", 0, "a"), Placed("a.jsonl", 1, "xy€bz"), Placed("b.txt", None, "€b")]
+    first, second = find_origins(features, tokenizer, texts)
     assert first is not None
-    assert (first.file, first.document, first.offset, first.place) == ("a.txt", 1, 6, "a.txt [1]:6")
+    assert (first.file, first.document, first.offset, first.place) == ("a.jsonl", 1, 6, "a.jsonl [1]:6")
     assert second is None
-    assert find_origins(Chain(embedding, Linear(6)), tokenizer, numbered([("a", ["b"])])) == []
+    assert find_origins(features, tokenizer, texts[2:])[0].place == "b.txt:4"
+    assert find_origins(Chain(embedding, Linear(6)), tokenizer, texts) == []
 
 
 def test_text_and_page_show_the_same_and_escape_what_is_no_html():

@@ -1,11 +1,14 @@
 """Stores of language models, with a run's folder and without: merged ones become models, held-out text stays out."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import ok, told
@@ -125,27 +128,43 @@ def test_copies_of_held_out_files_are_not_added(run: Path, tmp_path):
     assert "a corpus without any rows" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def write_members(path: Path, texts: list[str], columns: dict[str, str]) -> None:
+    """A tar file of texts, each with its columns beside it."""
+    with tarfile.open(path, "w") as archive:
+        for i, text in enumerate(texts):
+            for ending, content in (("txt", text), ("json", json.dumps(columns))):
+                data = content.encode()
+                member = tarfile.TarInfo(f"{i:04d}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "tar"])
 def test_named_parts_are_not_trained_on_whatever_their_format(tmp_path, kind):
-    """Beside the training text in one folder, and as copies that are added later."""
+    """Beside the training text in one folder, and as copies that are added later; they need no labels."""
     texts = [Path(shard.uri).read_text() for shard in fitted()[0].corpus.documents("train").shards()]
     (tmp_path / "data").mkdir()
     for name, part in {"train": texts[:6], "valid": texts[6:8], "test": texts[8:10]}.items():
         pieces = [text[lo : lo + 1500] for text in part for lo in range(0, len(text), 1500)]
         path = tmp_path / "data" / f"{name}.{kind}"
-        if kind == "parquet":
-            pq.write_table(pa.table({"text": pieces}), path)
+        labels = {"site": ["web"] * len(pieces)} if name == "train" else {}
+        if kind in ("parquet", "arrow"):
+            table = pa.table({"text": pieces, **labels})
+            pq.write_table(table, path) if kind == "parquet" else pa.feather.write_feather(table, path)
+        elif kind == "tar":
+            write_members(path, pieces, dict.fromkeys(labels, "web"))
         else:
-            path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+            path.write_text("".join(json.dumps({"text": p} | dict.fromkeys(labels, "web")) + "\n" for p in pieces))
     (tmp_path / "lm.toml").write_text(
         f'kind = "language_model"\nrun = "run"\n[corpus]\nkind = "{kind}"\nroot = "data"\n'
         f'validation = "data/valid.{kind}"\ntest = "data/test.{kind}"\n[features]\ntokenizer = "words"\n'
         "vocab_size = 300\nn_centers = 0\nlinear = false\ntopic_dims = 4\nn_context = 3\nembedding_dims = 12\n"
-        '[model]\nexperts = ["ngram"]\n[solve]\nalphas = [1.0]\n'
+        '[model]\nexperts = ["ngram"]\n[solve]\nalphas = [1.0]\n[corpus.labels]\ncolumns = ["site"]\n'
     )
     ok("fit", "lm.toml", cwd=tmp_path)
     counted = Store(tmp_path / "run" / "store").counted().values()
     assert {Path(shard.uri).name for shard in counted} == {f"train.{kind}"}
+    assert {dict(shard.labels)["site"] for shard in counted} == {"web"}
     shutil.copy(tmp_path / "data" / f"test.{kind}", tmp_path / f"copy.{kind}")
     refused = streamfit("add", "run", f"copy.{kind}", cwd=tmp_path)
     assert "left out 1 files" in refused.stdout

@@ -70,18 +70,29 @@ def real_text():
 
 
 class NaiveKneserNey:
-    """The formula as it is written in Chen and Goodman, with dictionaries and recursion."""
+    """The formula as it is written in Chen and Goodman, with dictionaries and recursion.
 
-    def __init__(self, docs, order, vocab_size):
-        contexts, tokens = rows_of(docs, order)
-        grams = [(*map(int, c), int(w)) for c, w in zip(contexts, tokens, strict=True)]
-        self.vocab_size = vocab_size
-        self.counts = {order: Counter(grams)}
-        for k in range(order - 1, 0, -1):
-            left = defaultdict(set)
-            for gram in grams:
-                left[gram[-k:]].add(gram[-k - 1])
-            self.counts[k] = {gram: len(neighbours) for gram, neighbours in left.items()}
+    Documents begin with one `<s>`, as KenLM writes it: what begins with it has no left neighbours and keeps its count.
+    Without `starts` a document begins with padding, a left neighbour like any other.
+    """
+
+    def __init__(self, docs, order, vocab_size, *, starts=True):
+        self.vocab_size, self.starts = vocab_size, starts
+        self.counts = {k: Counter() for k in range(1, order + 1)}
+        left = defaultdict(set)
+        for doc in docs:
+            told = ["<s>"] if starts else [DOCUMENT] * (order - 1)
+            words = [*told, *doc, DOCUMENT]
+            for end in range(len(told), len(words)):
+                for k in range(1, min(order, end + 1) + 1):
+                    gram = tuple(words[end - k + 1 : end + 1])
+                    self.counts[k][gram] += 1
+                    if end - k >= 0:
+                        left[gram].add(words[end - k])
+        for k in range(1, order):
+            for gram in self.counts[k]:
+                if gram[0] != "<s>":
+                    self.counts[k][gram] = len(left[gram])
         self.discounts = {k: self.discount(table) for k, table in self.counts.items()}
 
     @staticmethod
@@ -96,7 +107,12 @@ class NaiveKneserNey:
         return found if valid else [0.5, 1.0, 1.5]
 
     def probability(self, context, token):
+        """Of a token after padded tokens, as rows have them."""
         k = len(context) + 1
+        if self.starts and context[:2] == (DOCUMENT, DOCUMENT):
+            return self.probability(context[1:], token)
+        if self.starts and context[:1] == (DOCUMENT,):
+            context = ("<s>", *context[1:])
         lower = self.probability(context[1:], token) if context else 1 / self.vocab_size
         followers = {g[-1]: a for g, a in self.counts[k].items() if g[:-1] == context}
         if not followers:
@@ -200,16 +216,31 @@ def test_degenerate_corpora(docs, order):
     np.testing.assert_allclose(model.distribution(contexts), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("padding", [0, None])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_equals_the_naive_formula_on_text(order):
+def test_equals_the_naive_formula_on_text(order, padding):
     docs, held_out, vocab_size = real_text()
-    model = KneserNey.fit(count(docs, order, vocab_size))
-    naive = NaiveKneserNey(docs, order, vocab_size)
+    model = KneserNey.fit(count(docs, order, vocab_size), padding=padding)
+    naive = NaiveKneserNey(docs, order, vocab_size, starts=padding == 0)
     contexts = np.unique(rows_of(docs[::3] + held_out, order)[0], axis=0)
     for token in range(vocab_size):
         expected = [naive.probability(tuple(c), token) for c in contexts.tolist()]
         p = model.probability(contexts, np.full(len(contexts), token))
         np.testing.assert_allclose(p, expected, rtol=1e-9)
+
+
+def test_starts_of_documents_are_those_of_the_reference_toolkit():
+    """By hand, of the lines `a a b a` and `b a a b`, whose few n-grams take the fall-back discounts at every order."""
+    a, b, vocab_size = 1, 2, 4  # and one word that is not in the text
+    model = KneserNey.fit(count([[a, a, b, a], [b, a, a, b]], 3, vocab_size))
+    # Left neighbours: three of a (<s>, a, b), two of b and of the end; discounts of 1.5, 1 and 1 of 7 go to the words.
+    unigram = {a: 1.5 / 7 + 3.5 / 7 / 4, b: 1 / 7 + 3.5 / 7 / 4}
+    after_start = {w: (1 - 0.5) / 2 + (0.5 + 0.5) / 2 * unigram[w] for w in (a, b)}  # each once, a raw count
+    # <s> a comes once, and a after it: a raw count of 1 above the pair a a, whose left neighbours are <s> and b.
+    pair = (2 - 1) / 4 + (1 + 0.5 + 0.5) / 4 * unigram[a]  # after a: a (2 neighbours), b (1), the end (1)
+    expected = [after_start[a], after_start[b], (1 - 0.5) / 1 + 0.5 / 1 * pair]
+    got = model.probability(np.array([[0, 0], [0, 0], [0, a]]), np.array([a, b, a]))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 def test_text_uses_the_formula_and_the_fall_back():

@@ -125,7 +125,11 @@ def test_budgets_and_folders_that_cannot_be(tmp_path: Path):
 @settings(max_examples=25)
 def test_kneser_ney_in_passes_is_kneser_ney(seed, order, n_values):
     rng = np.random.default_rng(seed)
-    rows, asked = (rng.integers(0, n_values, (n, order)).astype(np.int32) ** 2 // n_values for n in (300, 60))
+    lines = [rng.integers(0, n_values, n) ** 2 // n_values + 1 for n in rng.integers(0, 12, 40)]
+    padded = [np.concatenate([np.zeros(order - 1, int), line, [0]]).astype(np.int32) for line in lines]
+    rows = np.concatenate([np.lib.stride_tricks.sliding_window_view(line, order) for line in padded])
+    n_values += 1
+    asked = np.concatenate([rows[::5], rng.integers(0, n_values, (60, order)).astype(np.int32)])
     counts = NgramCounts.from_rows(rows[:, :-1], rows[:, -1], n_values)
     expected = KneserNey.fit(counts).probability(asked[:, :-1], asked[:, -1])
     got = streamed_probability(BlockTable.of(*counts.table), asked[:, :-1], asked[:, -1], n_values, budget=1)

@@ -3,7 +3,7 @@
 from streamfit.corpus.base import Files, Rows, Source, Split, Tally, split_of
 from streamfit.corpus.labels import Labels
 from streamfit.corpus.parquet import ParquetTable
-from streamfit.corpus.text import Documents, JsonLines, TextFiles
+from streamfit.corpus.text import Documents, JsonLines, Placed, TextFiles
 
 __all__ = [
     "Documents",
@@ -11,6 +11,7 @@ __all__ = [
     "JsonLines",
     "Labels",
     "ParquetTable",
+    "Placed",
     "Rows",
     "Source",
     "Split",

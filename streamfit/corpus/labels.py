@@ -184,7 +184,7 @@ class Labels:
         return [
             replace(
                 self.label(whole, name, select),
-                key=f"{whole.key}[{','.join(f'{column_of(key)[0]}={value}' for key, value in select)}]",
+                key=f"{whole.key}{told(select)}",
                 planned_rows=max(1, whole.planned_rows * rows // total),
                 content_id=selected_id(whole.content_id, select),
                 select=select,
@@ -205,6 +205,11 @@ class Labels:
 
 
 NO_LABELS = Labels()
+
+
+def told(select: Select) -> str:
+    """What a shard's key says of the rows that it selects, last."""
+    return f"[{','.join(f'{column_of(key)[0]}={value}' for key, value in select)}]" if select else ""
 
 
 def _check_value(value: str, where: str, kind: type[ConfigError | CorpusError] = CorpusError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class SavedDataset(Documents):
     def _texts(self, root: str, start: int, stop: int) -> list[str]:
         return [text or "" for text in self._columns(root, start, stop, {self.field})[self.field].to_pylist()]
 
-    def all_shards(self) -> list[Shard]:
+    def wholes(self) -> list[tuple[str, Shard]]:
         root = Path(self.files.root).absolute()
         found = []
         for start, stop in self.parts(root):
@@ -104,16 +105,17 @@ class SavedDataset(Documents):
                 content_id=_digest(texts),
                 source=self.label,
             )
-            found += [self._sealed(shard, texts) for shard in self.labelled(whole, root.name)]
+            found.append((root.name, whole))
         return found
 
     def labelled(self, whole: Shard, name: str) -> list[Shard]:
         if not self.labels.keys:
             return [self.labels.label(whole, name)]
+        texts = self._texts(whole.uri, whole.start, whole.stop)
         keys = [(key, *column_of(key)) for key in self.labels.keys]
         table = self._columns(whole.uri, whole.start, whole.stop, {column for _, column, _ in keys})
         columns = {key: strings_of(table.column(column), period) for key, column, period in keys}
-        return self.labels.cut(whole, name, combinations(whole.key, columns))
+        return [self._sealed(shard, texts) for shard in self.labels.cut(whole, name, combinations(whole.key, columns))]
 
     def _sealed(self, shard: Shard, texts: list[str]) -> Shard:
         """A shard that selects rows, with the texts of these rows in its content id.
@@ -148,10 +150,14 @@ class SavedDataset(Documents):
             raise ShardChangedError(msg, f"content {shard.content_id[:12]}", "run again once nobody writes to it")
         return texts, kept(len(texts), shard.without) & self._selected(shard)
 
-    def documents(self, shard: Shard) -> list[str]:
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
         texts, mask = self._checked(shard)
-        chosen = [texts[row] for row in np.flatnonzero(mask)]
-        return [text for text in chosen if self.split in (None, split_of(text, self.fractions))]
+        for row in np.flatnonzero(mask).tolist():
+            if self.split in (None, split_of(texts[row], self.fractions)):
+                yield row, texts[row]
+
+    def before(self, shard: Shard) -> int | None:
+        return shard.start
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         _, mask = self._checked(shard)

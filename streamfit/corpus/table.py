@@ -118,9 +118,16 @@ class Table(Source):
         return list(dict.fromkeys([*names, *(c for c in self.recipe.columns if c not in self.recipe.features)]))
 
     def shards(self) -> list[Shard]:
-        return told_apart(shard for name, part in self.parts() for shard in self._labelled(name, part))
+        return told_apart(shard for name, part in self.parts() for shard in self.labelled(part, name))
 
-    def _labelled(self, name: str, part: Shard) -> list[Shard]:
+    def labelled(self, part: Shard, name: str) -> list[Shard]:
+        """A part of the file of this relative path with its labels: several shards, where its rows differ.
+
+        Raises
+        ------
+        CorpusError
+            If a column of labels is missing.
+        """
         if not self.labels.keys:
             return [self.labels.label(part, name)]
         keys = [(key, *column_of(key)) for key in self.labels.keys]

@@ -14,7 +14,7 @@ from streamfit.corpus.recipe import Recipe
 from streamfit.corpus.table import COLUMNS
 from streamfit.corpus.text import BYTES_PER_TOKEN, Documents
 from streamfit.errors import ShardError
-from streamfit.plan import Shard
+from streamfit.plan import Shard, told_apart
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,27 @@ class TableText(Documents):
         recipe = Recipe((self.field,), (self.field,))
         return DatasetFiles.of(self.kind, self.files, recipe=recipe, label=self.label, labels=self.labels)
 
-    def all_shards(self) -> list[Shard]:
-        return [replace(s, planned_rows=max(1, s.size // BYTES_PER_TOKEN)) for s in self.table.shards()]
+    def shards(self) -> list[Shard]:
+        return told_apart(super().shards())
 
-    def documents(self, shard: Shard) -> list[str]:
-        texts = [text or "" for text in self._texts(shard)]
-        return [text for text in texts if self.split in (None, split_of(text, self.fractions))]
+    def wholes(self) -> list[tuple[str, Shard]]:
+        found = self.table.parts()
+        return [(name, replace(part, planned_rows=max(1, part.size // BYTES_PER_TOKEN))) for name, part in found]
 
-    def _texts(self, shard: Shard) -> Iterator[str | None]:
+    def labelled(self, whole: Shard, name: str) -> list[Shard]:
+        return self.table.labelled(whole, name)
+
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
+        for row, found in self._texts(shard):
+            text = found or ""
+            if self.split in (None, split_of(text, self.fractions)):
+                yield row, text
+
+    def before(self, shard: Shard) -> int | None:
+        parts = self.table.format.cut(shard.uri)
+        return sum(part.n_rows for part in parts if part.stop <= shard.start)
+
+    def _texts(self, shard: Shard) -> Iterator[tuple[int, str | None]]:
         try:
             for batch in self.table.chosen(shard, [self.field]):
                 column = batch.table.column(self.field)
@@ -60,7 +73,7 @@ class TableText(Documents):
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
                     msg = f"{shard.key}: column {self.field!r} has type {column.type}"
                     raise ShardError(msg, "strings", "set `field` in the config's [corpus]")
-                yield from column.to_pylist()
+                yield from zip(batch.positions.tolist(), column.to_pylist(), strict=True)
         except ShardError as error:
             if error.expected != COLUMNS:
                 raise

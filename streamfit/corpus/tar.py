@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from streamfit.corpus.base import Split, read_unchanged, split_of
-from streamfit.corpus.labels import NO_LABELS, Labels, combinations
-from streamfit.corpus.text import CutFiles, decode, decompressed, is_compressed
+from streamfit.corpus.labels import NO_LABELS, Labels, combinations, told
+from streamfit.corpus.text import CutFiles, Placed, decode, decompressed, is_compressed
 from streamfit.corpus.values import Select, json_value
 from streamfit.errors import CorpusError, ShardError
 from streamfit.plan import Shard
@@ -79,11 +79,23 @@ class TarText(CutFiles):
             return [(0, size)]  # to be refused when it is read
         return list(zip(cuts, [*cuts[1:], size], strict=True))
 
-    def documents(self, shard: Shard) -> list[str]:
-        texts = [
-            decode(shard, found.data, self.encoding) for _, found in self._selected(shard) if found.data is not None
-        ]
-        return [text for text in texts if self.split in (None, split_of(text, self.fractions))]
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
+        return ((at, text) for at, _, text in self._texts(shard))
+
+    def placed(self, shard: Shard) -> Iterator[Placed]:
+        archive = shard.key.removesuffix(told(shard.select)).removesuffix(f"#{shard.start}-{shard.stop}")
+        return (Placed(f"{archive}/{name}", None, text) for _, name, text in self._texts(shard))
+
+    def before(self, shard: Shard) -> int | None:
+        return None
+
+    def _texts(self, shard: Shard) -> Iterator[tuple[int, str, str]]:
+        """Positions, names of members and texts of the documents of the split."""
+        for at, found in self._selected(shard):
+            if found.data is not None:
+                text = decode(shard, found.data, self.encoding)
+                if self.split in (None, split_of(text, self.fractions)):
+                    yield at, found.name, text
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         return tuple(at for at, found in self._selected(shard) if json_value(found.columns, column) in values)

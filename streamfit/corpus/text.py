@@ -16,14 +16,31 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from streamfit.corpus.base import Files, Split, content_ids, read_unchanged, split_of
-from streamfit.corpus.labels import NO_LABELS, Labels, combinations
+from streamfit.corpus.base import Files, Split, content_ids, file_stamp, read_unchanged, split_of
+from streamfit.corpus.labels import NO_LABELS, Labels, combinations, told
 from streamfit.corpus.values import Select, json_value
 from streamfit.errors import ConfigError, ShardError
 from streamfit.plan import Shard
 
 BYTES_PER_TOKEN = 3
 """Estimate for planning, before a tokenizer has seen the text."""
+
+
+class Placed(NamedTuple):
+    """A document and where it is found.
+
+    Parameters
+    ----------
+    file : str
+        Relative path; of a member of an archive the archive's, and the member's.
+    number : int, optional
+        Number in the file, from 0: of the line of JSON lines, of the row of a table. None where the file is the document.
+    text : str
+    """
+
+    file: str
+    number: int | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -45,14 +62,18 @@ class Documents(ABC):
 
     def shards(self) -> list[Shard]:
         """Shards that have any documents, in the order of their keys."""
-        found = self.all_shards()
-        return [s for s in found if s.bytes_id not in self.leave_out and s.content_id not in self.leave_out]
+        parts = [(name, part) for name, part in self.wholes() if part.content_id not in self.leave_out]
+        found = [shard for name, part in parts for shard in self.labelled(part, name)]
+        return [shard for shard in found if shard.content_id not in self.leave_out]
 
     @abstractmethod
-    def all_shards(self) -> list[Shard]:
-        """All of them, those that are left out included."""
+    def wholes(self) -> list[tuple[str, Shard]]:
+        """Relative paths of files and their parts, whole and without labels, those that are left out among them."""
 
     @abstractmethod
+    def labelled(self, whole: Shard, name: str) -> list[Shard]:
+        """A part of the file of this relative path with its labels: several shards, where its documents differ."""
+
     def documents(self, shard: Shard) -> list[str]:
         """Texts of a shard: those it selects, without those it leaves out.
 
@@ -61,6 +82,29 @@ class Documents(ABC):
         ShardError
             If they cannot be decoded.
         """
+        return [text for _, text in self.numbered(shard)]
+
+    @abstractmethod
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
+        """Numbers and texts of the documents: lines of JSON lines, and rows of tables, from the start of the part."""
+
+    def placed(self, shard: Shard) -> Iterator[Placed]:
+        """Documents of a shard with their places in the file, wherever it is cut and whatever is left out.
+
+        Raises
+        ------
+        ShardError
+            If they cannot be decoded.
+        """
+        before = self.before(shard)
+        name = shard.key.removesuffix(told(shard.select))
+        name = name.removesuffix(f"#{shard.start}-{shard.stop}").removesuffix(f"#{shard.start}")
+        for number, text in self.numbered(shard):
+            yield Placed(name, None if before is None else before + number, text)
+
+    @abstractmethod
+    def before(self, shard: Shard) -> int | None:
+        """Lines or rows of the file before the shard's part; None where the file is one document."""
 
     @abstractmethod
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
@@ -78,14 +122,10 @@ class CutFiles(Documents):
     def parts(self, path: Path) -> list[tuple[int, int]]:
         """Byte ranges that a file is cut into."""
 
-    @abstractmethod
-    def labelled(self, whole: Shard, name: str) -> list[Shard]:
-        """A part of the file of this relative path with its labels: several shards, where its documents differ."""
-
-    def all_shards(self) -> list[Shard]:
+    def wholes(self) -> list[tuple[str, Shard]]:
         found = [(name, path, *part) for name, path in self.files.find() for part in self.parts(path)]
         ids = content_ids([(path, start, stop) for _, path, start, stop in found])
-        parts = [
+        parts = (
             Shard(
                 key=name if start == 0 and stop == path.stat().st_size else f"{name}#{start}-{stop}",
                 uri=str(path),
@@ -97,8 +137,8 @@ class CutFiles(Documents):
                 source=self.label,
             )
             for (name, path, start, stop), content_id in zip(found, ids, strict=True)
-        ]
-        return [s for part, (name, *_) in zip(parts, found, strict=True) for s in self.labelled(part, name)]
+        )
+        return [(name, part) for part, (name, *_) in zip(parts, found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -129,9 +169,13 @@ class TextFiles(CutFiles):
         size = path.stat().st_size
         return [(0, size)] if size else []
 
-    def documents(self, shard: Shard) -> list[str]:
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
         data = self._data(shard)
-        return [] if shard.without else [decode(shard, data, self.encoding)]
+        if not shard.without:
+            yield 0, decode(shard, data, self.encoding)
+
+    def before(self, shard: Shard) -> int | None:
+        return None
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         self._data(shard)
@@ -187,9 +231,18 @@ class JsonLines(CutFiles):
                 cuts.append(file.tell())
         return list(itertools.pairwise(cuts))
 
-    def documents(self, shard: Shard) -> list[str]:
-        texts = [self._text(shard, line, record) for line, record in _selected(shard)]
-        return [text for text in texts if self.split in (None, split_of(text, self.fractions))]
+    def numbered(self, shard: Shard) -> Iterator[tuple[int, str]]:
+        for line, record in _selected(shard):
+            text = self._text(shard, line, record)
+            if self.split in (None, split_of(text, self.fractions)):
+                yield line.number - 1, text
+
+    def before(self, shard: Shard) -> int | None:
+        return sum(
+            _n_lines(shard.uri, *part, *file_stamp(Path(shard.uri)))
+            for part in self.parts(Path(shard.uri))
+            if part[1] <= shard.start
+        )
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         """Positions of the documents with one of some values in a field; a line without the field has none of them."""
@@ -206,7 +259,8 @@ class JsonLines(CutFiles):
     def _text(self, shard: Shard, line: _Line, record: dict[str, Any]) -> str:
         text = record.get(self.field)
         if not isinstance(text, str):
-            msg = f"{shard.key}, line {line.number} of the shard: fields {sorted(record)}"
+            value = f"{text!r:.40} under {self.field!r}" if self.field in record else f"fields {sorted(record)}"
+            msg = f"{shard.key}, line {line.number} of the shard: {value}"
             raise ShardError(msg, f"a string under {self.field!r}", "set `field` in the config's [corpus]")
         try:
             text.encode()
@@ -259,6 +313,14 @@ def _record(shard: Shard, line: _Line) -> dict[str, Any]:
         msg = f"{shard.key}, line {line.number} of the shard: a {type(record).__name__}"
         raise ShardError(msg, "one JSON object a line")
     return record
+
+
+@cache
+def _n_lines(path: str, start: int, stop: int, *_stamp: int) -> int:
+    """Line ends in a part of a file, which end with it."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(stop - start).count(b"\n")
 
 
 @cache

@@ -8,7 +8,7 @@ from streamfit.text.explain import Explanation, explain
 from streamfit.text.fit import LanguageSettings, assemble, prepare, token_source
 from streamfit.text.generate import Sampling, generate, generate_text
 from streamfit.text.model import LanguageModel
-from streamfit.text.origins import find_origins, numbered, origins_of
+from streamfit.text.origins import find_origins, origins_of
 from streamfit.text.tokenizer import TRAINED, Tokenizer, tokenizer_id
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "find_origins",
     "generate",
     "generate_text",
-    "numbered",
     "origins_of",
     "prepare",
     "token_source",

@@ -131,7 +131,8 @@ class ExpertSettings:
         if kind == "exact":
             return Interpolation.fit(counts, tree=tree)
         if kind not in ("suffix_ridge", "class_ridge"):
-            return KneserNey.fit(counts, tree)
+            # Where tokens are seen as their classes, or not all of them, padding cannot be told from what is seen so.
+            return KneserNey.fit(counts, tree, padding=0 if kind == "ngram" else None)
         last = len(self.suffix_penalties) - 1
         return SuffixRidge.fit(counts, [self.suffix_penalties[min(n, last)] for n in range(counts.order)], tree)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from streamfit.arrays import Precision
-from streamfit.corpus import Documents
+from streamfit.corpus import Documents, Placed
 from streamfit.counted import piece_rows
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
 from streamfit.features import Chain, Concat, Decayed, FeatureMap, Nearest
@@ -29,7 +30,7 @@ from streamfit.text.experts import ExpertSettings
 from streamfit.text.mixture import n_buckets
 from streamfit.text.model import LanguageModel, Projection
 from streamfit.text.ngram import NgramCounts
-from streamfit.text.origins import ORIGINS, find_origins, numbered, origins_bytes, origins_info
+from streamfit.text.origins import ORIGINS, find_origins, origins_bytes, origins_info
 from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
 from streamfit.text.topic import Topic, topic_map
 
@@ -129,7 +130,7 @@ def prepare(
         If there is no text.
     """
     sampled = list(_sample_texts(documents, settings, skip_bad_shards))
-    texts = [text for _, shard in sampled for text in shard]
+    texts = [each.text for shard in sampled for each in shard]
     if not any(texts):
         msg = "a corpus without any text"
         raise CorpusError(msg, "at least one document that is not empty", "check the paths of [corpus]")
@@ -141,7 +142,7 @@ def prepare(
     rows = sample_rows(len(windows), _FRAME_ROWS, settings.seed)
     choice = choose_counting(
         count_rows,
-        _pieces(windows, [len(ids) + 1 for ids in encoded], [len(shard) for _, shard in sampled], settings.seed),
+        _pieces(windows, [len(ids) + 1 for ids in encoded], [len(shard) for shard in sampled], settings.seed),
         features.n_features,
         tokenizer.vocab_size,
         one_hot=True,
@@ -162,7 +163,7 @@ def prepare(
         },
         files={
             _TOKENIZER: tokenizer.serialized.encode(),
-            ORIGINS: origins_bytes(find_origins(features, tokenizer, numbered(sampled))),
+            ORIGINS: origins_bytes(find_origins(features, tokenizer, chain.from_iterable(sampled))),
         },
         counted=choice.counted,
     )
@@ -202,7 +203,7 @@ def _pieces(contexts: Windows, lengths: list[int], n_documents: list[int], seed:
             yield piece
 
 
-def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[tuple[str, list[str]]]:
+def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) -> Iterator[list[Placed]]:
     shards = documents.shards()
     order = np.random.default_rng(settings.seed).permutation(len(shards))
     left = settings.sample_bytes
@@ -214,7 +215,7 @@ def _sample_texts(documents: Documents, settings: LanguageSettings, skip: bool) 
         left -= shards[index].size
     for index in sorted(taken):
         try:
-            yield shards[index].key, documents.documents(shards[index])
+            yield list(documents.placed(shards[index]))
         except ShardError:
             if not skip:
                 raise

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from streamfit.counts import Int64
-from streamfit.text.ngram import Float64, NgramCounts
+from streamfit.text.ngram import Bool, Float64, NgramCounts
 from streamfit.text.suffix_tables import Branch, Level, SuffixTables, suffix_tree
 
 
@@ -28,10 +28,9 @@ class KneserNey(SuffixTables):
     p_0 = 1 / vocab_size, so every token has positive probability. a_k is the raw count at the
     highest order and the continuation count N1+(. cw), the number of distinct left neighbours, below.
 
-    **Document starts.** Left neighbours are counted as they stand in the rows, so the padding before
-    a document is one neighbour like any other. KenLM keeps raw counts for n-grams that begin with
-    ``<s>``, because nothing stands to their left; here the highest order holds those raw counts
-    under the fully padded context, and below it a document start is one environment out of many.
+    **Document starts** are KenLM's ``<s>``: an n-gram that begins with one padding token keeps its raw
+    count at every order, because nothing stands to its left; those that begin with more are none, so
+    that the first token after the start is predicted from ``<s>`` alone.
 
     **Discounts.** Each level has its own, from its numbers n1..n4 of n-grams with a_k = 1..4:
     Y = n1 / (n1 + 2 n2), D1 = 1 - 2 Y n2/n1, D2 = 2 - 3 Y n3/n2, D3+ = 3 - 4 Y n4/n3. Where n1, n2 or n3
@@ -72,7 +71,7 @@ class KneserNey(SuffixTables):
     discounts: tuple[Float64, ...] = ()
 
     @classmethod
-    def fit(cls, counts: NgramCounts, tree: tuple[Branch, ...] | None = None) -> Self:
+    def fit(cls, counts: NgramCounts, tree: tuple[Branch, ...] | None = None, *, padding: int | None = 0) -> Self:
         """Build the tables of all orders; equal counts give equal bits, none the uniform distribution.
 
         Parameters
@@ -80,31 +79,40 @@ class KneserNey(SuffixTables):
         counts : NgramCounts
         tree : tuple of Branch, optional
             ``suffix_tree(counts)``, where it is there already.
+        padding : int, optional
+            Token before the start of a document; None where it can be any other as well, as its class can, and is a
+            left neighbour like any.
         """
         tree = suffix_tree(counts) if tree is None else tree
         levels, discounts = [], []
+        padded = np.zeros(1, np.bool_)  # whether each context of the order begins with padding
         for k, branch in enumerate(tree, start=1):
             adjusted = branch.counts
             if k < counts.order:  # distinct left neighbours
                 adjusted = np.bincount(tree[k].parents, minlength=len(branch.counts))
-            level, used = _level(branch, adjusted)
+            above = np.zeros(len(branch.contexts), np.bool_)
+            if k > 1 and padding is not None:
+                shorter, leftmost = np.divmod(branch.contexts, counts.vocab_size)
+                above, padded = (leftmost == padding) & padded[shorter], leftmost == padding
+                adjusted = np.where((padded & ~above)[branch.ids], branch.counts, adjusted)
+            level, used = _level(branch, adjusted, above)
             levels.append(level)
             discounts.append(used)
         return cls(counts.order, counts.vocab_size, tuple(levels), tuple(discounts))
 
 
-def _level(branch: Branch, adjusted: Int64) -> tuple[Level, Float64]:
-    discounts = _discounts(adjusted)
+def _level(branch: Branch, adjusted: Int64, unused: Bool) -> tuple[Level, Float64]:
+    """Probabilities of an order, which leaves some contexts to the order below."""
+    ids = branch.ids
+    left_out = unused[ids]
+    discounts = discounts_of(np.bincount(adjusted[(adjusted <= 4) & ~left_out], minlength=5))
     if not adjusted.size:
         return Level.of(branch, np.zeros(0), np.zeros(0)), discounts
-    starts, ids = branch.starts[:-1], branch.ids
     taken = discounts[np.minimum(adjusted, 3) - 1]
-    total = np.add.reduceat(adjusted, starts)
-    return Level.of(branch, (adjusted - taken) / total[ids], np.add.reduceat(taken, starts) / total), discounts
-
-
-def _discounts(adjusted: Int64) -> Float64:
-    return discounts_of(np.bincount(adjusted[adjusted <= 4], minlength=5))
+    total = np.add.reduceat(adjusted, branch.starts[:-1])
+    mass = np.where(left_out, 0.0, (adjusted - taken) / total[ids])
+    gamma = np.where(unused, 1.0, np.add.reduceat(taken, branch.starts[:-1]) / total)
+    return Level.of(branch, mass, gamma), discounts
 
 
 def discounts_of(numbers: Int64) -> Float64:

@@ -7,20 +7,19 @@ of the embedding tell, and where those stand, the text they were taken from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from streamfit.corpus import Placed
 from streamfit.features import RBF, Chain, Concat, FeatureMap, Lookup, Nearest
 from streamfit.text.contexts import context_rows
 from streamfit.text.tokenizer import Tokenizer
 
 ORIGINS = "centers.json"
 """Name among the files of a store's header."""
-Numbered = tuple[str, int, str]
-"""File, number of the document in it, text."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,22 @@ class Origin:
     tokens : tuple of int
         The context, the nearest token last.
     file : str
-        Key of the shard: a file's relative path, and the part of it where files are cut.
-    document : int
-        Number of the document among those of the shard that are read, from 0.
+        Relative path; of a member of an archive the archive's, and the member's.
+    document : int, optional
+        Number of the line of JSON lines, of the row of a table, from 0 in the file; None where the file is a document.
     offset : int
         Bytes of UTF-8 from the start of the document to where the context ends and the next token begins.
     """
 
     tokens: tuple[int, ...]
     file: str
-    document: int
+    document: int | None
     offset: int
 
     @property
     def place(self) -> str:
         """The place in a line; documents that are files have no number."""
-        return f"{self.file}:{self.offset}" if not self.document else f"{self.file} [{self.document}]:{self.offset}"
+        return f"{self.file}:{self.offset}" if self.document is None else f"{self.file} [{self.document}]:{self.offset}"
 
 
 def center_block(features: FeatureMap) -> tuple[Lookup, RBF, slice] | None:
@@ -66,14 +65,7 @@ def center_block(features: FeatureMap) -> tuple[Lookup, RBF, slice] | None:
     return None
 
 
-def numbered(files: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Numbered]:
-    """Documents with their numbers, of files with several each."""
-    for file, texts in files:
-        for number, text in enumerate(texts):
-            yield file, number, text
-
-
-def find_origins(features: FeatureMap, tokenizer: Tokenizer, texts: Iterable[Numbered]) -> list[Origin | None]:
+def find_origins(features: FeatureMap, tokenizer: Tokenizer, texts: Iterable[Placed]) -> list[Origin | None]:
     """Look for the first place in some text where each center stands.
 
     Tokens with the same vectors, such as those that never came at some distance, stand for one another in a center;
@@ -84,8 +76,8 @@ def find_origins(features: FeatureMap, tokenizer: Tokenizer, texts: Iterable[Num
     features : FeatureMap
         Of contexts. Without centers over an embedding nothing is found.
     tokenizer : Tokenizer
-    texts : iterable of (str, int, str)
-        File, number of the document, text; read until all are found.
+    texts : iterable of Placed
+        Documents; read until all are found.
 
     Returns
     -------

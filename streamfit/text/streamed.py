@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from streamfit.counts import Ids, Int64
 from streamfit.merging import Block, BlockTable
@@ -24,7 +25,8 @@ def adjusted_levels(
     """Counts of each order as Kneser-Ney takes them, the highest first: raw ones, then distinct left neighbours.
 
     Each table is made of the one before, whose n-grams lose their leftmost token and count once each; they are sorted
-    anew, within the budget.
+    anew, within the budget. N-grams that begin with padding keep their raw counts; those that begin with more than one
+    token of it are in the tables for the sake of shorter ones.
 
     Parameters
     ----------
@@ -38,8 +40,8 @@ def adjusted_levels(
     yield counts
     for width in range(counts.width - 1, 0, -1):
         runs = CountRuns(width, budget, folder)
-        for keys, _ in counts.blocks(block_rows(width, budget, 1)):
-            runs.add(keys[:, 1:])
+        for keys, found in counts.blocks(block_rows(width, budget, 1)):
+            runs.add(keys[:, 1:], np.where(_padded_twice(keys), found, 1))
         counts = runs.table()
         del runs  # what it holds besides the table
         yield counts
@@ -87,12 +89,22 @@ def streamed_probability(
         near = contexts[:, contexts.shape[1] + 1 - level.width :]
         found = _Asked.of(near, tokens, vocab_size)
         for block in level.blocks(block_rows(level.width, budget, 1)):
-            found.see(block)
+            found.see(_ngrams(block))
         terms.append(found.terms())
     p = np.full(len(tokens), 1.0 / vocab_size)
     for gamma, mass in reversed(terms):
         p = gamma * p + mass
     return p
+
+
+def _padded_twice(keys: Ids) -> npt.NDArray[np.bool_]:
+    """Which n-grams begin with more than one token of padding: in KenLM's convention these are none."""
+    return (keys[:, :2] == 0).all(axis=1) if keys.shape[1] > 2 else np.zeros(len(keys), np.bool_)
+
+
+def _ngrams(block: Block) -> Block:
+    keep = ~_padded_twice(block[0])
+    return block if keep.all() else (block[0][keep], block[1][keep])
 
 
 @dataclass(frozen=True)
