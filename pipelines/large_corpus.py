@@ -1,6 +1,7 @@
 """N-grams of a corpus of any size at fixed memory: a learning curve, tokens a second, and peak memory.
 
     python pipelines/large_corpus.py FOLDER [--sizes 5,20,100] [--order 5] [--memory 0.5] [--run runs/large_corpus]
+                                     [--lmplz PATH]
 
 FOLDER is searched for text, C source if nothing else is said. The tokenizer is trained on a sample; files are shuffled,
 some are held out, and the first 5, 20, 100 MB of the others are counted, each size anew in a process that may allocate
@@ -10,7 +11,10 @@ blocks. Held-out files are then scored by modified Kneser-Ney in passes over the
 the same limit: no table is ever in memory whole. Peak memory is all that was resident, libraries included. Seconds are
 CPU seconds of one process.
 
-Linux source: `apt-get download linux-source-6.1`, `dpkg -x`, and of the archive inside the members `*.c` and `*.h`.
+With `--lmplz`, the program of KenLM that estimates models, that is given the same tokens and the same memory to sort in,
+and some of the held-out tokens are scored by its model as well. Its seconds are of reading text and writing a model.
+
+Any folder of code will do: `.venv/lib/python3.11/site-packages --include '*.py'`. Linux source: `apt-get download linux-source-6.1`, `dpkg -x`, and of the archive inside the members `*.c` and `*.h`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import os
 import platform
 import re
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +40,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Printed
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python pipelines/...`
+
+from pipelines.toolkit import Toolkit, beside
 from streamfit.cli import exits
 from streamfit.store.runs import CountRuns
 from streamfit.text.contexts import Windows
@@ -43,6 +51,8 @@ from streamfit.text.tokenizer import Tokenizer, make_tokenizer
 
 _BATCH_BYTES = 4 * 10**6
 _CHUNK_TOKENS = 2**20
+_COMPARED = 20_000
+"""Held-out tokens that another toolkit's model scores."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Point:
     heldout_tokens: int
     perplexity: float
     bits_per_byte: float
+    toolkit: Toolkit | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,9 @@ def count_and_score(
     asked = Windows([ids for some in documents(held_out.path, held_out.n_tokens) for ids in some], order - 1)
     p = streamed_probability(table, asked[:], asked.tokens, vocab_size, budget=budget, folder=folder)
     nats = -float(np.log(p).mean())
+    some = np.random.default_rng(0).permutation(len(asked))[:_COMPARED]
     return {
+        "asked": (asked[some], asked.tokens[some], p[some]),
         "ngrams": table.n_rows,
         "count_seconds": counted - started,
         "score_seconds": time.process_time() - counted,
@@ -186,6 +199,7 @@ def main(
     sample_bytes: int = 10**7,
     folder: Path,
     seed: int = 0,
+    lmplz: Path | None = None,
     report: Callable[[Sequence[Point]], None] = lambda _: None,
 ) -> list[Point]:
     """Split, tokenise, count and score; a point for each size that there is text for. `report` is told after each."""
@@ -205,6 +219,10 @@ def main(
         with ProcessPoolExecutor(1, get_context("spawn")) as child:
             arguments = encoded, held_out, order, made.vocab_size, memory_bytes, folder
             found = child.submit(count_and_score, *arguments).result()
+        asked, toolkit = found.pop("asked"), None
+        if lmplz is not None:
+            lines = (ids for some in documents(encoded.path, encoded.n_tokens) for ids in some)
+            toolkit = beside(lmplz, lines, order, made.vocab_size, memory_bytes, folder, asked)
         points.append(
             Point(
                 encoded.n_bytes / 1e6,
@@ -213,6 +231,7 @@ def main(
                 tokenize_seconds=encoded.seconds,
                 count_tokens_per_second=encoded.n_tokens / found["count_seconds"],
                 tokens_per_second=encoded.n_tokens / (encoded.seconds + found["count_seconds"]),
+                toolkit=toolkit,
                 **found,
             )
         )
@@ -248,9 +267,26 @@ def show(points: Sequence[Point]) -> Printed:
     return table
 
 
+def show_toolkit(points: Sequence[Point]) -> Printed:
+    """What KenLM took for the same, and how its probabilities differ."""
+    table = Printed(title="KenLM's lmplz on the same tokens")
+    for name in ("MB", "s", "tokens/s", "peak MB", "held out", "perplexity", "ours", "largest difference"):
+        table.add_column(name, justify="right")
+    for p in points:
+        if (peer := p.toolkit) is not None:
+            table.add_row(
+                f"{p.megabytes:.0f}", f"{peer.seconds:.1f}", f"{p.tokens / peer.seconds:,.0f}",
+                f"{peer.peak_bytes / 1e6:.0f}", f"{peer.tokens:,}", f"{peer.perplexity:.4f}",
+                f"{peer.own_perplexity:.4f}", f"{peer.difference:.1e}",
+            )  # fmt: skip
+    return table
+
+
 def write(points: Sequence[Point], run: Path, order: int) -> None:
     """Print the points so far, and write them with the figure."""
     Console(width=110).print(show(points))
+    if points[-1].toolkit is not None:
+        Console(width=110).print(show_toolkit(points))
     machine = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "order": order}
     found = {**machine, "points": [asdict(point) for point in points]}
     (run / "large_corpus.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -267,6 +303,7 @@ if __name__ == "__main__":
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--memory", type=float, default=0.5, help="GB that counting and scoring may allocate")
     parser.add_argument("--held-out", type=float, default=2.0, help="MB of files that are held out")
+    parser.add_argument("--lmplz", type=Path, help="KenLM's program, to be run beside")
     parser.add_argument("--run", type=Path, default=Path("runs/large_corpus"))
     parser.add_argument("--folder", type=Path, help="where tokens and runs are put; not a file system in memory")
     options = parser.parse_args()
@@ -282,5 +319,6 @@ if __name__ == "__main__":
                 memory_bytes=int(options.memory * 1e9),
                 held_out_bytes=int(options.held_out * 1e6),
                 folder=Path(scratch),
+                lmplz=options.lmplz,
                 report=lambda points: write(points, options.run, options.order),
             )

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from streamfit.config import load_machine
 from streamfit.engine import Machine, RunSummary, connect
+from streamfit.models import refuse_folder
 
 INTERRUPTED = 130
 StoreArgument = Annotated[str, typer.Argument(help="Folder of a store or of its run, or s3://, gs://, az://.")]
@@ -31,6 +32,13 @@ LabelOption = Annotated[
 AtOption = Annotated[
     str | None, typer.Option("--at", help="The store as of this commit, or of this pin.", show_default=False)
 ]
+
+
+def own_folder(folder: Path | None) -> Path | None:
+    """What `--output` names, refused before any work where a model would be written over other files."""
+    if folder is not None:
+        refuse_folder(folder)
+    return folder
 
 
 class Interrupted(SystemExit):

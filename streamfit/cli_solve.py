@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from streamfit.arrays import Backend
-from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, working
+from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgument, dump, own_folder, working
 from streamfit.config import LanguageProblem, SolveSection, load_problem
 from streamfit.engine import say
 from streamfit.errors import ConfigError
@@ -41,7 +41,8 @@ ToleranceOption = Annotated[
     float, typer.Option(help="Share of the targets' sum of squares to which the optimum must be proved.", min=0)
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Folder to write the model to.", show_default=False)
+    Path | None,
+    typer.Option("-o", "--output", help="Folder to write the model to.", callback=own_folder, show_default=False),
 ]
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", help="File for the figure: .png, .svg or .pdf.", show_default=False)

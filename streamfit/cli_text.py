@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from streamfit.cli_options import AtOption, JsonOption, dump
+from streamfit.cli_options import AtOption, JsonOption, dump, own_folder
 from streamfit.config import LanguageProblem, load_problem
 from streamfit.corpus import Documents, Files, JsonLines, Placed, TextFiles
 from streamfit.corpus.table_text import TableText
@@ -101,8 +102,13 @@ def explain(
     network = language.network
     origins = [] if network is None else origins_of(network.info)
     if corpus is not None and network is not None:
-        origins = find_origins(network.features, language.tokenizer, _readable(corpus, field))
+        there = find_origins(network.features, language.tokenizer, _readable(corpus, field))
+        known = origins or [None] * len(there)
+        origins = [o or (k and replace(k, file="")) for o, k in zip(there, known, strict=True)]
     found = explain_token(language, read_prompt(prompt), token, origins=origins)
+    if token is not None and found.token.strip() != token.strip():
+        told = f"{token!r} is no single token of the model's: {found.token!r}, with which it begins, is explained"
+        say(Console(stderr=True), told, "yellow")
     if page is not None:
         write_file(page, explain_page.page([found], top))
     if as_json:
@@ -182,7 +188,8 @@ def distill(
     run: RunOption = None,
     at: AtOption = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the small model.", show_default=False)
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the small model.", callback=own_folder, show_default=False),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Figure of size against perplexity (.svg, .png).", show_default=False)

@@ -119,6 +119,9 @@ def _named(name: str, counted: Sequence[Shard]) -> list[str]:
     found = [s for s in counted if hexadecimal and s.content_id.startswith(name)]
     found = found or [s for s in counted if s.key == name]
     found = found or [s for s in counted if name in _wider_names(s)]
+    if not found and "://" not in name:  # a path from here, as `add` takes it
+        here = Path(name).expanduser().absolute()
+        found = [s for s in counted if s.uri in {str(here), str(here.resolve())}]
     files = sorted({s.uri for s in found})
     if not found:
         msg = f"no counted shard {name!r}"

@@ -96,12 +96,14 @@ def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = Fals
     return left
 
 
-def score_held_out(problem: LanguageProblem, store: Store, model: LanguageModel) -> HeldOutScore:
+def score_held_out(
+    problem: LanguageProblem, store: Store, model: LanguageModel, *, skip_bad_shards: bool = False
+) -> HeldOutScore:
     """Score a model on a sample of the test text; of the validation text where a corpus has no other.
 
     Files that cannot be read are left out: the model is there, and it is not them that it is told by.
     """
-    validation = held_out(store, problem.corpus.documents("validation"))
+    validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
     part, n_shards, texts = "test", 0, list[str]()
     with suppress(CorpusError):  # no part for tests, or all of it was counted
         n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")))

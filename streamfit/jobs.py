@@ -107,7 +107,7 @@ def fit(
         log.info("event=model path=%s", Path(problem.run) / "model")
         scored = None
         if isinstance(problem, LanguageProblem) and isinstance(model, LanguageModel):
-            scored = score_held_out(problem, store, model)
+            scored = score_held_out(problem, store, model, skip_bad_shards=skip_bad_shards)
             for line in scored.lines():
                 say(console, line)
         return Fitted(store, summary, solved, model, scored)

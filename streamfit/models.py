@@ -137,14 +137,28 @@ class LinearModel:
         return cls.from_parts(*read_model(folder, "linear"))
 
 
+def refuse_folder(folder: str | Path) -> None:
+    """Refuse to write a model over other files.
+
+    Raises
+    ------
+    StoreError
+        If the folder holds a README that is no model's.
+    """
+    if (Path(folder) / CARD).exists() and not (Path(folder) / "model.json").exists():
+        msg = f"{folder} has a {CARD} and no model"
+        raise StoreError(msg, "a folder of its own for the model, or one that has a model")
+
+
 def write_model(folder: str | Path, kind: str, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a model's JSON, arrays and card; each file is replaced whole or not at all.
 
     Raises
     ------
     StoreError
-        If the folder cannot be written.
+        If the folder cannot be written, or holds a README that is no model's.
     """
+    refuse_folder(folder)
     release = f"streamfit {importlib.metadata.version('streamfit')}"
     whole = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "written_by": release, "kind": kind, **spec}
     # safetensors writes the bytes as they lie, which of a matrix in column order would be its transpose.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from streamfit.corpus.base import SPLITS, Files
+from streamfit.corpus.base import SPLITS, Files, split_of
 from streamfit.corpus.tar import endings_within
 from streamfit.corpus.text_formats import COMPRESSIONS
 from streamfit.errors import ConfigError, CorpusError
@@ -26,6 +26,7 @@ _NAMED = 64
 _WEIGHTS = ("weight", "weights", "sample_weight", "w")
 _SPLITS = ("split", "part", "fold")
 _TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".h", ".tex", ".html", ".log")
+_SHARES = ((0.8, 0.1, 0.1), (0.7, 0.15, 0.15), (0.6, 0.2, 0.2), (0.5, 0.25, 0.25))
 _TEXT_FIELDS = ("text", "content", "body", "document")
 
 
@@ -122,6 +123,7 @@ def _text_starter(
     root: str, run: str, kind: str, endings: list[str], n: int, field: str = "text", *, alone: bool = False
 ) -> str:
     include = f"include = {json.dumps([f'*{e}' for e in endings])}\n" if endings else ""
+    shares = _shares(root, tuple(f"*{e}" for e in endings)) if kind == "text" else _SHARES[0]
     told = f"field = {json.dumps(field)}\n" if field != ("txt" if kind == "tar" else "text") else ""
     grid = "alphas = [0.1, 1, 10, 100, 1000, 10000]"
     if alone:
@@ -136,7 +138,7 @@ run = {json.dumps(run)}          # store/, model/ and streamfit.log go here
 [corpus]
 kind = {json.dumps(kind)}
 root = {json.dumps(root)}
-{include}{told}split = [0.8, 0.1, 0.1]         # train, validation, test: by a hash, so that it never changes
+{include}{told}split = {json.dumps(shares)}         # train, validation, test: by a hash, so that it never changes
 
 [features]
 vocab_size = 4096
@@ -149,6 +151,15 @@ ngram_order = 3
 {grid}
 folds = 5                       # one alpha is picked from held-out folds, without reading again
 """
+
+
+def _shares(root: str, include: tuple[str, ...]) -> tuple[float, float, float]:
+    """Shares of train, validation and test that leave none of them empty: few files fall unevenly."""
+    names = [name for name, _ in Files(root, include).find()]
+    for shares in _SHARES:
+        if {split_of(name, shares) for name in names} == {*SPLITS}:
+            return shares
+    return _SHARES[0]
 
 
 def _table_starter(found: Look, target: tuple[str, ...], run: str, others: list[str]) -> str:

@@ -148,8 +148,9 @@ def test_a_removal_that_cannot_be_meant_changes_nothing(there, tmp_path, serial,
     assert store.head() == head
 
 
-def test_a_name_of_several_files_is_refused(tmp_path, serial):
-    """The same relative path below two roots: the full path tells them apart."""
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_name_of_several_files_is_refused(tmp_path, serial, monkeypatch, relative):
+    """The same relative path below two roots: the full path tells them apart, or one from where the command is run."""
     for i, root in enumerate(("one", "two")):
         write_groups(tmp_path / root / "part.parquet", [pa.table(columns()).slice(50 * i, 40)])
     store = Store.create(tmp_path / "store", TABLE.header())
@@ -157,7 +158,9 @@ def test_a_name_of_several_files_is_refused(tmp_path, serial):
         accumulate(store, *TABLE.sources(tmp_path / root))
     with pytest.raises(MismatchError, match=r"shards of 2 files: .*one/part\.parquet, .*two/part\.parquet"):
         forget(store, serial, None, shards=["part.parquet"])
-    forget(store, serial, None, shards=[str(tmp_path / "two" / "part.parquet")])
+    monkeypatch.chdir(tmp_path / "one")
+    path = "../two/part.parquet" if relative else str(tmp_path / "two" / "part.parquet")
+    forget(store, serial, None, shards=[path])
     assert same_as_of(store, tmp_path / "one")
 
 

@@ -157,3 +157,12 @@ def test_a_model_becomes_onnx_by_a_command(begun: Path, tmp_path):
     found = session.run(["predicted"], {"x": x})[0]
     np.testing.assert_allclose(found, LinearModel.load(begun / "model").predict(x), rtol=1e-5)
     assert "dtype 'int8'" in told("export-model", begun / "model", "--onnx", tmp_path / "m.onnx", "--dtype", "int8")
+
+
+def test_a_model_is_not_written_over_other_files(begun: Path, tmp_path):
+    """A README that is no model's card stays as it is, and is found before anything is solved."""
+    (tmp_path / "README.md").write_text("mine")
+    for command in ("solve", "refine", "prune", "distill"):
+        assert "has a README.md and no model" in told(command, begun / "run", "-o", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -111,16 +111,24 @@ class NaiveKneserNey:
         k = len(context) + 1
         if self.starts and context[:2] == (DOCUMENT, DOCUMENT):
             return self.probability(context[1:], token)
+        lower = self.probability(context[1:], token) if context else 1 / self.vocab_size
+        followers = self.followers(context)
+        if token not in followers:
+            return self.weight(context) * lower
+        seen = followers[token] - self.discounts[k][min(followers[token], 3) - 1]
+        return seen / sum(followers.values()) + self.weight(context) * lower
+
+    def followers(self, context):
+        """Tokens after a context of rows, with their counts."""
         if self.starts and context[:1] == (DOCUMENT,):
             context = ("<s>", *context[1:])
-        lower = self.probability(context[1:], token) if context else 1 / self.vocab_size
-        followers = {g[-1]: a for g, a in self.counts[k].items() if g[:-1] == context}
-        if not followers:
-            return lower
-        total = sum(followers.values())
-        taken = {w: self.discounts[k][min(a, 3) - 1] for w, a in followers.items()}
-        seen = (followers[token] - taken[token]) / total if token in followers else 0.0
-        return seen + sum(taken.values()) / total * lower
+        return {g[-1]: a for g, a in self.counts.get(len(context) + 1, {}).items() if g[:-1] == context}
+
+    def weight(self, context):
+        """Weight of the shorter context; 1 where this one was not seen."""
+        counts = self.followers(context).values()
+        taken = [self.discounts[len(context) + 1][min(a, 3) - 1] for a in counts]
+        return sum(taken) / sum(counts) if counts else 1.0
 
 
 @given(documents, documents, documents, orders)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import cache
 from glob import has_magic
@@ -191,7 +191,10 @@ class Files:
         if not kept:
             part = f" in the {self.split} split" if self.split else ""
             msg = f"no file of {len(pairs)} under {self.root} is left by include/exclude{part}"
-            raise CorpusError(msg, "at least one", "check the path and the patterns")
+            remedy = "check the path and the patterns"
+            if self.split and replace(self, split=None).find():
+                remedy = "a hash of paths puts none there: give the part a larger share in `split`, or name its files"
+            raise CorpusError(msg, "at least one", remedy)
         return sorted(kept)
 
     def of_rows(self) -> list[tuple[str, Path]]:

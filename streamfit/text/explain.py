@@ -301,12 +301,18 @@ def _counted_shares(model: LanguageModel, name: str, context: np.ndarray, token:
         if shares and (shares[-1].text, shares[-1].seen) == (text, suffix.seen):
             # More and more marks before a document's start, which are one in the text.
             share = replace(share, share=share.share + shares.pop().share)
+        elif expert.view is not None and any(each.text == text for each in shares):
+            # As classes they are seen elsewhere as well, and so tell contexts apart.
+            share = replace(share, text=_glimpse(model, expert.view, context, suffix.order - 1, marks=True))
         shares.append(share)
     return [*shares, Share(name, "uniform", weight * uniform_share(expert.tables, found) / model.vocab_size)]
 
 
-def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: int) -> str:
-    """What a view has looked at first, as text: tokens, those seen as one of a cluster in brackets, gaps as dots."""
+def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: int, *, marks: bool = False) -> str:
+    """What a view has looked at first, as text: tokens, those seen as one of a cluster in brackets, gaps as dots.
+
+    Of the marks before a document's start one stands for all, with their number if that is asked for.
+    """
     glances = {g.distance: g.clusters for g in view.glances[:n_columns]}  # a token seen twice is seen by itself at last
     farthest = max(glances, default=0)
     tokens = context[len(context) - farthest :]
@@ -314,9 +320,11 @@ def _glimpse(model: LanguageModel, view: View, context: np.ndarray, n_columns: i
         "..." if distance not in glances else _clustered(piece) if glances[distance] else piece
         for distance, piece in zip(range(farthest, 0, -1), model.tokenizer.pieces(tokens), strict=True)
     ]
-    n_inside = len(_shortened(tokens))
+    n_inside, n_marks = len(_shortened(tokens)), 1
     while len(spelled) > n_inside and spelled[1].replace(" ", "") == spelled[0]:
-        spelled = spelled[:1] + spelled[2:]
+        spelled, n_marks = spelled[:1] + spelled[2:], n_marks + 1
+    if marks and n_marks > 1:
+        spelled[0] += f"\N{MULTIPLICATION SIGN}{n_marks}"
     return "".join(spelled)
 
 

@@ -45,7 +45,9 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """The place in a line; documents that are files have no number."""
+        """The place in a line; documents that are files have no number, what was not found has no place."""
+        if not self.file:
+            return ""
         return f"{self.file}:{self.offset}" if self.document is None else f"{self.file} [{self.document}]:{self.offset}"
 
 
