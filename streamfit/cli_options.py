@@ -51,7 +51,7 @@ class Interrupted(SystemExit):
         What there is of the work.
     """
 
-    def __init__(self, onward: str, kept: str = "what was committed is kept") -> None:
+    def __init__(self, onward: str, kept: str = "what was committed or written whole is kept") -> None:
         super().__init__(INTERRUPTED)
         self.onward, self.kept = onward, kept
 
