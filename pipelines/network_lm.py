@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 from pipelines.compare_lm import PARTS, lay_out, perplexity
 from streamfit.cli import exits
 from streamfit.errors import ConfigError
-from streamfit.features import Chain, Concat, FeatureMap, RandomFourier
+from streamfit.features import Chain, Concat, FeatureMap
 from streamfit.features.windows import Decayed, Nearest
 from streamfit.frame import BLOCK_ROWS, Frame
 from streamfit.models import LinearModel
@@ -43,10 +43,8 @@ from streamfit.targets import OneHot
 from streamfit.text import LanguageModel
 from streamfit.text.contexts import Windows
 from streamfit.text.embeddings import context_embeddings, context_features, sample_rows
-from streamfit.text.topic import Topic
+from streamfit.text.topic import DECAYS, FOURIER_ROWS, Topic, fourier_map, with_decay
 
-DECAYS = (0.8, 0.94, 0.985, 0.997)
-"""Of embeddings: half-lives of 3, 11, 46 and 231 tokens."""
 ALPHA = 1e3
 _SAMPLE = 16_384
 
@@ -84,26 +82,13 @@ def scored(model: LanguageModel, windows: Windows, rows: np.ndarray) -> tuple[fl
     return perplexity(np.concatenate(found)), hits / len(rows)
 
 
-def decayed(own: Decayed, decay: float) -> Decayed:
-    """The sum of another decay, of the same spread over text: neighbours are taken as independent."""
-    scale = np.sqrt((1.0 - own.decay) / (1.0 + own.decay) / ((1.0 - decay) / (1.0 + decay)))
-    return Decayed((own.table * scale).astype(np.float32), decay, own.width)
-
-
-def fourier(inner: FeatureMap, n: int, sample: np.ndarray) -> FeatureMap:
-    """Random Fourier features of an inner map's, with gamma of the inverse median squared distance."""
-    z = inner(sample[:1200])
-    gamma = 1.0 / float(np.median(((z[:1000, None] - z[None, 1000:]) ** 2).sum(axis=-1)))
-    return Chain(inner, RandomFourier(n, gamma, 0, inner.n_features))
-
-
 def topics(own: Decayed, n: int, sample: np.ndarray) -> Iterator[tuple[str, FeatureMap]]:
     """Maps of what was written lately, by name."""
-    every = Concat(tuple(decayed(own, decay) for decay in DECAYS))
+    every, of_every = Concat(tuple(with_decay(own, decay) for decay in DECAYS)), fourier_map(own, DECAYS, n, sample, 0)
     yield "topic, decays", every
-    yield "topic, Fourier", fourier(own, n, sample)
-    yield "topic, Fourier of decays", fourier(every, n, sample)
-    yield "topic, decays and Fourier of them", every + fourier(every, n, sample)
+    yield "topic, Fourier", fourier_map(own, (own.decay,), n, sample, 0)
+    yield "topic, Fourier of decays", of_every
+    yield "topic, decays and Fourier of them", every + of_every
 
 
 def near(few: Windows, width: int, vocab_size: int, n_centers: int) -> FeatureMap:
@@ -157,7 +142,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     note("counts, topic linear", bare.about(replace(model.topic, power=0.0), contexts, tokens), 0.0, own.n_features)
     few = Windows(encoded[0], bare.counts.order - 1)
     maps = {"near": near(few, model.n_context, model.vocab_size, arguments.centers)}
-    maps |= dict(topics(own, arguments.features, valid[sample_rows(len(valid), 1200, 0)]))
+    maps |= dict(topics(own, arguments.features, valid[sample_rows(len(valid), FOURIER_ROWS, 0)]))
     for name, features in maps.items():
         started = time.process_time()
         sums = summed(features, train, model.vocab_size)

@@ -23,6 +23,7 @@ from streamfit.sections import Count, Positive, Section, checked, read
 from streamfit.solve import TOLERANCE
 from streamfit.store import KEEP, MAX_LIVE, StatisticKind
 from streamfit.text import TRAINED, ExpertSettings, LanguageSettings
+from streamfit.text.topic import DECAYS
 
 
 class FeatureSection(Section):
@@ -83,6 +84,8 @@ class LanguageSection(Section):
     topic_dims: Annotated[int, Field(ge=0)] = 0
     topic_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     topic_window: Annotated[int, Field(ge=1, le=2**16)] = 256
+    n_fourier: Annotated[int, Field(ge=0)] = 0
+    fourier_decays: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = DECAYS
     sample_bytes: Count = 64_000_000
 
     @field_validator("tokenizer")
@@ -98,14 +101,17 @@ class LanguageSection(Section):
         if self.ngram_order > self.n_context + 1:
             msg = f"ngram_order {self.ngram_order} needs n_context of at least {self.ngram_order - 1}"
             raise ValueError(msg)
-        if not (self.n_centers or self.linear or self.topic_dims):
-            msg = "no features: n_centers or topic_dims above 0, or linear = true"
-            raise ValueError(msg)
         if self.gamma is not None and not self.n_centers:
             msg = "gamma is the width of RBF centers, of which n_centers = 0 leaves none"
             raise ValueError(msg)
-        if not self.topic_dims and _changed(self, "topic_decay", "topic_window"):
-            msg = "topic_decay and topic_window are for topic_dims above 0"
+        if not self.topic_dims and _changed(self, "topic_decay"):
+            msg = "topic_decay is for topic_dims above 0"
+            raise ValueError(msg)
+        if not (self.topic_dims or self.n_fourier) and _changed(self, "topic_window"):
+            msg = "topic_window is for topic_dims or n_fourier above 0"
+            raise ValueError(msg)
+        if not self.n_fourier and _changed(self, "fourier_decays"):
+            msg = "fourier_decays are for n_fourier above 0"
             raise ValueError(msg)
         return self
 
@@ -263,8 +269,9 @@ class LanguageProblem(_Problem):
 
     @model_validator(mode="after")
     def _experts_have_what_they_need(self) -> LanguageProblem:
-        if "network" in self.model.experts and not (self.features.n_centers or self.features.linear):
-            msg = "model.experts: 'network' needs n_centers above 0 or linear = true"
+        chosen = self.features
+        if "network" in self.model.experts and not (chosen.n_centers or chosen.linear or chosen.n_fourier):
+            msg = "model.experts: 'network' needs n_centers or n_fourier above 0, or linear = true"
             raise ValueError(msg)
         sizes, vocab_size = self.experts().clustered, self.features.vocab_size
         most = vocab_size // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from streamfit.readers import asked_of, reader_of
 from streamfit.store import Store
 from streamfit.tables import Block, settings_of
 from streamfit.text import tokenizer_id
+from streamfit.text.topic import DECAYS
 
 
 def store_of(problem: Problem) -> str:
@@ -79,14 +81,14 @@ def _least_plan(problem: RidgeProblem, row_item: int) -> Plan:
     )
 
 
-_WITHOUT_TOPIC = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256}
-"""What holds of stores that were made before there were topics."""
+_BEFORE = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256, "n_fourier": 0, "fourier_decays": [*DECAYS]}
+"""What holds of stores that were made before there were topics, or Fourier features of texts."""
 
 
 def refuse_other_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):
-        chosen = asdict(problem.settings())
+        chosen = json.loads(json.dumps(asdict(problem.settings())))
         chosen["tokenizer"] = tokenizer_id(chosen["tokenizer"])
         wanted: dict[str, Any] = {"kind": "tokens", **chosen, **problem.reading()}
     else:
@@ -99,7 +101,7 @@ def refuse_other_settings(problem: Problem, store: Store) -> None:
     reader = asked_of(store.header.reader)
     found = {
         "tokenizer": "bpe",
-        **_WITHOUT_TOPIC,
+        **_BEFORE,
         **reader,
         **reader.get("settings", {}),
         "statistic": store.header.statistic,

@@ -62,7 +62,9 @@ def folder() -> Path:
 def many_experts() -> LanguageModel:
     """A model of the same text with every expert there is, and a topic."""
     problem, _ = fitted()
-    settings = replace(problem.settings(), topic_dims=8, topic_window=12, vocab_size=300, n_centers=20)
+    settings = replace(
+        problem.settings(), topic_dims=8, topic_window=12, n_fourier=24, vocab_size=300, n_centers=20
+    )  # fmt: skip
     documents = problem.corpus.documents("train")
     store = Store.create(Path(problem.run).parent / "many", prepare(documents, settings))
     accumulate(store, token_source(store.header, documents))

@@ -200,3 +200,54 @@ def test_an_official_split_is_named_in_the_config(tmp_path, root):
     text = (tmp_path / "words.toml").read_text()
     (tmp_path / "words.toml").write_text(text.replace('validation = "data/valid.txt"', "split = [1.0, 0.0, 0.0]"))
     assert "or `validation` files" in told("fit", "words.toml", cwd=tmp_path)
+
+
+FEW = (
+    'kind = "language_model"\nrun = "run"\n[corpus]\nroot = "data"\nsplit = [0.6, 0.2, 0.2]\n[solve]\nalphas = [10.0]\n'
+    'folds = 2\n[features]\nvocab_size = 300\nn_context = 3\nembedding_dims = 12\nn_centers = 0\nlinear = false\n'
+)  # fmt: skip
+
+
+def write_texts(folder: Path) -> None:
+    folder.mkdir()
+    for i, shard in enumerate(fitted()[0].corpus.documents("train").shards()):
+        (folder / f"{i}.txt").write_text(Path(shard.uri).read_text())
+
+
+def test_counts_alone_are_a_model(tmp_path):
+    """Without a network and a topic: what is mixed are n-grams, and their model alone is what the mixture is."""
+    write_texts(tmp_path / "data")
+    (tmp_path / "lm.toml").write_text(FEW + '[model]\nexperts = ["ngram"]\n')
+    ok("fit", "lm.toml", cwd=tmp_path)
+    model = LanguageModel.load(tmp_path / "run" / "model")
+    rows = np.random.default_rng(0).integers(0, 300, (50, model.n_context)).astype(np.int32)
+    np.testing.assert_allclose(model.distribution(rows), model.ngram.distribution(rows), rtol=1e-5, atol=1e-8)
+    (tmp_path / "lm.toml").write_text(FEW + '[model]\nexperts = ["ngram", "network"]\n')
+    assert "needs n_centers or n_fourier above 0" in told("fit", "lm.toml", "--dry-run", cwd=tmp_path)
+
+
+def test_fourier_features_of_decayed_sums_are_a_network(tmp_path):
+    """Of a window that is longer than the n-grams'; a store that was made without them is not taken for one with them."""
+    write_texts(tmp_path / "data")
+    config = FEW + "n_fourier = 40\nfourier_decays = [0.5, 0.9]\ntopic_window = 20\n"
+    (tmp_path / "lm.toml").write_text(config)
+    ok("fit", "lm.toml", cwd=tmp_path)
+    model = LanguageModel.load(tmp_path / "run" / "model")
+    assert (model.n_context, model.experts) == (20, ("network", "ngram"))
+    features = model.network.features
+    assert (features.inner.n_features, features.n_features) == (24, 40)
+    rows = np.random.default_rng(0).integers(0, 300, (50, 20)).astype(np.int32)
+    far = rows.copy()
+    far[:, 0] = (far[:, 0] + 1) % 300  # the farthest token of the window
+    assert not np.allclose(features(rows), features(far))
+    z = np.column_stack(
+        [
+            (1 - decay) * sum(decay**j * part.table[rows[:, 19 - j]] for j in range(20))
+            for decay, part in zip((0.5, 0.9), features.inner.parts, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(features.inner(rows), z, rtol=1e-4, atol=1e-5)
+    p = model.distribution(rows)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
+    (tmp_path / "lm.toml").write_text(config.replace("0.9]", "0.8]"))
+    assert "fourier_decays = [0.5, 0.9]" in told("fit", "lm.toml", cwd=tmp_path)

@@ -16,7 +16,7 @@ from streamfit.arrays import Precision
 from streamfit.corpus import Documents, Placed
 from streamfit.counted import piece_rows
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardError
-from streamfit.features import Chain, Concat, Decayed, FeatureMap, Nearest
+from streamfit.features import Chain, Concat, Decayed, FeatureMap, Lookup, Nearest
 from streamfit.frame import Frame
 from streamfit.models import LinearModel
 from streamfit.repeats import CountRows, choose_counting
@@ -32,7 +32,7 @@ from streamfit.text.model import LanguageModel, Projection
 from streamfit.text.ngram import NgramCounts
 from streamfit.text.origins import ORIGINS, find_origins, origins_bytes, origins_info
 from streamfit.text.tokenizer import Tokenizer, make_tokenizer, tokenizer_id
-from streamfit.text.topic import Topic, topic_map
+from streamfit.text.topic import DECAYS, FOURIER_ROWS, Topic, fourier_map, topic_map
 
 _TOKENIZER = "tokenizer.json"
 CHOICE_ROWS = 30_000
@@ -72,7 +72,11 @@ class LanguageSettings:
     topic_decay : float
         How much less a token counts for each token after it.
     topic_window : int
-        Tokens that the sums run over.
+        Tokens that decayed sums run over, the topic's and those below.
+    n_fourier : int
+        Random Fourier features of decayed sums of embeddings, in the network beside its centers; 0 for none.
+    fourier_decays : tuple of float
+        Of these sums, side by side: by default half-lives of 3, 11, 46 and 231 tokens.
     sample_bytes : int
         Text that tokenizer, embeddings and centers are made from.
     precision : {'float32', 'float64'}
@@ -91,6 +95,8 @@ class LanguageSettings:
     topic_dims: int = 0
     topic_decay: float = 0.99
     topic_window: int = 256
+    n_fourier: int = 0
+    fourier_decays: tuple[float, ...] = DECAYS
     sample_bytes: int = 64_000_000
     precision: Precision = "float32"
     n_folds: int = 5
@@ -170,9 +176,14 @@ def prepare(
 
 
 def _features(encoded: list[np.ndarray], vocab_size: int, settings: LanguageSettings) -> FeatureMap:
-    """The network's features of near tokens, and those of the topic over a longer window."""
-    width = max(settings.n_context, settings.topic_window) if settings.topic_dims else settings.n_context
-    parts: list[FeatureMap] = []
+    """The network's features, and those of the topic, the last of two where there are both.
+
+    Where there are neither, as for counts alone, the nearest token's number stands for the features that a store must
+    have.
+    """
+    far = bool(settings.topic_dims or settings.n_fourier)
+    width = max(settings.n_context, settings.topic_window) if far else settings.n_context
+    near: list[FeatureMap] = []
     if settings.n_centers or settings.linear:
         contexts, tokens = context_rows(encoded, settings.n_context)
         embedding = context_embeddings(contexts, tokens, vocab_size, settings.embedding_dims, settings.seed)
@@ -180,13 +191,21 @@ def _features(encoded: list[np.ndarray], vocab_size: int, settings: LanguageSett
         network = context_features(
             embedding, sample, settings.n_centers, linear=settings.linear, gamma=settings.gamma, seed=settings.seed
         )
-        parts.append(network if width == settings.n_context else Chain(Nearest(width, settings.n_context), network))
-    if settings.topic_dims:
-        stream = np.concatenate([np.append(ids, 0) for ids in encoded])[:_TOPIC_TOKENS]
-        parts.append(topic_map(stream, vocab_size, settings.topic_dims, settings.topic_decay, width, settings.seed))
-    if not parts:
-        msg = "a language model without features"
-        raise ConfigError(msg, "n_centers or topic_dims above 0, or linear = true")
+        near.append(network if width == settings.n_context else Chain(Nearest(width, settings.n_context), network))
+    if not (near or far):
+        number = np.linspace(-1.0, 1.0, vocab_size, dtype=np.float32)[:, None]
+        return Chain(Nearest(width, 1), Lookup((number,)))
+    if not far:
+        return near[0]
+    stream = np.concatenate([np.append(ids, 0) for ids in encoded])[:_TOPIC_TOKENS]
+    dims = settings.topic_dims or settings.embedding_dims
+    topic = topic_map(stream, vocab_size, dims, settings.topic_decay, width, settings.seed)
+    if settings.n_fourier:
+        windows = Windows(encoded, width)
+        rows = sample_rows(len(windows), FOURIER_ROWS, settings.seed)
+        near.append(fourier_map(topic, settings.fourier_decays, settings.n_fourier, windows[rows], settings.seed))
+    parts = [near[0] if len(near) == 1 else Concat(tuple(near))] if near else []
+    parts += [topic] if settings.topic_dims else []
     return parts[0] if len(parts) == 1 else Concat(tuple(parts))
 
 

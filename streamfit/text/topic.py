@@ -5,7 +5,7 @@ Floor 6: imports features, centered, solve, errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from streamfit.centered import Centered
 from streamfit.errors import SolveError
-from streamfit.features import Decayed, FeatureMap, from_spec
+from streamfit.features import Chain, Concat, Decayed, FeatureMap, RandomFourier, from_spec
 from streamfit.solve.ridge import weights_for
 from streamfit.text.clusters import pair_embeddings
 
@@ -31,6 +31,10 @@ _SHARES = (1e-2, 1e-1, 1.0, 10.0)
 _MOST_EXPONENT = 8.0
 _CACHED_ROWS = 4
 """Distributions that are worked on while they lie in the processor's cache."""
+DECAYS = (0.8, 0.94, 0.985, 0.997)
+"""Of embeddings: half-lives of 3, 11, 46 and 231 tokens."""
+FOURIER_ROWS = 1200
+"""Windows between which distances are measured, a sixth of them to the others."""
 _SUMS = ("mean_x", "mean_y", "gram", "cross", "ss_y", "noise")
 
 
@@ -68,6 +72,40 @@ def topic_map(stream: np.ndarray, vocab_size: int, dims: int, decay: float, widt
     # Alike in scale, so that one penalty is fair to all: the spread of a decayed sum over the sampled text.
     spread = (table[stream] if len(stream) else table).std(axis=0) * np.sqrt((1.0 - decay) / (1.0 + decay))
     return Decayed((table / np.maximum(spread, 1e-9)).astype(np.float32), decay, width)
+
+
+def fourier_map(topic: Decayed, decays: Sequence[float], n: int, sample: np.ndarray, seed: int) -> FeatureMap:
+    """Random Fourier features of decayed sums of a topic's embeddings, frozen before the pass.
+
+    Parameters
+    ----------
+    topic : Decayed
+        Its embeddings, and its window.
+    decays : sequence of float
+        Of the sums, which stand side by side, alike in spread.
+    n : int
+        Features.
+    sample : int array of shape (n_rows, width)
+        Windows; gamma is the inverse of the median squared distance between some of them.
+    seed : int
+
+    References
+    ----------
+    A. Rahimi and B. Recht, "Random features for large-scale kernel machines", NIPS 2007.
+    """
+    sums = tuple(with_decay(topic, decay) for decay in decays)
+    inner = sums[0] if len(sums) == 1 else Concat(sums)
+    z = inner(sample)
+    few = max(1, len(z) // 6)
+    distances = ((z[:-few, None] - z[None, -few:]) ** 2).sum(axis=-1) if len(z) > 1 else np.ones(1)
+    gamma = 1.0 / max(float(np.median(distances)), 1e-12)
+    return Chain(inner, RandomFourier(n, gamma, seed, inner.n_features))
+
+
+def with_decay(topic: Decayed, decay: float) -> Decayed:
+    """The sum of another decay, of the same spread over text: neighbours are taken as independent."""
+    scale = np.sqrt((1.0 - topic.decay) / (1.0 + topic.decay) / ((1.0 - decay) / (1.0 + decay)))
+    return Decayed((topic.table * scale).astype(np.float32), decay, topic.width)
 
 
 @dataclass(frozen=True, eq=False)
