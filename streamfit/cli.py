@@ -47,7 +47,7 @@ from streamfit.doctor_gpu import examine_backend
 from streamfit.engine import Machine, connect, say
 from streamfit.errors import CertificateError, ConfigError, SolveError, StreamfitError
 from streamfit.forecast import forecast
-from streamfit.held_out import evaluate_documents
+from streamfit.held_out import evaluate_documents, fitted_among
 from streamfit.jobs import fit as fit_problem
 from streamfit.models import LinearModel, read_model
 from streamfit.readers import held_out_table
@@ -281,6 +281,8 @@ def evaluate(
         raise ConfigError(msg, "--adaptive for a language model, and --every with it")
     if kind == "language_model":
         language = LanguageModel.load(model)
+        if told := fitted_among(model, [documents_of(each, field) for each in files]):
+            say(Console(stderr=as_json), told, "yellow")
         if adaptive:
             pace = EVERY if every is None else every
             reader = Adaptive(language, pace)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from streamfit.text.fit import CHOICE_ROWS
 log = logging.getLogger("streamfit")
 _SCORED_TOKENS = 10_000
 """Held-out tokens that a fit scores at its end; `streamfit report` scores all."""
+_TOLD = 3
+"""Files that are named one by one."""
 _SCORED_BYTES = 64_000_000
 """Held-out text that these are drawn from, about."""
 
@@ -43,6 +46,8 @@ class HeldOutScore:
         Shards of the validation part.
     gap : float, optional
         Certificate of the mixture; see `LanguageModel`.
+    unread : tuple of str
+        Why files of test text could not be read, one each.
     """
 
     part: str
@@ -50,17 +55,22 @@ class HeldOutScore:
     score: Score
     n_validation: int
     gap: float | None
+    unread: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         facts = {"part": self.part, "shards": self.n_shards, **self.score.to_json()}
-        return {**facts, "validation_shards": self.n_validation, "mixture_gap": self.gap}
+        told = {"unread": list(self.unread)} if self.unread else {}
+        return {**facts, "validation_shards": self.n_validation, "mixture_gap": self.gap, **told}
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
         row = self.score.to_json()
         bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
         told = "" if self.part == "test" else ", those that its weights were chosen on"
+        yield from (f"test text left out: {why}" for why in self.unread[:_TOLD])
+        if (n_others := len(self.unread) - _TOLD) > 0:
+            yield f"and {n_others:,} other files of test text"
         yield (
             f"held out: perplexity {row['perplexity']:,.2f}{bits}, top-1 {row['top1']:.1%},"
             f" of {self.score.n_tokens:,} tokens of {self.n_shards:,} {self.part} shards{told}"
@@ -104,23 +114,30 @@ def score_held_out(
     Files that cannot be read are left out: the model is there, and it is not them that it is told by.
     """
     validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
-    part, n_shards, texts = "test", 0, list[str]()
+    part, n_shards, texts, unread = "test", 0, list[str](), list[str]()
     with suppress(CorpusError):  # no part for tests, or all of it was counted
-        n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")))
+        n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")), unread)
     if not texts:
-        part, (n_shards, texts) = "validation", _some_texts(validation)
-    n_validation = len(validation.shards())
-    return HeldOutScore(part, n_shards, sampled_score(model, texts, _SCORED_TOKENS), n_validation, model.mixture_gap)
+        part, (n_shards, texts) = "validation", _some_texts(validation, [])
+    score = sampled_score(model, texts, _SCORED_TOKENS)
+    return HeldOutScore(part, n_shards, score, len(validation.shards()), model.mixture_gap, tuple(unread))
 
 
-def _some_texts(documents: Documents) -> tuple[int, list[str]]:
-    """Texts of random shards, as many as there are or as are enough, and the number of these shards."""
+def _some_texts(documents: Documents, unread: list[str]) -> tuple[int, list[str]]:
+    """Texts of random shards, as many as there are or as are enough, and the number of these shards.
+
+    Why others could not be read is noted.
+    """
     shards = documents.shards()
     n_shards, n_bytes, texts = 0, 0, list[str]()
     for index in np.random.default_rng(0).permutation(len(shards)):
-        with suppress(ShardError):
+        try:
             found = documents.documents(shards[index])
-            n_shards, n_bytes, texts = n_shards + bool(found), n_bytes + shards[index].size, texts + found
+        except ShardError as error:
+            log.warning("event=skipped shard=%s part=test", shards[index].key)
+            unread.append(str(error))
+            continue
+        n_shards, n_bytes, texts = n_shards + bool(found), n_bytes + shards[index].size, texts + found
         if n_bytes > _SCORED_BYTES:
             break
     return n_shards, texts
@@ -132,6 +149,17 @@ def _is_bad(documents: Documents, shard: Shard) -> bool:
     except ShardError:
         return True
     return False
+
+
+def fitted_among(model: Path, documents: Sequence[Documents]) -> str:
+    """A line on what a model's own run has counted of some texts; empty if it is nothing, or there is no run beside it."""
+    beside = model.absolute().parent / "store"
+    if not Store.exists(beside):
+        return ""
+    counted = {shard.bytes_id for shard in Store(beside).counted().values()}
+    shards = [shard for each in documents for shard in each.shards()]
+    n = sum(shard.bytes_id in counted for shard in shards)
+    return f"{n:,} of {len(shards):,} files or parts of them were fitted: their text is not held out" if n else ""
 
 
 def evaluate_documents(model: LanguageModel, documents: Documents, client: Client | None) -> dict[str, Score]:

@@ -70,6 +70,8 @@ def checked(path: str | Path, model: type[_Model], data: dict[str, Any]) -> _Mod
             hint = f"did you mean {near[0]!r}?" if near else ""
             raise ConfigError(msg, f"one of {', '.join(valid)}", hint) from error
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            reason = "a list, in brackets"
         got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
         msg = f"{path}: {place or 'config'}: {reason}{got}"
         raise ConfigError(msg) from error

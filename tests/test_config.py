@@ -41,6 +41,7 @@ def test_shipped_configs_are_valid(path: Path):
         ("[solve]\nalphas = [nan]", r"solve.alphas.0"),
         ("[solve]\nalphas = []", r"solve.alphas"),
         ("[solve]\nfolds = 1", r"solve.folds.*got 1"),
+        ("[solve]\nalphas = 'auto'", r"solve.alphas: a list, in brackets \(got 'auto'\)"),
         ("[[features]]\nkind = 'rbf'\ncentres = 3", r"unknown key 'features.0.centres'"),
         ("[[features]]\nkind = 'spline'", r"features.0.kind.*got 'spline'"),
         ("[corpus.labels]\ncolums = ['a']", r"unknown key 'corpus.labels.colums'.*did you mean 'columns'"),

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from streamfit.config import LanguageProblem
 from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
-from streamfit.held_out import evaluate_documents, held_out
+from streamfit.held_out import evaluate_documents, fitted_among, held_out
 from streamfit.jobs import fit
 from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
@@ -312,6 +312,45 @@ def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_pat
     with pytest.raises(CorpusError, match="byte 0xff"):
         fit(problem, serial, None, quiet)
     assert isinstance(fit(problem, serial, None, quiet, skip_bad_shards=True).model, LanguageModel)
+
+
+def test_test_text_that_cannot_be_read_is_named(tmp_path: Path, quiet, serial):
+    """What is scored is what can be read; where nothing can, that weights were chosen on, and both are said."""
+    documents = tmp_path / "in"
+    documents.mkdir()
+    for i in range(60):
+        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = small_problem(documents, tmp_path / "run")
+    held = [Path(shard.uri) for shard in problem.corpus.documents("test").shards()]
+    assert len(held) > 1
+    held[0].write_bytes(b"ok\xff")
+    found = fit(problem, serial, None, quiet).held_out
+    assert (found.part, found.n_shards) == ("test", len(held) - 1)
+    first = next(found.lines())
+    assert first.startswith(f"test text left out: {held[0].name}: byte 0xff at offset 2")
+    assert found.to_json()["unread"] == [first.removeprefix("test text left out: ")]
+    for path in held[1:]:
+        path.write_bytes(b"ok\xff")
+    found = fit(problem, serial, None, quiet).held_out
+    assert (found.part, len(found.unread)) == ("validation", len(held))
+    told = list(found.lines())
+    assert told[0].startswith("test text left out")
+    assert any("those that its weights were chosen on" in line for line in told)
+
+
+def test_evaluating_what_was_fitted_is_said(tmp_path: Path, quiet, serial):
+    documents = tmp_path / "in"
+    documents.mkdir()
+    for i in range(60):
+        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    problem = small_problem(documents, tmp_path / "run")
+    store = fit(problem, serial, None, quiet).store
+    counted = len(store.counted())
+    told = fitted_among(tmp_path / "run" / "model", [TextFiles(Files(str(documents)))])
+    assert told == f"{counted} of 60 files or parts of them were fitted: their text is not held out"
+    (tmp_path / "new.txt").write_text("words that are new")
+    assert not fitted_among(tmp_path / "run" / "model", [TextFiles(Files(str(tmp_path / "new.txt")))])
+    assert not fitted_among(tmp_path / "elsewhere" / "model", [TextFiles(Files(str(documents)))])
 
 
 class Lossy:

@@ -12,6 +12,9 @@ from streamfit.text import Score
 from streamfit.text.evaluate import NETWORK
 
 
+_LONG = 1e6
+
+
 def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") -> None:
     """Print the evaluation table; `kind` says what sort of tokens these are."""
     any_score = next(iter(scores.values()))
@@ -32,6 +35,7 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
         cells = (f"{row['perplexity']:,.2f}", _bits(row), *shares, result)
         table.add_row(name, *cells, style="bold" if score.nats == best else "")
     console.print(table)
+    _say_per_word(next(name for name, score in scores.items() if score.nats == best), scores, console)
     say(console, verdict(scores))
 
 
@@ -46,6 +50,18 @@ def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
         table.add_row(name, f"{row['perplexity']:,.2f}", _bits(row), *shares)
     console.print(table)
+    best = min(scores, key=lambda name: scores[name].nats)
+    _say_per_word(best, scores, console)
+
+
+def _say_per_word(best: str, scores: Mapping[str, Score], console: Console) -> None:
+    """What compares across tokenizers, or why nothing does."""
+    row = scores[best].to_json()
+    if (per_word := row.get("word_perplexity")) is not None:
+        told = f"{per_word:,.1f}" if per_word < _LONG else f"{per_word:.3g}"
+        say(console, f"perplexity per word, whatever the tokens: {told} ({best})")
+    if "bits_per_byte" not in row:
+        say(console, "no bits per byte: the tokenizer does not keep all of the text")
 
 
 def _bits(row: Mapping[str, float]) -> str:
