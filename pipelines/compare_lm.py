@@ -1,7 +1,8 @@
 """The closed-form language model on WikiText-2, word level, official split, beside its parts and its peers.
 
     python pipelines/compare_lm.py --data DIR [--run DIR] [--every 0] [--peers-times 1,10]
-                                   [--peers lstm adaptive transformer] [--fractions 0.1,0.3] [--resume]
+                                   [--peers lstm adaptive transformer] [--fractions 0.1,0.3] [--additions 10]
+                                   [--resume]
 
 DIR holds train.txt, valid.txt and test.txt (or .txt.gz) of WikiText-2: one paragraph a line; lines end in `<eos>`,
 empty ones are skipped, and each file is one stream (see `streamfit.text.tokenizer`, kind "words"). Perplexity is over
@@ -12,7 +13,7 @@ figures are cross-fitted: each half of that text is scored by weights and a topi
 parameters are those of the training text, and a prediction sees the tokens before it in its stream (four for the
 experts, 256 for the topic), as a recurrent net carries its state. Adaptive: what was scored becomes new data. Peers
 are trained in one thread for as many CPU-seconds as the closed form took, times the numbers of `--peers-times`; they
-need the extra `bench`. Writes compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
+need the extra `bench`. And the text is added a tenth at a time, beside all at once (see `lm_additions.py`). Writes compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python pipelines/...`
+
+from pipelines.lm_additions import Additions, additions
+from pipelines.lm_additions import lines as told
 from streamfit.cli import exits
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
@@ -280,6 +285,8 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(f"| {name} | {at['cpu_seconds']:.0f} | {at['flops'] / 1e9:,.0f} | {at['valid']:.1f} |")
     lines += ["", "| experts, validation, before the topic | perplexity |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in report["ablation"].items()]
+    if "additions" in report:
+        lines += ["", *(f"{line}  " for line in told(Additions(**report["additions"])))]
     lines += ["", "| stage | CPU-s |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in report["cpu_seconds"].items()]
     lines += ["", "| floating-point work | GFLOP |", "|---|---|"]
@@ -314,6 +321,11 @@ def closed_form(arguments: argparse.Namespace, console: Console) -> dict[str, An
     report["flops"] = closed_form_flops(model, arguments.rows)
     report["ablation"] = ablation(model, valid)
     report["test"] = score_test(model, test, texts["test"], arguments.every)
+    if arguments.additions:
+        found = additions(
+            texts["train"], folders["valid"], run / "additions", SETTINGS, EXPERTS, ALPHA, n=arguments.additions
+        )
+        report["additions"] = asdict(found)
     train, valid_ids, test_ids = model.tokenizer.encode([texts[part] for part in PARTS])
     np.savez(run / TOKENS, train=train, valid=valid_ids, test=test_ids)
     write(report, run)
@@ -361,6 +373,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers-times", type=numbers, default=[1.0, 10.0], help="'' for none")
     parser.add_argument("--peers", nargs="+", choices=[*NAMES], default=[*NAMES])
     parser.add_argument("--fractions", type=numbers, default=[0.1, 0.3], help="of the training text, for the curve")
+    parser.add_argument("--additions", type=int, default=10, help="parts that a model takes one by one; 0 for none")
     parser.add_argument("--resume", action="store_true", help="take the closed form, and peers, that the run has")
     return parser.parse_args(arguments)
 

@@ -6,8 +6,10 @@ numbers to it, and what it has not seen is one `<unk>` out of so many as fill th
 
 from __future__ import annotations
 
-import os
+import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from streamfit.errors import ConfigError
+
+_MEASURED = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(child.pid, 0)
+with open(sys.argv[1], "w") as out:
+    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss], out)
+"""
+"""A small process that starts another: a child's largest size begins with that of the process that it was forked from."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +103,18 @@ def beside(
 def _estimate(lmplz: Path, text: Path, model: Path, order: int, vocab_size: int, memory: int) -> tuple[float, int]:
     arguments = ["-o", order, "-S", f"{memory}b", "-T", f"{text.parent}/", "--vocab_pad", vocab_size]
     command = [str(lmplz), *map(str, arguments), "--discount_fallback"]
-    said = text.with_suffix(".log")
-    try:
-        with text.open("rb") as given, model.open("wb") as out, said.open("wb") as log:
-            child = subprocess.Popen(command, stdin=given, stdout=out, stderr=log)
-            _, status, usage = os.wait4(child.pid, 0)
-    except OSError as error:
-        msg = f"{lmplz}: {error.strerror}"
-        raise ConfigError(msg, "KenLM's program lmplz") from error
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
+    if shutil.which(lmplz) is None:
+        msg = f"{lmplz}: no program"
+        raise ConfigError(msg, "KenLM's lmplz")
+    said, took = text.with_suffix(".log"), text.with_suffix(".json")
+    with text.open("rb") as given, model.open("wb") as out, said.open("wb") as log:
+        subprocess.run([sys.executable, "-c", _MEASURED, took, *command], stdin=given, stdout=out, stderr=log, check=True)
+    code, seconds, peak = json.loads(took.read_text(encoding="ascii"))
+    if code:
         last = (said.read_text("utf-8", "replace").strip() or "nothing").splitlines()[-1]
-        msg = f"{lmplz} ended with {child.returncode}: {last}"
+        msg = f"{lmplz} ended with {code}: {last}"
         raise ConfigError(msg, "a model of the tokens")
-    return usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
+    return seconds, peak
 
 
 def log10_probabilities(model: Path, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:

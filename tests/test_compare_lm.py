@@ -62,6 +62,7 @@ def test_the_comparison_runs_from_text_to_tables(tmp_path: Path):
     experts = [name for name in table if f"without {name}" in report["ablation"]]
     assert {"all experts", *(f"without {name}" for name in experts)} == set(report["ablation"])
     assert {"ngram", "suffix_ridge", "refined-250", "skip-1"} < set(experts)
+    assert [report["additions"][name] for name in ("moments", "weights", "counts", "model")] == [True] * 4
     # A part of the text takes the vocabulary of all of it, in the same order.
     whole = json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text())["model"]["vocab"]
     assert whole == json.loads((tmp_path / "run" / "tokenizer.json").read_text())["model"]["vocab"]

@@ -61,6 +61,6 @@ def test_the_toolkit_beside_it_has_the_same_probabilities(tmp_path, monkeypatch)
     np.testing.assert_allclose(point.toolkit.perplexity, point.perplexity, rtol=1e-12)
     assert point.toolkit.peak_bytes > 10**6
     assert point.toolkit.seconds > 0
-    for bad, complaint in ((tmp_path / "none", "No such file"), (Path("/bin/false"), "ended with 1: nothing")):
+    for bad, complaint in ((tmp_path / "none", "no program"), (Path("/bin/false"), "ended with 1: nothing")):
         with pytest.raises(ConfigError, match=complaint):
             large_corpus.main(files, [10_000], **given, folder=tmp_path, lmplz=bad)
