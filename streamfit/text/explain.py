@@ -250,7 +250,7 @@ def _token_id(model: LanguageModel, token: str | int, given: str) -> int:
 
 
 def _spelled(model: LanguageModel, token: int) -> str:
-    return model.tokenizer.decode([token]) if token else model.tokenizer.token(0)
+    return (model.tokenizer.decode([token]) if token else "") or model.tokenizer.token(token)
 
 
 def _shortened(tokens: np.ndarray) -> np.ndarray:
