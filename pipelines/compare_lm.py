@@ -13,13 +13,13 @@ figures are cross-fitted: each half of that text is scored by weights and a topi
 parameters are those of the training text, and a prediction sees the tokens before it in its stream (four for the
 experts, 256 for the topic), as a recurrent net carries its state. Adaptive: what was scored becomes new data. Peers
 are trained in one thread for as many CPU-seconds as the closed form took, times the numbers of `--peers-times`; they
-need the extra `bench`. And the text is added a tenth at a time, beside all at once (see `lm_additions.py`). Writes compare_lm.json, compare_lm.md and compare_lm.svg into the run's folder.
+need the extra `bench`. The text is also added a tenth at a time (see `lm_additions.py`). Writes compare_lm.json,
+compare_lm.md and compare_lm.svg into the run's folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib.util
 import json
 import os
@@ -38,17 +38,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python pipelines/...`
 
 from pipelines.lm_additions import Additions, additions
 from pipelines.lm_additions import lines as told
+from pipelines.wikitext import ALPHA, EXPERTS, PARTS, SETTINGS, lay_out
 from streamfit.cli import exits
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
-from streamfit.errors import ConfigError, CorpusError, SolveError
+from streamfit.errors import ConfigError, SolveError
 from streamfit.solve import solve
 from streamfit.store import Store
 from streamfit.text import (
     Adaptive,
-    ExpertSettings,
     LanguageModel,
-    LanguageSettings,
     Tokenizer,
     assemble,
     prepare,
@@ -57,15 +56,8 @@ from streamfit.text import (
 from streamfit.text.contexts import Windows
 from streamfit.text.mixture import buckets, fit_buckets, n_buckets
 
-PARTS = ("train", "valid", "test")
-ALPHA = 1e5
 TOKENS = "tokens.npz"
 NAMES = {"lstm": "LSTM", "adaptive": "LSTM with adaptive softmax", "transformer": "transformer with adaptive softmax"}
-EXPERTS = ExpertSettings(("ngram", "suffix_ridge", "classes", "refined", "skip"), cache=4000)
-SETTINGS = LanguageSettings(
-    vocab_size=33_278, tokenizer="words", n_context=4, n_centers=0, linear=False, ngram_order=5,
-    topic_dims=100, topic_window=256, n_folds=1,
-)  # fmt: skip
 
 
 @dataclass
@@ -81,21 +73,6 @@ class Clock:
         self.stages[name] = now - self.started
         self.started = now
         console.print(f"{name}: {self.stages[name]:.1f} CPU-s")
-
-
-def lay_out(data: Path, run: Path) -> dict[str, Path]:
-    """Folders with one text file each."""
-    folders = {}
-    for part in PARTS:
-        folders[part] = run / "text" / part
-        folders[part].mkdir(parents=True, exist_ok=True)
-        plain, packed = data / f"{part}.txt", data / f"{part}.txt.gz"
-        if not (plain.is_file() or packed.is_file()):
-            msg = f"no {part}.txt and no {part}.txt.gz in {data}"
-            raise CorpusError(msg, "train, valid and test of WikiText-2", "give their folder as --data")
-        content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-        (folders[part] / f"{part}.txt").write_bytes(content)
-    return folders
 
 
 def documents(folder: Path) -> TextFiles:

@@ -11,10 +11,11 @@ blocks. Held-out files are then scored by modified Kneser-Ney in passes over the
 the same limit: no table is ever in memory whole. Peak memory is all that was resident, libraries included. Seconds are
 CPU seconds of one process.
 
-With `--lmplz`, the program of KenLM that estimates models, that is given the same tokens and the same memory to sort in,
-and some of the held-out tokens are scored by its model as well. Its seconds are of reading text and writing a model.
+With `--lmplz`, the program of KenLM that estimates models, this is given the same tokens and as much memory to sort in,
+and its model scores some of the held-out tokens as well. Its seconds are of reading text and writing a model.
 
-Any folder of code will do: `.venv/lib/python3.11/site-packages --include '*.py'`. Linux source: `apt-get download linux-source-6.1`, `dpkg -x`, and of the archive inside the members `*.c` and `*.h`.
+Any folder of code will do: `.venv/lib/python3.11/site-packages --include '*.py'`. Linux source: `apt-get download
+linux-source-6.1`, `dpkg -x`, and of the archive inside the members `*.c` and `*.h`.
 """
 
 from __future__ import annotations
@@ -165,9 +166,9 @@ def count_and_score(
     asked = Windows([ids for some in documents(held_out.path, held_out.n_tokens) for ids in some], order - 1)
     p = streamed_probability(table, asked[:], asked.tokens, vocab_size, budget=budget, folder=folder)
     nats = -float(np.log(p).mean())
-    some = np.random.default_rng(0).permutation(len(asked))[:_COMPARED]
+    few = np.random.default_rng(0).permutation(len(asked))[:_COMPARED]
     return {
-        "asked": (asked[some], asked.tokens[some], p[some]),
+        "asked": (asked[few], asked.tokens[few], p[few]),
         "ngrams": table.n_rows,
         "count_seconds": counted - started,
         "score_seconds": time.process_time() - counted,

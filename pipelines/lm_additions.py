@@ -18,12 +18,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python pipelines/...`
 
+from pipelines.wikitext import ALPHA, EXPERTS, SETTINGS, lay_out
 from streamfit.cli import exits
 from streamfit.corpus import Files, TextFiles
 from streamfit.engine import accumulate
@@ -122,7 +124,7 @@ def additions(
         stores["once"].head().n_rows,
         once_seconds,
         seconds,
-        moments=_same(*(store.moments() for store in stores.values())),
+        moments=_same(*(cast(Moments, store.moments()) for store in stores.values())),
         weights=bool(np.array_equal(one.weights, many.weights) and np.array_equal(one.intercept, many.intercept)),
         counts=all(np.array_equal(a, b) for a, b in zip(*tables, strict=True)),
         model=digests[0] == digests[1],
@@ -147,8 +149,6 @@ def lines(found: Additions) -> list[str]:
 
 
 if __name__ == "__main__":
-    from pipelines.compare_lm import ALPHA, EXPERTS, SETTINGS, lay_out
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train.txt and valid.txt")
     parser.add_argument("--run", type=Path, default=Path("runs/lm_additions"))

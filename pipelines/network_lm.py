@@ -30,7 +30,8 @@ import numpy as np
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from pipelines.compare_lm import PARTS, lay_out, perplexity
+from pipelines.compare_lm import perplexity
+from pipelines.wikitext import PARTS, lay_out
 from streamfit.cli import exits
 from streamfit.errors import ConfigError
 from streamfit.features import Chain, Concat, FeatureMap

@@ -1,7 +1,7 @@
 """KenLM's `lmplz` on tokens that n-grams were counted of here: its time and memory, and its probabilities.
 
-A helper of `large_corpus.py`. The binary is the user's own (https://github.com/kpu/kenlm); a document is a line of token
-numbers to it, and what it has not seen is one `<unk>` out of so many as fill the vocabulary.
+A helper of `large_corpus.py`. The program is the user's own (https://github.com/kpu/kenlm); a document is a line of
+token numbers to it, and what it has not seen is one `<unk>` out of so many as fill the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _, status, used = os.wait4(child.pid, 0)
 with open(sys.argv[1], "w") as out:
     json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss], out)
 """
-"""A small process that starts another: a child's largest size begins with that of the process that it was forked from."""
+"""A small process that starts another: a child's largest size begins with that of what it was forked from."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def _estimate(lmplz: Path, text: Path, model: Path, order: int, vocab_size: int,
         raise ConfigError(msg, "KenLM's lmplz")
     said, took = text.with_suffix(".log"), text.with_suffix(".json")
     with text.open("rb") as given, model.open("wb") as out, said.open("wb") as log:
-        subprocess.run([sys.executable, "-c", _MEASURED, took, *command], stdin=given, stdout=out, stderr=log, check=True)
+        measured = [sys.executable, "-c", _MEASURED, str(took), *command]
+        subprocess.run(measured, stdin=given, stdout=out, stderr=log, check=True)
     code, seconds, peak = json.loads(took.read_text(encoding="ascii"))
     if code:
         last = (said.read_text("utf-8", "replace").strip() or "nothing").splitlines()[-1]

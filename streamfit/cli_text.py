@@ -95,8 +95,8 @@ def explain(
     """Say which contexts and suffixes of the corpus carried a prediction; their shares add up to the probability.
 
     A place such as json/tool.py:812 is a file and an offset in it: bytes of UTF-8 from the start to where the center's
-    context ends. A number between the two is that of a line of JSON lines or a row of a table, from 0, and bytes are from
-    the start of its text. A space at the end of the prompt is the beginning of the token, as in training text.
+    context ends. A number between the two is that of a line of JSON lines or a row of a table, from 0, and bytes are
+    from the start of its text. A space at the end of the prompt is the beginning of the token, as in training text.
     """
     language = LanguageModel.load(model)
     network = language.network

@@ -18,7 +18,8 @@ try:
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
-    raise SystemExit("error: no lm_eval; expected the extra `lm-eval`; pip install 'streamfit[lm-eval]'") from missing
+    told = "error: no lm_eval; expected the extra `lm-eval`; pip install 'streamfit[lm-eval]'"
+    raise SystemExit(told) from missing
 
 from streamfit.text import LanguageModel, Sampling, generate_text
 from streamfit.text.likelihood import continuation_likelihoods

@@ -152,7 +152,7 @@ def _is_bad(documents: Documents, shard: Shard) -> bool:
 
 
 def fitted_among(model: Path, documents: Sequence[Documents]) -> str:
-    """A line on what a model's own run has counted of some texts; empty if it is nothing, or there is no run beside it."""
+    """A line on what a model's run has counted of some texts; empty if that is nothing, or no run is beside it."""
     beside = model.absolute().parent / "store"
     if not Store.exists(beside):
         return ""

@@ -227,7 +227,7 @@ def test_counts_alone_are_a_model(tmp_path):
 
 
 def test_fourier_features_of_decayed_sums_are_a_network(tmp_path):
-    """Of a window that is longer than the n-grams'; a store that was made without them is not taken for one with them."""
+    """Of a window that is longer than the n-grams'; a store of other decays is not taken for it."""
     write_texts(tmp_path / "data")
     config = FEW + "n_fourier = 40\nfourier_decays = [0.5, 0.9]\ntopic_window = 20\n"
     (tmp_path / "lm.toml").write_text(config)

@@ -48,7 +48,7 @@ def test_the_toolkit_beside_it_has_the_same_probabilities(tmp_path, monkeypatch)
     """Of the same tokens, and of the same held-out ones, by a stand-in that writes the file that KenLM writes."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]))
     lmplz = tmp_path / "lmplz"
-    lmplz.write_text(f"#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / 'naive_lmplz.py'} \"$@\"\n")
+    lmplz.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "naive_lmplz.py"} "$@"\n')
     lmplz.chmod(0o755)
     for i in range(12):
         words = np.random.default_rng(i).integers(0, 12, 40) ** 2 // 12

@@ -1,4 +1,4 @@
-"""A language model that takes its text in parts ends at the bits of one pass, and the pipeline would see if it did not."""
+"""A language model that takes its text in parts ends at the bits of one pass; the pipeline would see if it did not."""
 
 from __future__ import annotations
 

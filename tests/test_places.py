@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import tarfile
 from dataclasses import replace
@@ -103,7 +104,7 @@ def test_each_document_is_where_it_is_said_to_be(kind, tmp_path):
         return
     parts = [placed(replace(documents, split=split)) for split in ("train", "validation", "test")]
     assert all(parts)
-    assert sorted(sum(parts, []), key=str) == sorted(everything, key=str)
+    assert sorted(itertools.chain(*parts), key=str) == sorted(everything, key=str)
     labelled = replace(documents, labels=Labels(columns=("region" if kind == "tar" else "site",)))
     assert len(labelled.shards()) > len(documents.shards())
     assert sorted(placed(labelled), key=str) == sorted(everything, key=str)

@@ -34,7 +34,7 @@ class Placed(NamedTuple):
     file : str
         Relative path; of a member of an archive the archive's, and the member's.
     number : int, optional
-        Number in the file, from 0: of the line of JSON lines, of the row of a table. None where the file is the document.
+        Number in the file, from 0: of the line of JSON lines, of the row of a table. None where a file is a document.
     text : str
     """
 
@@ -318,7 +318,7 @@ def _record(shard: Shard, line: _Line) -> dict[str, Any]:
 @cache
 def _n_lines(path: str, start: int, stop: int, *_stamp: int) -> int:
     """Line ends in a part of a file, which end with it."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         file.seek(start)
         return file.read(stop - start).count(b"\n")
 

@@ -11,7 +11,6 @@ from streamfit.engine import say
 from streamfit.text import Score
 from streamfit.text.evaluate import NETWORK
 
-
 _LONG = 1e6
 
 

@@ -169,7 +169,8 @@ def distill(
 
 def _smallest(every: Sequence[Candidate], keep: float) -> Candidate:
     """Of those that keep enough; the first, which is the whole, where none does."""
-    return min((each for each in every if each.kept >= keep), key=lambda each: (each.n_bytes, -each.kept), default=every[0])
+    enough = (each for each in every if each.kept >= keep)
+    return min(enough, key=lambda each: (each.n_bytes, -each.kept), default=every[0])
 
 
 @dataclass(frozen=True, eq=False)
