@@ -12,6 +12,7 @@ import pytest
 from pipelines import compare_lm, network_lm
 from streamfit.features.windows import Decayed
 from streamfit.text import ExpertSettings
+from streamfit.text.topic import with_decay
 from tests.languages import benchmark_text
 
 
@@ -22,7 +23,7 @@ def test_sums_of_another_decay_have_the_spread_of_the_first(decay: float):
     stream = rng.integers(0, 50, 60_000)
     rows = np.lib.stride_tricks.sliding_window_view(stream, 2000)[::20]
     spread = own(rows).std(axis=0)
-    other = network_lm.decayed(own, decay)(rows).std(axis=0)
+    other = with_decay(own, decay)(rows).std(axis=0)
     np.testing.assert_allclose(other, spread, rtol=0.3 if decay > 0.99 else 0.1)  # few independent rows of long sums
 
 
