@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 from pipelines.compare_lm import perplexity
 from pipelines.wikitext import PARTS, lay_out
 from streamfit.cli import exits
-from streamfit.errors import ConfigError
+from streamfit.errors import ConfigError, SolveError
 from streamfit.features import Chain, Concat, FeatureMap
 from streamfit.features.windows import Decayed, Nearest
 from streamfit.frame import BLOCK_ROWS, Frame
@@ -156,8 +156,12 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             about = mixed.about(replace(model.topic, power=0.0), contexts, tokens)
             note("counts and near as an expert, topic linear", about, seconds, features.n_features)
         else:
-            about = bare.about(Topic(features, sums, ALPHA), contexts, tokens)
-            note(f"counts, {name}", about, seconds, features.n_features)
+            try:
+                about = bare.about(Topic(features, sums, ALPHA), contexts, tokens)
+            except SolveError as error:
+                console.print(f"counts, {name}: {error}")  # its estimates are too flat to be a factor
+            else:
+                note(f"counts, {name}", about, seconds, features.n_features)
     best = min(found, key=lambda one: one.perplexity).name
     every = np.arange(len(test))
     scores = {name: scored(models[name], test, every) for name in dict.fromkeys(("counts, topic linear", best))}

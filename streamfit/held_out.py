@@ -15,7 +15,7 @@ from distributed import Client
 from streamfit.config import LanguageProblem
 from streamfit.corpus import Documents, TextFiles
 from streamfit.engine import n_workers
-from streamfit.errors import CorpusError, ShardError
+from streamfit.errors import CorpusError, ShardError, StreamfitError
 from streamfit.plan import Shard
 from streamfit.store import Store
 from streamfit.text import Evaluator, LanguageModel, Score, add_scores
@@ -153,10 +153,12 @@ def _is_bad(documents: Documents, shard: Shard) -> bool:
 
 def fitted_among(model: Path, documents: Sequence[Documents]) -> str:
     """A line on what a model's run has counted of some texts; empty if that is nothing, or no run is beside it."""
-    beside = model.absolute().parent / "store"
-    if not Store.exists(beside):
+    beside, counted = model.absolute().parent / "store", set[str]()
+    with suppress(StreamfitError):  # a store that cannot be read is no reason not to score a text
+        if Store.exists(beside):
+            counted = {shard.bytes_id for shard in Store(beside).counted().values()}
+    if not counted:
         return ""
-    counted = {shard.bytes_id for shard in Store(beside).counted().values()}
     shards = [shard for each in documents for shard in each.shards()]
     n = sum(shard.bytes_id in counted for shard in shards)
     return f"{n:,} of {len(shards):,} files or parts of them were fitted: their text is not held out" if n else ""

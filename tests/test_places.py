@@ -77,7 +77,7 @@ def made(kind: str, root: Path) -> Documents:
     if kind == "text":
         (root / "sub").mkdir()
         for i, text in enumerate(TEXTS[:5]):
-            (root / "sub" / f"{i}.txt").write_bytes(text.encode())
+            (root / "sub" / f"#{i}").write_bytes(text.encode())
         return TextFiles(Files(str(root)))
     write_lines(root / f"t.{kind}")
     return JsonLines(Files(str(root)), shard_bytes=700)

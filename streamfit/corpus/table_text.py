@@ -61,6 +61,9 @@ class TableText(Documents):
             if self.split in (None, split_of(text, self.fractions)):
                 yield row, text
 
+    def file_of(self, shard: Shard) -> str:
+        return super().file_of(shard).removesuffix(f"#{shard.start}")
+
     def before(self, shard: Shard) -> int | None:
         parts = self.table.format.cut(shard.uri)
         return sum(part.n_rows for part in parts if part.stop <= shard.start)

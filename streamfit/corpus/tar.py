@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from streamfit.corpus.base import Split, read_unchanged, split_of
-from streamfit.corpus.labels import NO_LABELS, Labels, combinations, told
+from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.text import CutFiles, Placed, decode, decompressed, is_compressed
 from streamfit.corpus.values import Select, json_value
 from streamfit.errors import CorpusError, ShardError
@@ -83,7 +83,7 @@ class TarText(CutFiles):
         return ((at, text) for at, _, text in self._texts(shard))
 
     def placed(self, shard: Shard) -> Iterator[Placed]:
-        archive = shard.key.removesuffix(told(shard.select)).removesuffix(f"#{shard.start}-{shard.stop}")
+        archive = self.file_of(shard)
         return (Placed(f"{archive}/{name}", None, text) for _, name, text in self._texts(shard))
 
     def before(self, shard: Shard) -> int | None:

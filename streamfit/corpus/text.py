@@ -96,11 +96,13 @@ class Documents(ABC):
         ShardError
             If they cannot be decoded.
         """
-        before = self.before(shard)
-        name = shard.key.removesuffix(told(shard.select))
-        name = name.removesuffix(f"#{shard.start}-{shard.stop}").removesuffix(f"#{shard.start}")
+        before, name = self.before(shard), self.file_of(shard)
         for number, text in self.numbered(shard):
             yield Placed(name, None if before is None else before + number, text)
+
+    def file_of(self, shard: Shard) -> str:
+        """Relative path of the file that a shard is a part of."""
+        return shard.key.removesuffix(told(shard.select)).removesuffix(f"#{shard.start}-{shard.stop}")
 
     @abstractmethod
     def before(self, shard: Shard) -> int | None:
