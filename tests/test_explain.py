@@ -111,6 +111,13 @@ def test_shares_add_up_to_the_probability_and_each_is_what_its_formula_says(prom
             factor * found.weights["network"] * raw, rel=1e-3, abs=1e-7
         )
         assert sum(s.kind == "center" for s in found.shares) == len(origins_of(model.network.info))
+        fourier = [s.share for s in network if s.kind == "fourier"]
+        if which == "many experts":  # whose last 24 features are those
+            phi, solution = model.network.features(context)[0, -24:], model.network.solution
+            part = float(phi.astype(np.float64) @ solution.weights[-24:, token])
+            assert fourier == pytest.approx([factor * found.weights["network"] * part], rel=1e-6)
+        else:
+            assert not fourier
         for top in (0, 3, 100):
             assert sum(s.share for s in found.shown(top)) == pytest.approx(found.probability, rel=1e-12)
 

@@ -15,11 +15,11 @@ from streamfit.errors import ConfigError
 from streamfit.text.contexts import context_rows
 from streamfit.text.experts import seen_by
 from streamfit.text.model import LanguageModel
-from streamfit.text.origins import Origin, center_block
+from streamfit.text.origins import Origin, center_block, fourier_block
 from streamfit.text.suffixes import continuations, suffixes, uniform_share
 from streamfit.text.views import View
 
-Kind = Literal["center", "linear", "intercept", "projection", "suffix", "uniform", "rest"]
+Kind = Literal["center", "others", "linear", "fourier", "intercept", "projection", "suffix", "uniform", "rest"]
 _NOTHING = 5e-7
 """Shares below this are 0 in percent with four decimals."""
 
@@ -33,7 +33,8 @@ class Share:
     expert : str
         Which expert it comes from.
     kind : str
-        'center', 'linear' (the embedded context itself), 'intercept' and 'projection' (what making the output a
+        'center', 'others' (the centers that are not shown one by one), 'linear' (the embedded context itself),
+        'fourier' (Fourier features of decayed sums), 'intercept' and 'projection' (what making the output a
         distribution added or took) of the network; 'suffix' and 'uniform' of experts that count; 'rest' is several
         shares that round to 0.
     share : float
@@ -130,7 +131,7 @@ class Explanation:
         centers = [s for s in self.shares if s.kind == "center"]
         kept = [s for s in self.shares if s.kind != "center"] + centers[:top]
         if rest := centers[top:]:
-            kept.append(Share("network", "center", sum(s.share for s in rest), f"{len(rest):,} other centers together"))
+            kept.append(Share("network", "others", sum(s.share for s in rest), f"{len(rest):,} together"))
         small = [s for s in kept if abs(s.share) < _NOTHING]
         if len(small) > 1:
             experts = ", ".join(dict.fromkeys(s.expert for s in small))
@@ -281,9 +282,14 @@ def _network_shares(
         text = "" if origin is None else "".join(model.tokenizer.pieces(_shortened(np.array(origin.tokens))))
         place = "" if origin is None else origin.place
         shares.append(Share("network", "center", float(parts[j]), text, place, float(phi[j])))
-    linear = float(parts.sum() - parts[columns].sum())
-    intercept = weight * float(solution.intercept[token])
-    shares += [Share("network", "linear", linear), Share("network", "intercept", intercept)]
+    fourier = fourier_block(model.network.features)
+    n_linear = len(parts) - sum(block.stop - block.start for block in (columns, fourier))
+    if n_linear:
+        linear = float(parts.sum() - parts[columns].sum() - parts[fourier].sum())
+        shares.append(Share("network", "linear", linear))
+    if fourier.stop > fourier.start:
+        shares.append(Share("network", "fourier", float(parts[fourier].sum())))
+    shares.append(Share("network", "intercept", weight * float(solution.intercept[token])))
     rest = weight * probability - sum(share.share for share in shares)
     return [*shares, Share("network", "projection", rest)]
 

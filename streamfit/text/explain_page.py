@@ -28,7 +28,9 @@ def name_of(share: Share) -> str:
     """What a share is, in words."""
     names = {
         "center": "center",
+        "others": "other centers",
         "linear": "embedded context",
+        "fourier": "Fourier of decayed sums",
         "intercept": "intercept",
         "projection": "made a distribution",
         "uniform": "any token",
@@ -61,7 +63,7 @@ def lines(found: Explanation, top: int) -> Iterator[str]:
     yield "  most probable: " + ", ".join(f"{token!r} {p:.2%}" for token, p in found.likely)
     yield ""
     for share in found.shown(top):
-        about = repr(share.text) if share.text else ""
+        about = share.text if share.kind in ("rest", "others") or not share.text else repr(share.text)
         about = about if len(about) <= _WIDTH or share.kind == "rest" else "..." + about[-_WIDTH + 3 :]
         yield "  ".join(
             part for part in (f"{share.share:>+10.4%}", f"{name_of(share):<28}", about, _facts(share)) if part

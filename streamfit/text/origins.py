@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamfit.corpus import Placed
-from streamfit.features import RBF, Chain, Concat, FeatureMap, Lookup, Nearest
+from streamfit.features import RBF, Chain, Concat, Decayed, FeatureMap, Lookup, Nearest
 from streamfit.text.contexts import context_rows
 from streamfit.text.tokenizer import Tokenizer
 
@@ -65,6 +65,15 @@ def center_block(features: FeatureMap) -> tuple[Lookup, RBF, slice] | None:
             return features.inner, part, slice(start, start + part.n_features)
         start += part.n_features
     return None
+
+
+def fourier_block(features: FeatureMap) -> slice:
+    """Columns of the features that are made of decayed sums, which stand after those of near tokens; none of others."""
+    parts = features.parts if isinstance(features, Concat) else (features,)
+    sums = parts[-1].inner if isinstance(parts[-1], Chain) else None
+    of_sums = all(isinstance(part, Decayed) for part in (sums.parts if isinstance(sums, Concat) else (sums,)))
+    n = features.n_features
+    return slice(n - parts[-1].n_features, n) if of_sums else slice(n, n)
 
 
 def find_origins(features: FeatureMap, tokenizer: Tokenizer, texts: Iterable[Placed]) -> list[Origin | None]:
