@@ -21,6 +21,7 @@ from streamfit.jobs import build_model, licence_of, linear_model
 from streamfit.models import LinearModel
 from streamfit.optimum import GRID, solve_section
 from streamfit.passes import leave_one_out_store, refine_store
+from streamfit.preflight import refuse_other_features
 from streamfit.provenance import provenance_of
 from streamfit.report import plot_alphas, plot_pruning, plot_scores
 from streamfit.sections import checked
@@ -124,6 +125,7 @@ def solve_command(
     language = None
     if output is not None and opened.header.reader.get("kind") == "tokens":
         language = _language_problem(store, config, std=std)
+        refuse_other_features(language, opened)
         section = _as_configured(section, language.solve)
     elif config is not None:
         msg = "--config without --output, or for a store of a table"

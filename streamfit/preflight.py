@@ -85,6 +85,24 @@ _BEFORE = {"topic_dims": 0, "topic_decay": 0.99, "topic_window": 256, "n_fourier
 """What holds of stores that were made before there were topics, or Fourier features of texts."""
 
 
+def refuse_other_features(problem: LanguageProblem, store: Store) -> None:
+    """What a config says of features must hold of a store that it was not written for, whose features are frozen.
+
+    Raises
+    ------
+    MismatchError
+        Naming what differs.
+    """
+    wanted = json.loads(json.dumps(problem.features.model_dump(include=problem.features.model_fields_set)))
+    if "tokenizer" in wanted:
+        wanted["tokenizer"] = tokenizer_id(wanted["tokenizer"])
+    found = {"tokenizer": "bpe", **_BEFORE, **store.header.reader.get("settings", {})}
+    if differ := [name for name, value in wanted.items() if found.get(name) != value]:
+        msg = f"{store.place} was made with {', '.join(f'{name} = {found.get(name)!r}' for name in differ)}"
+        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
+        raise MismatchError(msg, f"{now} as in the config", "correct [features], or leave it out")
+
+
 def refuse_other_settings(problem: Problem, store: Store) -> None:
     """Features are not chosen again from a corpus that may have grown; it is the choices that must agree."""
     if isinstance(problem, LanguageProblem):

@@ -224,6 +224,14 @@ def test_counts_alone_are_a_model(tmp_path):
     np.testing.assert_allclose(model.distribution(rows), model.ngram.distribution(rows), rtol=1e-5, atol=1e-8)
     (tmp_path / "lm.toml").write_text(FEW + '[model]\nexperts = ["ngram", "network"]\n')
     assert "needs n_centers or n_fourier above 0" in told("fit", "lm.toml", "--dry-run", cwd=tmp_path)
+    assert model.network is None
+    assert model.topic is None
+    # Nor do other features come of a config that a store was not made with.
+    (tmp_path / "lm.toml").write_text(FEW.replace("n_centers = 0", "n_centers = 5"))
+    refused = told("solve", "run", "--config", "lm.toml", "-o", "other", cwd=tmp_path)
+    assert "was made with n_centers = 0; expected n_centers = 5 as in the config" in refused
+    (tmp_path / "lm.toml").write_text(FEW.partition("[features]")[0])
+    assert "'network' without RBF centers" in told("solve", "run", "--config", "lm.toml", "-o", "other", cwd=tmp_path)
 
 
 def test_fourier_features_of_decayed_sums_are_a_network(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.optimize import minimize
 
 from streamfit.config import LanguageProblem
@@ -18,6 +20,7 @@ from streamfit.corpus import Files, TextFiles
 from streamfit.errors import ConfigError, CorpusError, SolveError, StoreError
 from streamfit.held_out import evaluate_documents, fitted_among, held_out
 from streamfit.jobs import fit
+from streamfit.report.scores import print_scores, verdict
 from streamfit.text import Evaluator, LanguageModel, Score, Tokenizer, add_scores
 from streamfit.text.contexts import NgramTally, context_rows
 from streamfit.text.embeddings import context_embeddings, context_features
@@ -377,3 +380,15 @@ def test_what_a_tokenizer_loses_is_not_compared_by_byte_or_word(fitted):
     assert np.isnan([found.bits_per_byte, found.word_perplexity]).all()
     *_, spelled = lossy.documents(["import os", "class a"]).values()
     assert found.perplexity == spelled.perplexity
+
+
+def test_a_mixture_that_is_the_baseline_neither_wins_nor_loses():
+    score = Score(nats=400.0, n_tokens=100, n_bytes=300, n_words=50, top1=10, top5=20)
+    told = verdict({"bigram": score, "trigram": score, "mixture of 1": score})
+    assert told == "Against the trigram, the mixture of 1 has a perplexity that is the same."
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_scores({"bigram": score, "trigram": score, "mixture of 1": score}, console)
+    shown = console.export_text()
+    assert "wins" not in shown
+    assert "loses" not in shown
+    assert f"perplexity per word, whatever the tokens: {math.exp(8):,.1f}" in shown

@@ -12,6 +12,8 @@ from streamfit.text import Score
 from streamfit.text.evaluate import NETWORK
 
 _LONG = 1e6
+_SAME = 5e-4
+"""Changes that are 0 with one decimal of a percent."""
 
 
 def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") -> None:
@@ -28,7 +30,7 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
         row = score.to_json()
         change = score.perplexity / scores[baseline].perplexity - 1.0
         # What stands below the baseline is the closed form: say plainly whether it wins.
-        outcome = (" loses" if change > 0 else " wins") if name in closed else ""
+        outcome = "" if name not in closed or abs(change) < _SAME else " loses" if change > 0 else " wins"
         result = "" if name == baseline else f"{change:+.1%}{outcome}"
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
         cells = (f"{row['perplexity']:,.2f}", _bits(row), *shares, result)
@@ -74,6 +76,8 @@ def verdict(scores: Mapping[str, Score]) -> str:
 
     def against(score: Score) -> str:
         change = score.perplexity / scores[baseline].perplexity - 1.0
+        if abs(change) < _SAME:
+            return "that is the same"
         return f"{abs(change):.1%} higher: it loses" if change > 0 else f"{abs(change):.1%} lower: it wins"
 
     *_, mixture = scores

@@ -337,7 +337,7 @@ def parted(store: Store, solution: Solution, mix: Mix | None = None) -> tuple[Li
     info = {"store": head.commit, "n_rows": head.n_rows, **origins_info(store.header.files)}
     near, topic = near_and_topic(features)
     if topic is None:
-        return LinearModel(features, solution, info), None
+        return None if near is None else LinearModel(features, solution, info), None
     if solution.target_alphas is not None or solution.block_alphas is not None:
         msg = "several alphas for a language model with a topic"
         raise ConfigError(msg, "one alpha: network and topic are solved apart", "leave out `per_target` and `blocks`")
@@ -351,7 +351,9 @@ def parted(store: Store, solution: Solution, mix: Mix | None = None) -> tuple[Li
 
 
 def near_and_topic(features: FeatureMap) -> tuple[FeatureMap | None, Decayed | None]:
-    """The maps of the network and of the topic, as `prepare` puts them together."""
+    """The maps of the network and of the topic, as `prepare` puts them together; of counts alone neither."""
+    if isinstance(features, Chain) and isinstance(features.outer, Lookup) and features.n_features == 1:
+        return None, None
     if isinstance(features, Decayed):
         return None, features
     if not (isinstance(features, Concat) and isinstance(features.parts[-1], Decayed)):
