@@ -106,6 +106,22 @@ def held_out(store: Store, documents: Documents, *, skip_bad_shards: bool = Fals
     return left
 
 
+def refuse_unreadable(documents: Documents) -> None:
+    """Read validation text before the pass, as far as a sample of it goes, rather than after it.
+
+    Raises
+    ------
+    ShardError
+        Of the first file that cannot be read.
+    """
+    n_bytes = 0
+    for shard in documents.shards():
+        n_bytes += shard.size
+        if n_bytes > _SCORED_BYTES:
+            break
+        documents.documents(shard)
+
+
 def score_held_out(
     problem: LanguageProblem, store: Store, model: LanguageModel, *, skip_bad_shards: bool = False
 ) -> HeldOutScore:

@@ -22,7 +22,7 @@ from streamfit.config import LanguageProblem, Problem, load_problem
 from streamfit.corpus import Source
 from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, say
 from streamfit.errors import ConfigError, StoreError
-from streamfit.held_out import HeldOutScore, held_out, score_held_out
+from streamfit.held_out import HeldOutScore, held_out, refuse_unreadable, score_held_out
 from streamfit.history import note_pass
 from streamfit.models import LinearModel
 from streamfit.moments import Moments
@@ -87,6 +87,8 @@ def fit(
     """
     with logged(Path(problem.run)):
         refuse_hopeless(problem, machine.worker_memory)
+        if isinstance(problem, LanguageProblem) and not skip_bad_shards:
+            refuse_unreadable(problem.corpus.documents("validation"))
         if not (Path(problem.run) / "problem.json").is_file():
             remember(problem, machine)  # choosing features takes a while, and `resume` is to know of the run by then
         store = open_store(problem, console, skip_bad_shards=skip_bad_shards)

@@ -304,7 +304,7 @@ def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial
 
 
 def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_path: Path, quiet, serial):
-    """It is found when everything has been counted: a model must come of that all the same."""
+    """It is found before anything is counted; where such files are skipped, a model must come of the others."""
     documents = tmp_path / "in"
     documents.mkdir()
     for i in range(60):
@@ -314,6 +314,7 @@ def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_pat
     bad.write_bytes(b"ok\xff")
     with pytest.raises(CorpusError, match="byte 0xff"):
         fit(problem, serial, None, quiet)
+    assert not (tmp_path / "run" / "store").exists()
     assert isinstance(fit(problem, serial, None, quiet, skip_bad_shards=True).model, LanguageModel)
 
 
