@@ -289,6 +289,14 @@ def small_problem(root: Path, run: Path) -> LanguageProblem:
     )
 
 
+def some_documents(folder: Path) -> Path:
+    """Sixty short texts, a file each."""
+    (folder / "in").mkdir()
+    for i in range(60):
+        (folder / "in" / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    return folder / "in"
+
+
 def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial):
     docs = tmp_path / "docs"
     (docs / "copy").mkdir(parents=True)
@@ -305,10 +313,7 @@ def test_copies_of_training_files_are_not_held_out(tmp_path: Path, quiet, serial
 
 def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_path: Path, quiet, serial):
     """It is found before anything is counted; where such files are skipped, a model must come of the others."""
-    documents = tmp_path / "in"
-    documents.mkdir()
-    for i in range(60):
-        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    documents = some_documents(tmp_path)
     problem = small_problem(documents, tmp_path / "run")
     bad = Path(problem.corpus.documents("validation").shards()[0].uri)
     bad.write_bytes(b"ok\xff")
@@ -320,10 +325,7 @@ def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_pat
 
 def test_test_text_that_cannot_be_read_is_named(tmp_path: Path, quiet, serial):
     """What is scored is what can be read; where nothing can, that weights were chosen on, and both are said."""
-    documents = tmp_path / "in"
-    documents.mkdir()
-    for i in range(60):
-        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    documents = some_documents(tmp_path)
     problem = small_problem(documents, tmp_path / "run")
     held = [Path(shard.uri) for shard in problem.corpus.documents("test").shards()]
     assert len(held) > 1
@@ -343,10 +345,7 @@ def test_test_text_that_cannot_be_read_is_named(tmp_path: Path, quiet, serial):
 
 
 def test_evaluating_what_was_fitted_is_said(tmp_path: Path, quiet, serial):
-    documents = tmp_path / "in"
-    documents.mkdir()
-    for i in range(60):
-        (documents / f"{i}.txt").write_text(f"some words of document {i} " * 30)
+    documents = some_documents(tmp_path)
     problem = small_problem(documents, tmp_path / "run")
     store = fit(problem, serial, None, quiet).store
     counted = len(store.counted())
