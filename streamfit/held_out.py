@@ -48,6 +48,8 @@ class HeldOutScore:
         Certificate of the mixture; see `LanguageModel`.
     unread : tuple of str
         Why files of test text could not be read, one each.
+    skipped : tuple of str
+        Validation files that could not be read, and were skipped as was asked for.
     """
 
     part: str
@@ -56,11 +58,13 @@ class HeldOutScore:
     n_validation: int
     gap: float | None
     unread: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         facts = {"part": self.part, "shards": self.n_shards, **self.score.to_json()}
-        told = {"unread": list(self.unread)} if self.unread else {}
+        named = {"unread": self.unread, "skipped": self.skipped}
+        told = {name: list(files) for name, files in named.items() if files}
         return {**facts, "validation_shards": self.n_validation, "mixture_gap": self.gap, **told}
 
     def lines(self) -> Iterator[str]:
@@ -68,6 +72,9 @@ class HeldOutScore:
         row = self.score.to_json()
         bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
         told = "" if self.part == "test" else ", those that its weights were chosen on"
+        if self.skipped:
+            others = f" and {len(self.skipped) - _TOLD:,} others" if len(self.skipped) > _TOLD else ""
+            yield f"validation text left out, which cannot be read: {', '.join(self.skipped[:_TOLD])}{others}"
         yield from (f"test text left out: {why}" for why in self.unread[:_TOLD])
         if (n_others := len(self.unread) - _TOLD) > 0:
             yield f"and {n_others:,} other files of test text"
@@ -129,14 +136,18 @@ def score_held_out(
 
     Files that cannot be read are left out: the model is there, and it is not them that it is told by.
     """
-    validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
+    given = problem.corpus.documents("validation")
+    validation = held_out(store, given, skip_bad_shards=skip_bad_shards)
+    bad = validation.leave_out - given.leave_out - frozenset(store.counted())
+    skipped = tuple(shard.key for shard in given.shards() if shard.content_id in bad)
     part, n_shards, texts, unread = "test", 0, list[str](), list[str]()
     with suppress(CorpusError):  # no part for tests, or all of it was counted
         n_shards, texts = _some_texts(held_out(store, problem.corpus.documents("test")), unread)
     if not texts:
         part, (n_shards, texts) = "validation", _some_texts(validation, [])
     score = sampled_score(model, texts, _SCORED_TOKENS)
-    return HeldOutScore(part, n_shards, score, len(validation.shards()), model.mixture_gap, tuple(unread))
+    n_validation = len(validation.shards())
+    return HeldOutScore(part, n_shards, score, n_validation, model.mixture_gap, tuple(unread), skipped)
 
 
 def _some_texts(documents: Documents, unread: list[str]) -> tuple[int, list[str]]:

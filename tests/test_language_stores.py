@@ -226,6 +226,9 @@ def test_counts_alone_are_a_model(tmp_path):
     assert "needs n_centers or n_fourier above 0" in told("fit", "lm.toml", "--dry-run", cwd=tmp_path)
     assert model.network is None
     assert model.topic is None
+    card = ok("card", "run/model", cwd=tmp_path)
+    assert f"{Store(tmp_path / 'run' / 'store').head().n_rows:,} rows" in card
+    assert "unknown" not in card
     # Nor do other features come of a config that a store was not made with.
     (tmp_path / "lm.toml").write_text(FEW.replace("n_centers = 0", "n_centers = 5"))
     refused = told("solve", "run", "--config", "lm.toml", "-o", "other", cwd=tmp_path)

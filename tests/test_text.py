@@ -320,7 +320,10 @@ def test_a_validation_file_that_cannot_be_read_is_skipped_like_any_other(tmp_pat
     with pytest.raises(CorpusError, match="byte 0xff"):
         fit(problem, serial, None, quiet)
     assert not (tmp_path / "run" / "store").exists()
-    assert isinstance(fit(problem, serial, None, quiet, skip_bad_shards=True).model, LanguageModel)
+    done = fit(problem, serial, None, quiet, skip_bad_shards=True)
+    assert isinstance(done.model, LanguageModel)
+    assert next(done.held_out.lines()) == f"validation text left out, which cannot be read: {bad.name}"
+    assert done.held_out.to_json()["skipped"] == [bad.name]
 
 
 def test_test_text_that_cannot_be_read_is_named(tmp_path: Path, quiet, serial):

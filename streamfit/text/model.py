@@ -91,6 +91,8 @@ class LanguageModel:
         Of text that was read last, for adaptive scores; `distribution` does without.
     mixture_gap : float, optional
         Certificate of the mixture: a bound on its held-out loss above the optimum, in nats per token, in any bucket.
+    info : mapping, optional
+        Where a model without a network comes from; one with a network says so there.
     """
 
     tokenizer: Tokenizer
@@ -104,6 +106,7 @@ class LanguageModel:
     topic: Topic | None = None
     cache: Cache | None = None
     mixture_gap: float | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -306,6 +309,8 @@ class LanguageModel:
             "mixture_gap": self.mixture_gap,
             "experts": self.settings.to_json(),
         }
+        if self.info:
+            described["info"] = dict(self.info)
         for name, part in (("network", self.network), ("topic", self.topic), ("cache", self.cache)):
             if part is not None:
                 described[name], arrays = part.to_parts()
@@ -351,4 +356,5 @@ class LanguageModel:
             clusters={int(size): array for size, array in under("clusters.").items()},
             topic=None if topic is None else Topic.from_parts(topic, under("topic.")),
             cache=None if cache is None else Cache.from_parts(cache, under("cache.")),
+            info=spec.get("info", {}),
         )
