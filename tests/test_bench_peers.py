@@ -22,7 +22,7 @@ MEMORY = 3 * 10**9
 @pytest.mark.slow
 def test_streamfit_and_scikit_learn_meet_the_reference(tmp_path: Path) -> None:
     found = bench_peers.main(
-        n_rows=400,
+        n_rows=100_000,
         n_features=5,
         memory=MEMORY,
         folder=tmp_path,
@@ -33,7 +33,7 @@ def test_streamfit_and_scikit_learn_meet_the_reference(tmp_path: Path) -> None:
         n_cores=1,
     )
     rows = [Row(**row) for row in found["rows"]]
-    assert [(row.name, row.n_rows) for row in rows] == [("streamfit", 400), ("scikit-learn Ridge(cholesky)", 400)]
+    assert [(row.name, row.n_rows) for row in rows] == [("streamfit", 100_000), ("scikit-learn Ridge(cholesky)", 100_000)]
     for row in rows:
         assert row.note == ""
         assert row.error is not None
