@@ -43,7 +43,7 @@ from rich.table import Table as Printed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python pipelines/...`
 
-from pipelines.toolkit import Toolkit, beside
+from pipelines.toolkit import Toolkit, beside, refuse_none
 from streamfit.cli import exits
 from streamfit.store.runs import CountRuns
 from streamfit.text.contexts import Windows
@@ -204,6 +204,8 @@ def main(
     report: Callable[[Sequence[Point]], None] = lambda _: None,
 ) -> list[Point]:
     """Split, tokenise, count and score; a point for each size that there is text for. `report` is told after each."""
+    if lmplz is not None:
+        refuse_none(lmplz)
     shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
     n_test = n_sample = 0
     while n_test < len(shuffled) // 2 and sum(p.stat().st_size for p in shuffled[: n_test + 1]) <= held_out_bytes:

@@ -54,6 +54,19 @@ class Toolkit:
     difference: float
 
 
+def refuse_none(lmplz: Path) -> None:
+    """Refuse what cannot be run, before anything is counted.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such program.
+    """
+    if shutil.which(lmplz) is None:
+        msg = f"{lmplz}: no program"
+        raise ConfigError(msg, "KenLM's lmplz")
+
+
 def beside(
     lmplz: Path,
     documents: Iterable[np.ndarray],
@@ -80,7 +93,7 @@ def beside(
     Raises
     ------
     ConfigError
-        If it cannot be run, or says that it failed.
+        If it says that it failed.
     """
     text, model = folder / "lmplz.txt", folder / "lmplz.arpa"
     with text.open("w", encoding="ascii") as out:
@@ -103,9 +116,6 @@ def beside(
 def _estimate(lmplz: Path, text: Path, model: Path, order: int, vocab_size: int, memory: int) -> tuple[float, int]:
     arguments = ["-o", order, "-S", f"{memory}b", "-T", f"{text.parent}/", "--vocab_pad", vocab_size]
     command = [str(lmplz), *map(str, arguments), "--discount_fallback"]
-    if shutil.which(lmplz) is None:
-        msg = f"{lmplz}: no program"
-        raise ConfigError(msg, "KenLM's lmplz")
     said, took = text.with_suffix(".log"), text.with_suffix(".json")
     with text.open("rb") as given, model.open("wb") as out, said.open("wb") as log:
         measured = [sys.executable, "-c", _MEASURED, str(took), *command]

@@ -103,7 +103,7 @@ def explain(
     origins = [] if network is None else origins_of(network.info)
     if corpus is not None and network is not None:
         there = find_origins(network.features, language.tokenizer, _readable(corpus, field))
-        known = origins or [None] * len(there)
+        known = origins if len(origins) == len(there) else [None] * len(there)  # older models keep no places
         origins = [o or (k and replace(k, file="")) for o, k in zip(there, known, strict=True)]
     found = explain_token(language, read_prompt(prompt), token, origins=origins)
     if token is not None and found.token.strip() != token.strip():

@@ -12,7 +12,7 @@ from pathlib import Path
 from distributed import Client
 
 from streamfit.corpus import Source
-from streamfit.corpus.values import column_of
+from streamfit.corpus.labels import told
 from streamfit.engine import Machine, Rewritten, WorkOptions, bands_of, find_rows, placed, rewrite
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.plan import Shard
@@ -134,8 +134,7 @@ def _named(name: str, counted: Sequence[Shard]) -> list[str]:
 
 def _wider_names(shard: Shard) -> set[str]:
     """Names of what a shard is a part of: of the part of a file that it selects rows of, and of the file."""
-    chosen = ",".join(f"{column_of(key)[0]}={value}" for key, value in shard.select)
-    part = shard.key.removesuffix(f"[{chosen}]") if shard.select else shard.key
+    part = shard.key.removesuffix(told(shard.select))
     return {part, re.sub(r"#\d+(-\d+)?$", "", part), shard.uri} - {""}  # no path: it came without names
 
 

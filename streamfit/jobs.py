@@ -223,12 +223,11 @@ def build_model(
     if isinstance(problem, LanguageProblem):
         validation = held_out(store, problem.corpus.documents("validation"), skip_bad_shards=skip_bad_shards)
         model = assemble(store, solved.solution, validation, experts=problem.experts(), mix=mix)
+        data = {"data": provenance_of(store, problem.corpus.licence)}
         if model.network is None:  # counts, with or without a topic
             head = store.head()
-            data = provenance_of(store, problem.corpus.licence)
-            return replace(model, info={"store": head.commit, "n_rows": head.n_rows, "data": data})
-        info = model.network.info | {"data": provenance_of(store, problem.corpus.licence)}
-        return replace(model, network=replace(model.network, info=info))
+            return replace(model, info={"store": head.commit, "n_rows": head.n_rows, **data})
+        return replace(model, network=replace(model.network, info=model.network.info | data))
     return linear_model(store, solved, licence=problem.corpus.licence)
 
 

@@ -97,10 +97,7 @@ def refuse_other_features(problem: LanguageProblem, store: Store) -> None:
     if "tokenizer" in wanted:
         wanted["tokenizer"] = tokenizer_id(wanted["tokenizer"])
     found = {"tokenizer": "bpe", **_BEFORE, **store.header.reader.get("settings", {})}
-    if differ := [name for name, value in wanted.items() if found.get(name) != value]:
-        msg = f"{store.place} was made with {', '.join(f'{name} = {found.get(name)!r}' for name in differ)}"
-        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
-        raise MismatchError(msg, f"{now} as in the config", "correct [features], or leave it out")
+    _refuse_others(store, wanted, found, "correct [features], or leave it out")
 
 
 def refuse_other_settings(problem: Problem, store: Store) -> None:
@@ -128,9 +125,12 @@ def refuse_other_settings(problem: Problem, store: Store) -> None:
     found["count_rows"] = "always" if store.header.counted else "never"
     if problem.count_rows == "auto":  # decided when the store was made
         found["count_rows"] = "auto"
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    if differ:
-        was = ", ".join(f"{name} = {found.get(name)!r}" for name in differ)
-        now = ", ".join(f"{name} = {wanted[name]!r}" for name in differ)
+    _refuse_others(store, wanted, found, "set another `run`, or restore the config")
+
+
+def _refuse_others(store: Store, wanted: dict[str, Any], found: dict[str, Any], remedy: str) -> None:
+    """Refuse what a config wants of a store that was made with something else, by name."""
+    if differ := [name for name, value in wanted.items() if found.get(name) != value]:
+        was, now = (", ".join(f"{name} = {each.get(name)!r}" for name in differ) for each in (found, wanted))
         msg = f"{store.place} was made with {was}"
-        raise MismatchError(msg, f"{now} as in the config", "set another `run`, or restore the config")
+        raise MismatchError(msg, f"{now} as in the config", remedy)

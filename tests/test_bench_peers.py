@@ -33,7 +33,10 @@ def test_streamfit_and_scikit_learn_meet_the_reference(tmp_path: Path) -> None:
         n_cores=1,
     )
     rows = [Row(**row) for row in found["rows"]]
-    assert [(row.name, row.n_rows) for row in rows] == [("streamfit", 100_000), ("scikit-learn Ridge(cholesky)", 100_000)]
+    assert [(row.name, row.n_rows) for row in rows] == [
+        ("streamfit", 100_000),
+        ("scikit-learn Ridge(cholesky)", 100_000),
+    ]
     for row in rows:
         assert row.note == ""
         assert row.error is not None

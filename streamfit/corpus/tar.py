@@ -86,9 +86,6 @@ class TarText(CutFiles):
         archive = self.file_of(shard)
         return (Placed(f"{archive}/{name}", None, text) for _, name, text in self._texts(shard))
 
-    def before(self, shard: Shard) -> int | None:
-        return None
-
     def _texts(self, shard: Shard) -> Iterator[tuple[int, str, str]]:
         """Positions, names of members and texts of the documents of the split."""
         for at, found in self._selected(shard):

@@ -104,9 +104,9 @@ class Documents(ABC):
         """Relative path of the file that a shard is a part of."""
         return shard.key.removesuffix(told(shard.select)).removesuffix(f"#{shard.start}-{shard.stop}")
 
-    @abstractmethod
     def before(self, shard: Shard) -> int | None:
-        """Lines or rows of the file before the shard's part; None where the file is one document."""
+        """Lines or rows of the file before the shard's part; None where documents have no numbers."""
+        return None
 
     @abstractmethod
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
@@ -175,9 +175,6 @@ class TextFiles(CutFiles):
         data = self._data(shard)
         if not shard.without:
             yield 0, decode(shard, data, self.encoding)
-
-    def before(self, shard: Shard) -> int | None:
-        return None
 
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         self._data(shard)

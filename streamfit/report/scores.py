@@ -12,6 +12,7 @@ from streamfit.text import Score
 from streamfit.text.evaluate import NETWORK
 
 _LONG = 1e6
+"""Perplexities per word that are shown with three digits alone, as of code."""
 _SAME = 5e-4
 """Changes that are 0 with one decimal of a percent."""
 
@@ -36,7 +37,7 @@ def print_scores(scores: Mapping[str, Score], console: Console, kind: str = "") 
         cells = (f"{row['perplexity']:,.2f}", _bits(row), *shares, result)
         table.add_row(name, *cells, style="bold" if score.nats == best else "")
     console.print(table)
-    _say_per_word(next(name for name, score in scores.items() if score.nats == best), scores, console)
+    _say_per_word(scores, console)
     say(console, verdict(scores))
 
 
@@ -51,12 +52,12 @@ def print_adaptive(scores: Mapping[str, Score], console: Console) -> None:
         shares = (f"{row[share]:.2%}" for share in ("top1", "top5"))
         table.add_row(name, f"{row['perplexity']:,.2f}", _bits(row), *shares)
     console.print(table)
+    _say_per_word(scores, console)
+
+
+def _say_per_word(scores: Mapping[str, Score], console: Console) -> None:
+    """What compares across tokenizers, of the best model, or why nothing does."""
     best = min(scores, key=lambda name: scores[name].nats)
-    _say_per_word(best, scores, console)
-
-
-def _say_per_word(best: str, scores: Mapping[str, Score], console: Console) -> None:
-    """What compares across tokenizers, or why nothing does."""
     row = scores[best].to_json()
     if (per_word := row.get("word_perplexity")) is not None:
         told = f"{per_word:,.1f}" if per_word < _LONG else f"{per_word:.3g}"

@@ -292,7 +292,7 @@ def assemble(
     network, topic = parted(store, solution, mix)
     if network is None and "network" in experts.experts:
         msg = "expert 'network' without RBF centers or linear features"
-        raise ConfigError(msg, "other experts", "set n_centers, or linear = true")
+        raise ConfigError(msg, "other experts", "set n_centers or n_fourier, or linear = true")
     names = experts.names(source.ngram_order)
     model = LanguageModel(
         tokenizer=source.tokenizer,
