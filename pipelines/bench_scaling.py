@@ -29,10 +29,11 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from pipelines.scaling_coordinator import Coordination, growth, simulate
-from pipelines.scaling_model import TERMS, Costs, Point, Projection, Site, project
+from pipelines.scaling_model import OVERLAPPING, TERMS, Costs, Point, Projection, Site, project
 from streamfit import Store
 from streamfit.cli import exits
 from streamfit.corpus import Files, ParquetTable
+from streamfit.corpus.base import hash_range
 from streamfit.engine import Machine, accumulate, connect
 from streamfit.engine.machine import cores
 from streamfit.errors import ConfigError
@@ -91,6 +92,16 @@ def product_rate(n_features: int, repeats: int = 3) -> float:
             scipy.linalg.blas.ssyrk(1.0, x.T)
             best = min(best, time.perf_counter() - started)
     return BLOCK_ROWS * n_features * (n_features + 1) / best
+
+
+def hash_rate(n_bytes: int = 2**28) -> float:
+    """Bytes a second that one thread hashes, of a file in the page cache."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(np.random.default_rng(0).bytes(n_bytes))
+        file.flush()
+        started = time.perf_counter()
+        hash_range(Path(file.name), 0, n_bytes)
+        return n_bytes / (time.perf_counter() - started)
 
 
 def product_rates(n_features: int, n_workers: int) -> float:
@@ -199,22 +210,28 @@ def main(
     committed = 1e3 / coordination[-1].cpu_ms
     flops = 1.0 / costs.seconds[1] if costs.seconds[1] else product_rate(max(sizes.n_features))
     storage = storage_gb_s * 1e9
+    seen = coordination[-1].n_groups, max(1.0, growth(coordination)) if len(coordination) > 1 else 1.0
     sites = (
-        Site("this machine", workers, flops, storage, committed, committed, ("storage",)),
-        Site(f"{gpus} GPUs", gpus, gpu_tflops * 1e12, storage, committed, committed, ("storage", "flops")),
+        Site("this machine", workers, flops, storage, committed, committed, ("storage",), *seen),
+        Site(f"{gpus} GPUs", gpus, gpu_tflops * 1e12, storage, committed, committed, ("storage", "flops"), *seen),
     )
+    hashed = hash_rate()
     factor = solve_rate(min(2048, 16 * max(sizes.n_features)))
     projections = {
-        f"{label} on {site.name}": project(n_bytes, n_features, 4.0 * n_features, site, costs, solve_rate=factor)
+        f"{label} on {site.name}": project(
+            n_bytes, n_features, 4.0 * n_features, site, costs, hash_rate=hashed, solve_rate=factor
+        )
         for label, n_bytes in (("1 TB", 1e12), ("1 PB", 1e15))
         for site in sites
     }
     assumptions = (
         f"ASSUMED, not measured: {storage_gb_s:g} GB/s of storage for all workers together",
         f"ASSUMED, not measured: {gpu_tflops:g} TFLOP/s of products a GPU; decoding at a core of this machine for each",
-        f"measured: {committed:,.0f} groups/s, what the coordinator's processor time allows, scheduler in it",
+        f"measured: {committed:,.0f} groups/s, what the coordinator's processor time allows, scheduler in it, in a run"
+        f" of {seen[0]:,}; its time grows on as groups^{seen[1]:.2f}",
+        f"measured: a worker hashes {hashed / 1e9:.1f} GB/s; storage gives the corpus twice, to hash and to count",
         f"rows of {n_features:,} float32 columns; groups by `default_group_rows`; one solve, on this machine",
-        "workers, storage, commits and scheduler overlap: the longest is the bottleneck; the solve comes after",
+        "workers, storage, commits and scheduler overlap; hashing comes before, by the workers, and the solve after",
     )
     return Found(scaled, points, held_out, costs, factor, coordination, projections, assumptions)
 
@@ -254,12 +271,22 @@ def tables(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
     made.append(("Groups of one row", [*columns, "fsync ms", "RSS MB", "grown MB"], rows))
     rows = [
         [name, f"{p.n_groups:,}", f"{p.reduce_bytes / 1e12:.2f}",
-         *(f"{p.overlapping[part]:,.0f}" for part in ("workers", "storage", "commits", "scheduler")),
+         f"{p.hashing:,.0f}", *(f"{p.overlapping[each]:,.0f}" for each in OVERLAPPING),
          f"{p.solve:,.1f}", f"{p.seconds / 3600:,.2f}", p.bottleneck]
         for name, p in found.projections.items()
     ]  # fmt: skip
-    columns = ["run", "groups", "reduce TB", "workers s", "storage s", "commits s", "scheduler s", "solve s", "hours"]
-    made.append(("Projection", [*columns, "bottleneck"], rows))
+    columns = [
+        "run",
+        "groups",
+        "reduce TB",
+        "hashing s",
+        "workers s",
+        "storage s",
+        "commits s",
+        "scheduler s",
+        "solve s",
+    ]
+    made.append(("Projection", [*columns, "hours", "bottleneck"], rows))
     return made
 
 

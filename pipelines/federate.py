@@ -8,7 +8,7 @@ with it. All three send a .zip of sums, without names of files, to the hub, whic
 then compared with those of one store that counted all files: they must be equal to the last bit. Last, a site that
 chose features of its own is refused, for its sums do not add up with the others'.
 
-Without --corpus some rows are made up. What the hub learns: the sums of each site; content ids (SHA-256), sizes and
+Without --corpus some rows are made up. What the hub learns: the sums of each site; content ids (BLAKE3), sizes and
 labels of its shards; and whatever the header holds (centers of an RBF network are rows).
 """
 

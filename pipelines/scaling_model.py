@@ -5,8 +5,8 @@ One worker takes, for B bytes of corpus, F flops and G groups whose sums have S 
     T = B / read + F / flops + G * group + G * S / write
 
 with the four constants not negative, by least squares on relative errors (Lawson & Hanson's NNLS). What happens
-besides, on other machines or disks at the same time, does not add to it: a whole run takes the longest of these, and
-the solve.
+besides, on other machines or disks at the same time, does not add to it: a whole run takes the longest of these, before
+it the hashing of every byte, by the workers, and after it the solve.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from streamfit.plan import Plan, default_group_rows
 MERGED = 32
 """Segments that a merge puts into one, about: `Upkeep` merges when three quarters of 64 are there."""
 TERMS = ("read bytes", "flops", "groups", "segment bytes")
+OVERLAPPING = ("workers", "storage", "commits", "scheduler")
+"""What goes on at the same time."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,14 @@ class Site:
     storage : float
         Bytes a second that all workers together read and write; an assumption.
     groups_per_s : float
-        What the coordinator commits.
+        What the coordinator commits, in a run of `groups_seen` groups.
     tasks_per_s : float
         What the scheduler hands out.
     assumed : tuple of str
         Which of these were not measured.
+    groups_seen : int
+    growth : float
+        The coordinator's time grows as this power of the groups; 1 is linear.
     """
 
     name: str
@@ -109,6 +114,8 @@ class Site:
     groups_per_s: float
     tasks_per_s: float
     assumed: tuple[str, ...] = ()
+    groups_seen: int = 1
+    growth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,8 @@ class Projection:
         Rows, groups, and bytes of one group's sums.
     overlapping : dict of str to float
         Seconds of what goes on at the same time; the longest is the bottleneck.
+    hashing : float
+        Seconds in which workers hash the corpus, before any of that.
     solve : float
         Seconds of the one solve after it.
     reduce_bytes : int
@@ -131,19 +140,20 @@ class Projection:
     n_groups: int
     sum_bytes: int
     overlapping: dict[str, float]
+    hashing: float
     solve: float
     reduce_bytes: int
 
     @property
     def bottleneck(self) -> str:
         """What the run waits for."""
-        last = max(self.overlapping, key=self.overlapping.__getitem__)
-        return last if self.overlapping[last] >= self.solve else "solve"
+        parts = {**self.overlapping, "hashing": self.hashing, "solve": self.solve}
+        return max(parts, key=parts.__getitem__)
 
     @property
     def seconds(self) -> float:
         """Of the whole run."""
-        return max(self.overlapping.values()) + self.solve
+        return self.hashing + max(self.overlapping.values()) + self.solve
 
 
 def project(
@@ -153,6 +163,7 @@ def project(
     site: Site,
     costs: Costs,
     *,
+    hash_rate: float,
     solve_rate: float,
     n_targets: int = 1,
 ) -> Projection:
@@ -166,6 +177,8 @@ def project(
     site : Site
     costs : Costs
         Of reading and of groups, as measured; the rate of products is the site's.
+    hash_rate : float
+        Bytes a second that one worker hashes; the measured runs hash as well, so what they take a byte holds it.
     solve_rate : float
         Flops a second of the Cholesky factorisation, D³/3 of them.
     """
@@ -175,7 +188,7 @@ def project(
     read, _, group, write = costs.seconds
     # A worker decodes and writes on its own cores: measured beside the products, so it adds to them.
     alone = {
-        "decoding": corpus_bytes * read,
+        "decoding": corpus_bytes * max(0.0, read - 1.0 / hash_rate),
         "products": n_rows * plan.flops_per_row / site.flops,
         "segments": n_groups * (group + plan.sum_bytes * write),
     }
@@ -185,7 +198,9 @@ def project(
     overlapping = {
         "workers": sum(alone.values()) / busy,
         "storage": (corpus_bytes + reduce_bytes) / site.storage,
-        "commits": n_groups / site.groups_per_s,
+        "commits": n_groups / site.groups_per_s * max(1.0, n_groups / site.groups_seen) ** (site.growth - 1.0),
         "scheduler": n_groups / site.tasks_per_s,
     }
-    return Projection(n_rows, n_groups, plan.sum_bytes, overlapping, n_features**3 / 3 / solve_rate, reduce_bytes)
+    hashing = max(corpus_bytes / site.storage, corpus_bytes / hash_rate / site.n_workers)
+    solve = n_features**3 / 3 / solve_rate
+    return Projection(n_rows, n_groups, plan.sum_bytes, overlapping, hashing, solve, reduce_bytes)

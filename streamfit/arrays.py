@@ -34,6 +34,11 @@ _FEW_ROWS = 16
 _SMALL_PRODUCT = 2**20
 """Multiplications of a product that is taken in float64: kernels for small matrices may add thousands of rows one after
 another in the rows' own type, those for larger ones some hundred at a time."""
+_TURNED = (2064, 192)
+"""Rows, and bytes of a row, of a matrix that are turned at a time: what was measured best.
+
+No multiple of 1,024 bytes of a column, or the columns would all be kept in the same few places of the cache.
+"""
 _ALIGNED = 512
 """Bytes to whose multiples arrays begin in a piece of memory."""
 
@@ -118,9 +123,32 @@ def has_bits(array: Array) -> bool:
 
 def row_major(array: Array) -> Array:
     """Lay a matrix out row by row: a product's rounding depends on the layout, and equal rows must sum alike."""
-    if isinstance(array, np.ndarray) or array_api_compat.is_cupy_array(array):
-        return array if array.flags.c_contiguous else array.copy(order="C")
-    return array
+    if not isinstance(array, np.ndarray) and not array_api_compat.is_cupy_array(array):
+        return array
+    if array.flags.c_contiguous:
+        return array
+    if not in_columns(array):
+        return array.copy(order="C")
+    rows, (height, width) = np.empty(array.shape, array.dtype), _TURNED
+    width //= array.itemsize
+    for top in range(0, array.shape[0], height):
+        for left in range(0, array.shape[1], width):
+            piece = slice(top, top + height), slice(left, left + width)
+            rows[piece] = array[piece]
+    return rows
+
+
+def in_columns(array: Array) -> bool:
+    """Whether a matrix in host memory lies column by column: each in one piece, with gaps between them or none."""
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.flags.c_contiguous:
+        return False
+    step, item = array.strides[1], array.itemsize
+    return array.strides[0] == item and step >= array.shape[0] * item and step % item == 0
+
+
+def laid_out(array: Array) -> Array:
+    """A matrix in a layout that products take as it is: column by column where it is so, else row by row."""
+    return array if in_columns(array) else row_major(array)
 
 
 def operand(values: Array, precision: Precision) -> Array:
@@ -137,7 +165,7 @@ def transposed_product(a: Array, parts: Sequence[Array], precision: Precision) -
     Parameters
     ----------
     a : array of shape (n_rows, p)
-        Columns of an `operand` laid out row by row.
+        Columns of an `operand` in a layout that `laid_out` leaves alone.
     parts : sequence of arrays of shape (n_rows, q)
         Likewise. One that is `a` itself, the same memory, is multiplied by syrk: half the work.
     precision : Precision
@@ -156,17 +184,21 @@ def _one_product(a: Array, b: Array, precision: Precision) -> Array:
         return _cublas_product(a, b, precision)
     xp = namespace(a)
     if _is_small(a.shape[1], a.shape[0], b.shape[1]):
-        wide = xp.astype(a, xp.float64)
-        return xp.matrix_transpose(wide) @ (wide if a is b else xp.astype(b, xp.float64))
+        wide = row_major(xp.astype(a, xp.float64))  # kernels for small matrices round with the layout
+        return xp.matrix_transpose(wide) @ (wide if a is b else row_major(xp.astype(b, xp.float64)))
     return xp.matrix_transpose(a) @ b  # NumPy itself calls syrk where both are one
 
 
 def plain_product(a: Array, b: Array) -> Array:
     """Product of two matrices of one type, in that type; a small one is taken in float64 and rounded once."""
-    xp = namespace(a)
+    xp, kind = namespace(a), a.dtype
     if not _is_small(a.shape[0], a.shape[1], b.shape[1]):
-        return a @ b
-    return xp.astype(xp.astype(a, xp.float64) @ xp.astype(b, xp.float64), a.dtype)
+        if a.shape[0] > 1:
+            return a @ b
+        # One row alone would be multiplied by gemv, which adds in another order where the matrix lies by columns.
+        return (xp.concat([a, xp.zeros_like(a)]) @ b)[:1, :]
+    a, b = (row_major(xp.astype(m, xp.float64)) for m in (a, b))
+    return xp.astype(a @ b, kind)
 
 
 def _is_small(p: int, n: int, q: int) -> bool:
@@ -324,21 +356,43 @@ def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:
         yield slice(lo, min(lo + step, n_rows))
 
 
+def cached_parts(array: Array) -> Iterator[tuple[slice, slice]]:
+    """Cut a matrix into pieces that a core's cache holds, along the way it lies: of rows, or of columns."""
+    n_rows, n_columns = array.shape
+    if in_columns(array):
+        for columns in cached_rows(n_columns, n_rows, array):
+            yield slice(0, n_rows), columns
+        return
+    for rows in cached_rows(n_rows, n_columns, array):
+        yield rows, slice(0, n_columns)
+
+
 def column_sums(rows: Array) -> Array:
-    """Float64 sums of columns: a few rows at a time in the rows' own type, which is several times faster."""
-    xp = namespace(rows)
-    whole = rows.shape[0] // _FEW_ROWS * _FEW_ROWS
-    few = xp.sum(xp.reshape(rows[:whole, :], (-1, _FEW_ROWS, rows.shape[1])), axis=1)
-    rest = xp.sum(rows[whole:, :], axis=0, dtype=xp.float64)
+    """Float64 sums of columns, the same bits in any layout.
+
+    The rows are folded a few times over, in their own type, which is several times faster; what is left of them is
+    added in float64, row by row.
+    """
+    xp, (n_rows, n_columns) = namespace(rows), rows.shape
+    height = n_rows // _FEW_ROWS
+    rest = xp.sum(row_major(rows[height * _FEW_ROWS :, :]), axis=0, dtype=xp.float64)
+    if not height:
+        return rest
+    few = xp.empty((height, n_columns), dtype=rows.dtype, device=device_of(rows))
+    for columns in cached_rows(n_columns, height, rows):
+        folded = rows[:height, columns] + rows[height : 2 * height, columns]
+        for i in range(2, _FEW_ROWS):
+            folded += rows[i * height : (i + 1) * height, columns]
+        few[:, columns] = folded
     return xp.sum(few, axis=0, dtype=xp.float64) + rest
 
 
 def may_overwrite(array: Array, dtype: Any) -> bool:
-    """Whether results of a type can be put in an array's place, row by row."""
+    """Whether results of a type can be put in an array's place, piece by piece."""
     if array.dtype != dtype:
         return False
     if isinstance(array, np.ndarray):
-        return bool(array.flags.writeable and array.flags.c_contiguous)
+        return bool(array.flags.writeable and (array.flags.c_contiguous or in_columns(array)))
     return bool(array.flags.c_contiguous) if array_api_compat.is_cupy_array(array) else True
 
 
@@ -457,7 +511,7 @@ class PinnedTransport:
         self._used = [cupy.cuda.Event(disable_timing=True) for _ in range(n_slots)]
         self._pinned = [np.empty(0, np.uint8) for _ in range(n_slots)]
         self._device: list[Array] = [None] * n_slots
-        self._layout: list[list[tuple[int, int, tuple[int, ...], Any] | None]] = [[] for _ in range(n_slots)]
+        self._layout: list[list[tuple[int, int, tuple[int, ...], Any, bool] | None]] = [[] for _ in range(n_slots)]
         self._sizes = [0] * n_slots
 
     def wait_for_copy(self, slot: int) -> None:
@@ -467,6 +521,8 @@ class PinnedTransport:
     def stage(self, slot: int, arrays: Sequence[np.ndarray | None]) -> None:
         """Write arrays into the slot's pinned memory."""
         starts, size = [], 0
+        turned = [array is not None and in_columns(array) for array in arrays]  # turned back where that is fast
+        arrays = [array.T if array is not None and back else array for array, back in zip(arrays, turned, strict=True)]
         for array in arrays:
             starts.append(size)
             size += 0 if array is None else -(-array.nbytes // _ALIGNED) * _ALIGNED
@@ -479,7 +535,10 @@ class PinnedTransport:
             with self._stream:
                 self._device[slot] = self._cupy.empty(size, dtype=np.uint8)
         pairs = list(zip(arrays, starts, strict=True))
-        self._layout[slot] = [None if a is None else (start, a.nbytes, a.shape, a.dtype) for a, start in pairs]
+        self._layout[slot] = [
+            None if a is None else (start, a.nbytes, a.shape, a.dtype, back)
+            for (a, start), back in zip(pairs, turned, strict=True)
+        ]
         self._sizes[slot] = size
         for array, start in pairs:
             if array is not None:
@@ -501,10 +560,15 @@ class PinnedTransport:
         """The slot's arrays on the device, which whatever is computed next will find copied."""
         self._cupy.cuda.get_current_stream().wait_event(self._copied[slot])
         held = self._device[slot]
-        return [
-            None if part is None else held[part[0] : part[0] + part[1]].view(part[3]).reshape(part[2])
-            for part in self._layout[slot]
-        ]
+        found: list[Array | None] = []
+        for part in self._layout[slot]:
+            if part is None:
+                found.append(None)
+                continue
+            start, size, shape, kind, back = part
+            array = held[start : start + size].view(kind).reshape(shape)
+            found.append(row_major(array.T) if back else array)
+        return found
 
     def used(self, slot: int) -> None:
         """Mark that all that uses the slot's device memory has been begun."""

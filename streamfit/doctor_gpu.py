@@ -22,6 +22,7 @@ from streamfit.arrays import (
     cholesky_solve,
     device_array,
     device_facts,
+    eigenpairs,
     eigenvalues,
     finish,
     operand,
@@ -149,6 +150,10 @@ def parity(like: Array) -> Iterator[Check]:
     yield _within("Cholesky solve", error, 1e-11)
     values = eigenvalues(system)
     yield _within("eigenvalues", float(np.abs(eigenvalues(to_device_of(system, like)) / values - 1.0).max()), 1e-11)
+    pairs = eigenpairs(to_device_of(system, like))
+    squared, vectors = (to_host(part) for part in pairs)
+    rebuilt = (vectors * squared) @ vectors.T  # signs of vectors are anybody's
+    yield _within("eigenvectors", float(np.abs(rebuilt - system).max() / values.max()), 1e-12)
     refused = cholesky_factor(to_device_of(-system, like)) is None
     yield Check("indefinite matrix refused", refused, float(refused), "refused")
 
@@ -169,9 +174,10 @@ def _equal(name: str, host: np.ndarray, there: Array) -> Check:
 
 
 def _fed_equal(backend: Backend) -> Check:
-    """Blocks that went through the transport, of changing sizes, are what they were."""
+    """Blocks that went through the transport, of changing sizes, by rows and by columns, are what they were."""
     rng = np.random.default_rng(1)
     blocks = [rng.normal(size=(int(n), 64)) for n in rng.integers(1, 5000, 12)]
+    blocks = [np.asfortranarray(block) if i % 3 == 2 else block for i, block in enumerate(blocks)]
     there = fed(((i, (block, None)) for i, block in enumerate(blocks)), transport_to(backend))
     differing = 0
     for i, arrays in there:

@@ -228,7 +228,7 @@ class GridAccumulator:
         if len(self._limbs) == 1:
             # Scaling by a power of two and rounding are exact in the block's own type.
             block *= 2.0**-BASE
-            self._limbs[0][where] += xp.astype(xp.round(block), xp.float64, copy=False)
+            self._limbs[0][where] += xp.round(block)
             return
         rest = xp.astype(block, xp.float64, copy=False)
         for i, limb in enumerate(self._limbs):

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from streamfit.config import LanguageProblem, Problem, load_problem
 from streamfit.corpus import Source
-from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, say
+from streamfit.engine import Machine, RunSummary, WorkOptions, accumulate, bands_of, hashing_on, say
 from streamfit.errors import ConfigError, StoreError
 from streamfit.held_out import HeldOutScore, held_out, refuse_unreadable, score_held_out
 from streamfit.history import note_pass
@@ -85,7 +85,7 @@ def fit(
     StreamfitError
         Any of its kinds; what was committed stays.
     """
-    with logged(Path(problem.run)):
+    with logged(Path(problem.run)), hashing_on(client, console):
         refuse_hopeless(problem, machine.worker_memory)
         if isinstance(problem, LanguageProblem) and not skip_bad_shards:
             refuse_unreadable(problem.corpus.documents("validation"))

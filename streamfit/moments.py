@@ -16,10 +16,13 @@ import numpy as np
 from streamfit.arrays import (
     Array,
     Precision,
+    cached_parts,
     cached_rows,
     class_sums,
     column_sums,
     compute_dtype,
+    in_columns,
+    laid_out,
     may_overwrite,
     namespace,
     operand,
@@ -390,40 +393,43 @@ class MomentsAccumulator:
         xp, dtype, precision = self._xp, self._dtype, self._precision
         exact = precision in ("float32", "float64")
         if self._late and exact and phi.dtype == dtype:
-            z = row_major(phi)
+            z = laid_out(phi)
         else:
-            z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi.shape[0])
+            z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi)
         n_parts = 0 if weights is None else 1 if exact else 2
-        weighted = tuple(xp.empty(z.shape, dtype=dtype, device=z.device) for _ in range(n_parts))
-        wz = weighted[0] if n_parts == 1 else z if not n_parts else xp.empty(z.shape, dtype=dtype, device=z.device)
+        weighted = tuple(xp.empty_like(z) for _ in range(n_parts))
+        wz = weighted[0] if n_parts == 1 else z if not n_parts else xp.empty_like(z)
         # Rows of float32 lose digits where an origin is taken from them, unless it is done in float64.
         work = xp.result_type(phi.dtype, dtype)
         shift, scale = xp.astype(self._shift, work), xp.astype(self._scale, work)
-        sum_x = xp.zeros(z.shape[1], dtype=xp.float64, device=z.device)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
-        for rows in cached_rows(z.shape[0], z.shape[1], z):
-            piece = phi[rows, :] if self._late else (xp.astype(phi[rows, :], work, copy=False) - shift) * scale
+        for rows, columns in cached_parts(z):
+            piece = phi[rows, columns]
+            if not self._late:
+                piece = (xp.astype(piece, work, copy=False) - shift[columns]) * scale[columns]
             piece = rounded(xp.astype(piece, dtype, copy=False), precision)
             if z is not phi or not (self._late and exact):
-                z[rows, :] = piece
+                z[rows, columns] = piece
             heavy = piece
             if weights is not None:
                 pieces = parts(piece * xp.astype(weights[rows], dtype)[:, None], precision)
                 heavy = sum(pieces[1:], start=pieces[0])
-                wz[rows, :] = heavy
+                wz[rows, columns] = heavy
                 for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
-                    array[rows, :] = part
-            sum_x += column_sums(heavy)
-            squares += xp.sum(heavy * piece, axis=0)
+                    array[rows, columns] = part
+            squares[columns] += xp.sum(heavy * piece, axis=0)
+        sum_x = column_sums(wz)
         if self._late:
             sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
         return z, wz, weighted, sum_x, float(xp.max(squares))
 
-    def _buffer(self, n_rows: int) -> Array:
+    def _buffer(self, phi: Array) -> Array:
         self._finish()  # it may hold the last block
-        if self._room is None or self._room.shape[0] < n_rows:
-            shape = (n_rows, self._frame.n_features)
+        n_rows, by_columns = phi.shape[0], in_columns(phi)
+        if self._room is None or self._room.shape[0] < n_rows or in_columns(self._room) != by_columns:
+            shape = phi.shape[::-1] if by_columns else phi.shape
             self._room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
+            self._room = self._room.T if by_columns else self._room
         return self._room[:n_rows, :]
 
     def _checked_weight(self, weights: Array) -> float:
@@ -445,7 +451,7 @@ class MomentsAccumulator:
         ones = xp.ones(y.shape, dtype=xp.float64, device=y.device)
         row_weights = ones if weights is None else xp.astype(weights, xp.float64)
         present, counts = class_sums(row_weights[:, None], y, k)
-        _, products = class_sums(wz[:, self._columns], y, k)
+        _, products = class_sums(row_major(wz[:, self._columns]), y, k)
         peak = float(xp.max(counts))
         where = ... if present is None else present
         sums["sum_y"].reserve(peak)
@@ -505,7 +511,7 @@ class MomentsAccumulator:
         where: Any = ...
         if isinstance(y, ClassCounts):
             present, counts = class_sums(y.weights[:, None], y.ids, k)
-            _, products = class_sums(z[:, self._columns], y.ids, k, of=y.rows, weights=y.weights)
+            _, products = class_sums(row_major(z[:, self._columns]), y.ids, k, of=y.rows, weights=y.weights)
             where = ... if present is None else present
             sum_y = sum_yy = counts[:, 0]
         else:

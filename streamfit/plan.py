@@ -5,7 +5,6 @@ Floor 2: integers only; imports moments (for tile sizes) and errors.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from streamfit.arrays import Precision
 from streamfit.errors import PlanError
 from streamfit.frame import BLOCK_ROWS, bands_of, n_tiles, tile_size
+from streamfit.identity import content_id
 from streamfit.precision import item_bytes, n_limbs
 
 _LEAST_GROUP = 8 * BLOCK_ROWS
@@ -378,7 +378,7 @@ def told_apart(shards: Iterable[Shard]) -> list[Shard]:
         before = seen[shard.uri, shard.content_id]
         seen[shard.uri, shard.content_id] += 1
         if before:
-            again = hashlib.sha256(f"{shard.content_id}\n{before}".encode()).hexdigest()
+            again = content_id(f"{shard.content_id}\n{before}")
             again = shard.content_id[:FOLD_DIGITS] + again[FOLD_DIGITS:]
             shard = replace(shard, content_id=again, within=shard.bytes_id)
         found.append(shard)

@@ -44,16 +44,28 @@ def test_model_finds_costs_that_made_its_points():
         ({"storage": 1e6}, "storage"),
         ({"groups_per_s": 1e-4}, "commits"),
         ({"tasks_per_s": 1e-4}, "scheduler"),
+        ({"n_workers": 1, "flops": 1e15}, "hashing"),
         ({}, "solve"),
     ],
 )
 def test_projection_names_what_it_waits_for(changes, bottleneck):
     rate = 1e-3 if bottleneck == "solve" else 1e12
-    found = project(1e12, 1024, 4096.0, replace(SITE, **changes), Costs(TRUE), solve_rate=rate)
+    hashed = 1e6 if bottleneck == "hashing" else 1e12
+    site = replace(SITE, **changes)
+    found = project(1e12, 1024, 4096.0, site, Costs(TRUE), hash_rate=hashed, solve_rate=rate)
     assert found.bottleneck == bottleneck
     assert found.n_rows == int(1e12 / 4096)
     assert found.n_groups == -(-found.n_rows // default_group_rows(1024, 1))
-    assert found.seconds == max(found.overlapping.values()) + found.solve
+    assert found.seconds == found.hashing + max(found.overlapping.values()) + found.solve
+
+
+def test_a_coordinator_whose_time_grows_faster_than_its_groups_is_projected_so():
+    seen = replace(SITE, groups_seen=1000, growth=1.5)
+    few, many = (project(n, 1024, 4096.0, seen, Costs(TRUE), hash_rate=1e9, solve_rate=1e12) for n in (1e12, 1e14))
+    assert few.n_groups < 1000 < many.n_groups
+    assert few.overlapping["commits"] == few.n_groups / 200.0
+    expected = many.n_groups / 200.0 * (many.n_groups / 1000) ** 0.5
+    assert many.overlapping["commits"] == pytest.approx(expected)
 
 
 def test_growth_is_the_exponent():

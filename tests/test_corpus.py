@@ -111,7 +111,7 @@ def test_link_to_nothing_is_named(tree, target):
 
 
 def test_equal_content_has_an_equal_id_under_any_name(tmp_path):
-    """A content id is the SHA-256 of the bytes: neither name nor folder nor corpus matters."""
+    """A content id is the BLAKE3 of the bytes: neither name nor folder nor corpus matters."""
     for name in ("a.txt", "b/c.md", "d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("other" if name == "d.txt" else "same")

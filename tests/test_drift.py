@@ -81,7 +81,7 @@ def test_flights_lose_weight_with_age(tmp_path):
         "origin": RNG.choice(["ORD", "ATL"], n),
         "destination": RNG.choice(["LAX", "JFK"], n),
     }
-    pq.write_table(pa.table(columns), tmp_path / "flights-3m.parquet", row_group_size=500)
+    pq.write_table(pa.table(columns), tmp_path / "flights-3m.parquet", row_group_size=250)
     text = flights_decay.CONFIG.read_text().replace("data/", f"{tmp_path}/").replace("runs/", f"{tmp_path}/runs/")
     (tmp_path / "c.toml").write_text(text)
     (tmp_path / "serial.toml").write_text('kind = "serial"')

@@ -13,7 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import header_of, shard_of
-from test_format import LIMBS, PAGE, SUMS, add, history, sha256
+from test_format import LIMBS, PAGE, SUMS, add, b3, history, sha256
 
 from streamfit.corpus import Files, JsonLines, Labels, ParquetTable, TextFiles
 from streamfit.corpus.saved import SavedDataset
@@ -114,29 +114,27 @@ def test_content_ids(tmp_path):
         columns = [found.row_group(g).column(i) for i in range(2)]
         starts = [min(c.dictionary_page_offset or c.data_page_offset, c.data_page_offset) for c in columns]
         stop = max(s + c.total_compressed_size for s, c in zip(starts, columns, strict=True))
-        assert content == sha256(f"a: double\nr: string\n{sha256(data[min(starts) : stop])}".encode())
+        assert content == b3(f"a: double\nr: string\n{b3(data[min(starts) : stop])}".encode())
     cut = ParquetTable(Files(str(tmp_path / "t.parquet")), ("a",), ("a",), labels=Labels(columns=("r",))).shards()
     select = [f'[["r", "{value}"]]' for value in ("EU", "US")]
-    assert [s.content_id for s in cut] == [whole[0], *(sha256(f"{whole[1]}\n{s}".encode()) for s in select)]
+    assert [s.content_id for s in cut] == [whole[0], *(b3(f"{whole[1]}\n{s}".encode()) for s in select)]
     assert [s.within for s in cut] == ["", whole[1], whole[1]]
 
     (tmp_path / "a.txt").write_bytes(b"some text")
     lines = b'{"text": "one"}\n{"text": "two"}\n\n{"text": "three"}\n'
     (tmp_path / "b.jsonl").write_bytes(lines)
-    assert [s.content_id for s in TextFiles(Files(str(tmp_path / "a.txt"))).shards()] == [sha256(b"some text")]
+    assert [s.content_id for s in TextFiles(Files(str(tmp_path / "a.txt"))).shards()] == [b3(b"some text")]
     parts = JsonLines(Files(str(tmp_path / "b.jsonl")), shard_bytes=16).shards()
     assert [(s.start, s.stop) for s in parts] == [(0, 32), (32, len(lines))]
-    assert [s.content_id for s in parts] == [sha256(lines[:32]), sha256(lines[32:])]
+    assert [s.content_id for s in parts] == [b3(lines[:32]), b3(lines[32:])]
 
     datasets.Dataset.from_dict({"text": ["one", "zwö"], "r": ["EU", "US"]}).save_to_disk(str(tmp_path / "d"))
     texts = [struct.pack("<Q", len(t)) + t for t in (b"one", "zwö".encode())]
     (one,) = SavedDataset(Files(str(tmp_path / "d"))).shards()
-    assert one.content_id == sha256(b"".join(texts))
+    assert one.content_id == b3(b"".join(texts))
     both = SavedDataset(Files(str(tmp_path / "d")), labels=Labels(columns=("r",))).shards()
-    inner = [sha256(f"{one.content_id}\n{s}".encode()) for s in select]
-    assert [s.content_id for s in both] == [
-        sha256(f"{i}\n{sha256(t)}".encode()) for i, t in zip(inner, texts, strict=True)
-    ]
+    inner = [b3(f"{one.content_id}\n{s}".encode()) for s in select]
+    assert [s.content_id for s in both] == [b3(f"{i}\n{b3(t)}".encode()) for i, t in zip(inner, texts, strict=True)]
 
     store = Store.create(tmp_path / "s", header_of())
     add(store, 0)
@@ -145,7 +143,7 @@ def test_content_ids(tmp_path):
     segment = import_dense(other, tmp_path / "s.npz", "elsewhere")
     with np.load(tmp_path / "s.npz") as file:
         names = sorted(set(file.files) - {"features", "header", "contents"})
-        expected = sha256(b"".join(name.encode() + file[name].astype("<f8").tobytes() for name in names))
+        expected = b3(b"".join(name.encode() + file[name].astype("<f8").tobytes() for name in names))
     assert [s.content_id for s in other.ledger(segment)] == [expected]
     assert segment.fold == int(expected[:15], 16) % other.header.n_folds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,7 +146,7 @@ def test_uniform_row_groups_stay_whole_and_others_are_cut(tmp_path):
     for shard, value in ((eu, "EU"), (us, "US")):
         assert shard.labels == shard.select == (("region", value),)
         assert shard.within == shard.bytes_id == plain[1].content_id
-        expected = hashlib.sha256(f"{shard.within}\n{json.dumps(shard.select)}".encode()).hexdigest()
+        expected = blake3(f"{shard.within}\n{json.dumps(shard.select)}".encode()).hexdigest()
         assert (shard.content_id, shard.planned_rows) == (expected, 1)
     # The shard says everything: a source without labels reads it.
     assert [ids(table(path).read(s)) for s in (first, eu, us, last)] == [[0, 1], [3], [2], [4, 5]]

@@ -193,6 +193,26 @@ def test_threads_do_not_change_a_bit(precision):
     assert same_bits(one.moments(), three.moments())
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])
+@pytest.mark.parametrize("d", [3, 70, 600])
+@pytest.mark.parametrize("n", [5, 700, BLOCK_ROWS + 40])
+def test_rows_that_lie_by_columns_have_the_same_bits(precision, d, n):
+    """With gaps between columns, as wide tables are read; shifted or not, weighted or not, for targets of all kinds."""
+    rng = np.random.default_rng(d)
+    x = (rng.normal(size=(n, d)) + 0.5).astype(np.float64 if precision == "float64" else np.float32)
+    columns = np.empty((d, n + 24), x.dtype)[:, :n].T
+    several = [(rng.normal(size=(n, k)), Dense(k)) for k in (1, 3)] + [(rng.integers(0, 4, n), OneHot(4))]
+    for (y, targets), w, shifted, overwrite in itertools.product(
+        several, (None, rng.random(n)), (False, True), (False, True)
+    ):
+        frame = Frame.from_sample(x, y, targets) if shifted else Frame.identity(d, targets.n_targets)
+        columns[...] = x
+        sums = MomentsAccumulator(frame, targets, precision, overwrite=overwrite)
+        sums.add(columns, y, weights=w)
+        assert overwrite or np.array_equal(columns, x)
+        assert same_bits(sums.moments(), Moments.from_rows(x, y, frame, targets, weights=w, precision=precision))
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("overwrite", [False, True])

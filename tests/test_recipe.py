@@ -299,7 +299,7 @@ def test_from_config_to_model_and_on(problem):
     assert streamfit("forget", run, "--where", "day=2026-02-03", *here).returncode == 0
     assert store.head().n_rows == 9
     # Solved again, and scored on the test rows alone.
-    assert streamfit("solve", run).returncode == 0
+    assert streamfit("solve", run, "--alpha", 1).returncode == 0  # of rows that may be in one fold
     scored = json.loads(streamfit("evaluate", run / "model", problem / "data", "--json").stdout)
     assert next(iter(scored.values()))["n_rows"] == 3
     part = json.loads(streamfit("evaluate", run / "model", problem / "data", "--split", "train", "--json").stdout)

@@ -11,11 +11,9 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import translate
-from functools import cache
 from glob import has_magic
 from io import FileIO
 from pathlib import Path
@@ -23,8 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from streamfit.corpus.hashing import hashes_of
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError
 from streamfit.frame import BLOCK_ROWS
+from streamfit.identity import content_id, hasher
 from streamfit.merging import LargeTables
 from streamfit.plan import Shard
 
@@ -282,7 +282,7 @@ def split_of(name: str, fractions: tuple[float, float, float]) -> Split:
 
 
 def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
-    """SHA-256 of byte ranges of files, several at a time.
+    """BLAKE3 of byte ranges of files.
 
     Parameters
     ----------
@@ -293,8 +293,9 @@ def content_ids(parts: Sequence[tuple[Path, int, int]]) -> list[str]:
     CorpusError
         If a file cannot be read.
     """
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda part: _hash_once(*part, *file_stamp(part[0])), parts))
+    # Its time of change is looked at, too, which nobody can set back, as a stamp goes by it.
+    stamps = [file_stamp(path) for path, _, _ in parts]
+    return hashes_of(_hash_file, [(str(path), start, stop) for path, start, stop in parts], stamps)
 
 
 def file_stamp(path: Path) -> tuple[int, int, int]:
@@ -317,16 +318,13 @@ def stamp_of(path: Path) -> int:
     return changed if time.time_ns() - changed > _SETTLED_NS else 0
 
 
-@cache
-def _hash_once(path: Path, start: int, stop: int, size: int, modified: int, changed: int) -> str:
-    # A corpus is listed several times in a run; its bytes are hashed again only where a file has changed. Its time of
-    # change is looked at too, which nobody can set back, as a stamp goes by it.
-    return hash_range(path, start, stop)
+def _hash_file(path: str, start: int, stop: int) -> str:
+    return hash_range(Path(path), start, stop)
 
 
 def hash_range(path: Path, start: int, stop: int) -> str:
-    """SHA-256 of the bytes [start, stop) of a file, hexadecimal."""
-    digest, room = hashlib.sha256(), memoryview(bytearray(min(_HASHED_BYTES, max(1, stop - start))))
+    """BLAKE3 of the bytes [start, stop) of a file, hexadecimal."""
+    digest, room = hasher(), memoryview(bytearray(min(_HASHED_BYTES, max(1, stop - start))))
     with _readable(path) as file:
         file.seek(start)
         left = stop - start
@@ -370,7 +368,7 @@ def read_unchanged(shard: Shard) -> bytes:
     except CorpusError as error:
         msg = f"{shard.key}: {error.got}"
         raise ShardChangedError(msg, "the file that was found when the run began", "run again") from error
-    got = hashlib.sha256(data).hexdigest()
+    got = content_id(data)
     if got != shard.bytes_id:
         msg = f"{shard.key}: content changed while the corpus was read (now {got[:12]})"
         raise ShardChangedError(msg, f"content {shard.bytes_id[:12]}", "run again once nobody writes to it")

@@ -5,7 +5,6 @@ Local or in an object store; only the columns that are needed are decoded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from streamfit.corpus.table import Table, require
 from streamfit.corpus.text_formats import Csv, JsonRows, TextFormat
 from streamfit.corpus.values import column_of
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError, ShardError
+from streamfit.identity import content_id
 from streamfit.plan import Shard
 
 FORMATS: dict[str, type[Format]] = {
@@ -240,7 +240,7 @@ def path_values(uri: str, partitions: Partitions) -> dict[str, str | None]:
 
 def identity(described: str, digest: str) -> str:
     """Content id of bytes that are rows only together with a description of them."""
-    return hashlib.sha256(f"{described}\n{digest}".encode()).hexdigest()
+    return content_id(f"{described}\n{digest}")
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,6 @@ with: it pairs keys with values, where a key is a column's name or, for times, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from streamfit.corpus.values import Period, Select, column_of, period_of, time_key
 from streamfit.errors import ConfigError, CorpusError
+from streamfit.identity import content_id
 from streamfit.plan import Shard
 
 MAX_COMBINATIONS = 64
@@ -220,7 +220,7 @@ def _check_value(value: str, where: str, kind: type[ConfigError | CorpusError] =
 
 def selected_id(within: str, select: Select) -> str:
     """Content id of the rows of a part that have some values."""
-    return hashlib.sha256(f"{within}\n{json.dumps(select)}".encode()).hexdigest()
+    return content_id(f"{within}\n{json.dumps(select)}")
 
 
 def combinations(where: str, columns: Mapping[str, pa.Array]) -> tuple[tuple[Select, int], ...]:

@@ -22,7 +22,9 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 
 from streamfit.corpus.base import Files, content_ids, split_of, stamp_of
+from streamfit.corpus.hashing import hashes_of
 from streamfit.errors import CorpusError, ShardChangedError, StoreError
+from streamfit.identity import hasher
 from streamfit.plan import Shard
 from streamfit.store.place import Place, first_line
 
@@ -267,7 +269,7 @@ def is_stamped(shard: Shard) -> bool:
 
 
 def hashes(parts: Sequence[tuple[str, int, int]]) -> list[str]:
-    """SHA-256 of byte ranges of files, hexadecimal; every byte is read once.
+    """BLAKE3 of byte ranges of files, hexadecimal; every byte is read once.
 
     Parameters
     ----------
@@ -279,13 +281,14 @@ def hashes(parts: Sequence[tuple[str, int, int]]) -> list[str]:
         If a file cannot be read.
     """
     local = iter(content_ids([(Path(uri), start, stop) for uri, start, stop in parts if "://" not in uri]))
-    return [_hash_object(*part, stamp(part[0])) if "://" in part[0] else next(local) for part in parts]
+    there = [part for part in parts if "://" in part[0]]
+    stamps = {uri: stamp(uri) for uri in dict.fromkeys(uri for uri, *_ in there)}
+    fetched = iter(hashes_of(_hash_object, there, [stamps[uri] for uri, *_ in there]))
+    return [next(fetched) if "://" in uri else next(local) for uri, *_ in parts]
 
 
-@cache
-def _hash_object(uri: str, start: int, stop: int, stamped: int) -> str:
-    # A corpus is listed several times in a run, and is fetched for its hashes only where an object has changed.
-    digest = hashlib.sha256()
+def _hash_object(uri: str, start: int, stop: int) -> str:
+    digest = hasher()
     with open_file(uri) as file:
         file.seek(start)
         while start < stop and (block := file.read(min(_AHEAD, stop - start))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from streamfit.corpus.values import Select, column_of, is_plain, kept, matching,
 from streamfit.corpus.wide import wide_bytes, wide_rows, wide_type
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
+from streamfit.identity import content_id
 from streamfit.plan import Shard, told_apart
 
 
@@ -299,7 +299,7 @@ def _describe(schema: pa.Schema) -> str:
 
 def _identity(schema: str, data: str) -> str:
     # Pages hold values alone: the same bytes under other column names are other rows.
-    return hashlib.sha256(f"{schema}\n{data}".encode()).hexdigest()
+    return content_id(f"{schema}\n{data}")
 
 
 def _byte_range(span: Any) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from the bytes of a row alone, so that the same rows are cut alike on every mach
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import pyarrow as pa
 from streamfit.corpus.table import SHARD_ROWS, Table, require
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.frame import BLOCK_ROWS
+from streamfit.identity import hasher
 from streamfit.plan import Shard
 
 _RANGE_BYTES = 2**26
@@ -148,7 +148,7 @@ def _nullable(values: np.ndarray) -> pa.Array:
 
 
 def row_hash(batch: pa.RecordBatch) -> str:
-    """SHA-256 of the names, types and values of rows, wherever and however they lie in memory.
+    """BLAKE3 of the names, types and values of rows, wherever and however they lie in memory.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def row_hash(batch: pa.RecordBatch) -> str:
     >>> row_hash(one) == row_hash(one.slice(0, 1))
     False
     """
-    digest = hashlib.sha256()
+    digest = hasher()
     for name in sorted(batch.schema.names):
         column = plain(batch.column(batch.schema.get_field_index(name)))
         digest.update(f"{name}:{column.type}:{len(column)}\n".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from streamfit.corpus.labels import NO_LABELS, Labels, combinations, selected_id
 from streamfit.corpus.text import BYTES_PER_TOKEN, Documents
 from streamfit.corpus.values import column_of, is_plain, kept, matching, selected, strings_of
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
+from streamfit.identity import content_id, hasher
 from streamfit.plan import Shard
 
 
@@ -125,8 +125,8 @@ class SavedDataset(Documents):
         if not shard.select:
             return shard
         chosen = [texts[row] for row in np.flatnonzero(self._selected(shard))]
-        sealed = hashlib.sha256(f"{selected_id(shard.within, shard.select)}\n{_digest(chosen)}".encode())
-        return replace(shard, content_id=sealed.hexdigest())
+        sealed = content_id(f"{selected_id(shard.within, shard.select)}\n{_digest(chosen)}")
+        return replace(shard, content_id=sealed)
 
     def _selected(self, shard: Shard) -> np.ndarray:
         """Which rows of the part the shard selects."""
@@ -169,7 +169,7 @@ class SavedDataset(Documents):
 
 
 def _digest(texts: list[str]) -> str:
-    digest = hashlib.sha256()
+    digest = hasher()
     for text in texts:
         data = text.encode()
         # Lengths too, so that moving text from one document to the next is a change.

@@ -3,6 +3,7 @@
 from streamfit.engine.cluster import connect
 from streamfit.engine.cluster_spec import rendered
 from streamfit.engine.crew import n_workers
+from streamfit.engine.hashing import hashing_on
 from streamfit.engine.machine import Machine
 from streamfit.engine.progress import progressing, say
 from streamfit.engine.recount import recount
@@ -20,6 +21,7 @@ __all__ = [
     "bands_of",
     "connect",
     "find_rows",
+    "hashing_on",
     "n_workers",
     "placed",
     "plan_for",

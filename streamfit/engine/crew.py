@@ -149,7 +149,7 @@ class _Dask(Crew):
             if good:
                 yield good
             for future in faults:
-                raise outcomes[future] if future in outcomes else _failure(future, self._deaths)
+                raise outcomes[future] if future in outcomes else fault_of(future, self._deaths)
 
     def _gather(self, finished: Sequence[Any]) -> Sequence[Any]:
         """Results, by one question to the scheduler for all of them."""
@@ -188,7 +188,7 @@ def crew(
     if client is None:
         yield Crew(store, source, options, report)
         return
-    with _scheduler_lives(client), _live_blocks(client, report), watched(client, tell) as deaths:
+    with scheduler_lives(client), _live_blocks(client, report), watched(client, tell) as deaths:
         there = _Dask(client, deaths, store, source, options, report)
         try:
             yield there
@@ -200,7 +200,7 @@ def n_workers(client: Client | None) -> int:
     """Workers of a client, those that may still come included; this process is one."""
     if client is None:
         return 1
-    with _scheduler_lives(client):
+    with scheduler_lives(client):
         return max(1, planned_workers(client), len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
@@ -211,7 +211,7 @@ def smallest_memory(client: Client | None) -> int | None:
     """
     if client is None:
         return None
-    with _scheduler_lives(client):
+    with scheduler_lives(client):
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
     share = dask.config.get("distributed.worker.memory.terminate") or 1.0
     limits = [int(share * w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]]
@@ -219,7 +219,8 @@ def smallest_memory(client: Client | None) -> int | None:
 
 
 @contextmanager
-def _scheduler_lives(client: Client) -> Iterator[None]:
+def scheduler_lives(client: Client) -> Iterator[None]:
+    """One error of ours where the scheduler is lost meanwhile."""
     try:
         yield
     except (CancelledError, ClosedClientError, CommClosedError) as error:
@@ -242,7 +243,8 @@ def _same(site: _Site) -> _Site:
     return site
 
 
-def _failure(future: Any, deaths: Deaths) -> BaseException:
+def fault_of(future: Any, deaths: Deaths | None = None) -> BaseException:
+    """Why a task failed: what it raised, or one error of ours where its workers died."""
     try:
         future.result()
     except KilledWorker as error:
@@ -251,7 +253,7 @@ def _failure(future: Any, deaths: Deaths) -> BaseException:
             "workers that live",
             "look for the system's out-of-memory killer; use fewer workers or features; then run again",
         )
-        if deaths.over_memory:
+        if deaths is not None and deaths.over_memory:
             n, last = len(deaths.over_memory), deaths.over_memory[-1]
             msg = f"workers that were ended for their memory, {n} in all, at last {last}"
             fault = PlanError(msg, "groups that fit", f"{REMEDY}; or use fewer features; then run again to go on")

@@ -21,6 +21,7 @@ from streamfit.corpus.text import BYTES_PER_TOKEN
 from streamfit.counted import piece_rows
 from streamfit.density import SparsePlan
 from streamfit.engine.crew import crew, n_workers, smallest_memory
+from streamfit.engine.hashing import hashing_on
 from streamfit.engine.progress import Meter, metered, say
 from streamfit.engine.rewrite import Rewritten, rewrite
 from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
@@ -134,7 +135,8 @@ def accumulate(
     if worker_memory is None:
         worker_memory = smallest_memory(client)
     started = time.perf_counter()
-    found = source.shards()
+    with hashing_on(client, console):
+        found = source.shards()
     if not found:
         msg = "a corpus without any rows"
         raise CorpusError(msg, "at least one shard with rows", "check the paths and patterns of [corpus]")

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from streamfit.arrays import Backend, device_array
+from streamfit.arrays import Backend, device_array, row_major
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.corpus.spare import BLOCKS
 from streamfit.counted import count_rows, piece_rows
 from streamfit.engine.feed import fed, transport_to
 from streamfit.errors import ConfigError, MismatchError, ScaleError, ShardChangedError, ShardError, StoreError
+from streamfit.features import Linear
 from streamfit.frame import BLOCK_ROWS, Panel, panels_of
 from streamfit.merging import LargeTables
 from streamfit.moments import Moments, MomentsAccumulator
@@ -95,7 +96,7 @@ class Sums:
 
 
 def placed(shard: Shard, where: Mapping[str, Shard]) -> Shard:
-    """A counted shard where its bytes lie now, by their SHA-256; where it was counted, if they are not listed."""
+    """A counted shard where its bytes lie now, by their hash; where it was counted, if they are not listed."""
     there = where.get(shard.bytes_id)
     return (
         shard if there is None else replace(shard, uri=there.uri, start=there.start, stop=there.stop, stamp=there.stamp)
@@ -240,7 +241,8 @@ def sum_shards(
                         sums.add_counted(features(moved.x), moved)
                 elif there is not None:
                     x, y, weights = there
-                    sums.add(features(x), y, weights=weights)
+                    # Only the inputs as they are may lie by columns: other maps' products would round with the layout.
+                    sums.add(features(x if isinstance(features, Linear) else row_major(x)), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
@@ -292,7 +294,7 @@ def _pieces(
 def _joined(parts: Sequence[Rows]) -> Rows:
     given = [part.weights for part in parts if part.weights is not None]
     return Rows(
-        np.concatenate([part.x for part in parts]),
+        np.concatenate([row_major(part.x) for part in parts]),
         np.concatenate([part.y for part in parts]),
         np.concatenate(given) if given else None,
     )

@@ -173,7 +173,7 @@ def discriminant(
     directions, singular, _ = np.linalg.svd(factor @ between, full_matrices=False)
     # What each direction's ratio may carry by rounding: with K classes, one ratio at least is nothing else.
     ratios = singular[: len(class_weights) - 1] ** 2
-    rank = int(np.sum(ratios > eigenvalue_noise(len(factor), float(ratios[0])))) if ratios[0] > 0 else 0
+    rank = int(np.sum(ratios > max(eigenvalue_noise(len(factor), float(ratios[0])), _shift_noise(c))))
     if n_components is not None and n_components < 1:
         msg = f"{n_components} discriminant directions"
         raise SolveError(msg, "at least 1")
@@ -190,6 +190,12 @@ def discriminant(
         priors=given,
         shrinkage=float(shrinkage),
     )
+
+
+def _shift_noise(c: Centered) -> float:
+    """A ratio that equal class means may have by rounding: the square of what sums of a feature err by, relatively."""
+    spread = np.diag(c.gram)
+    return float((50 * np.finfo(float).eps + np.max(c.noise[spread > 0] / spread[spread > 0], initial=0.0)) ** 2)
 
 
 def _class_weights(c: Centered) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from streamfit.density import DENSE_FEATURES
 from streamfit.errors import ConfigError, MismatchError, StoreError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import n_tiles, tile_pairs, tile_size
+from streamfit.identity import hasher
 from streamfit.moments import Moments
 from streamfit.plan import Shard
 from streamfit.precision import n_limbs
@@ -192,7 +192,7 @@ def import_dense(store: Store, path: Path, source: str, labels: Labels = ()) -> 
             raise ConfigError(msg, "finite float64")
     _refuse_impossible(arrays, path)
     moments = _to_frame(store, {name: np.asarray(a, np.float64) for name, a in arrays.items()})
-    data = hashlib.sha256()
+    data = hasher()
     for name in sorted(arrays):
         data.update(name.encode() + np.ascontiguousarray(arrays[name], np.float64).tobytes())
     identity = data.hexdigest()

@@ -261,7 +261,7 @@ class Ledgers:
         return found
 
     def withdrawn(self, head: Record) -> dict[str, set[int]]:
-        """Positions of rows that were ever forgotten, by the SHA-256 of the bytes that they are in."""
+        """Positions of rows that were ever forgotten, by the content id of the bytes that they are in."""
         found: dict[str, set[int]] = {}
         for removal in head.removed:
             for d in self.departures(removal) if removal.kind == "forgotten" else ():

@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from streamfit.errors import StoreError
 from streamfit.store.place import Place, first_line
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_LIVE = 64
 """Live segments that a store holds at most, unless it has more kinds of them."""
 KEEP = 16

@@ -377,7 +377,7 @@ class Store:
         return self._ledgers.forgotten_among(self.head(), shards)
 
     def withdrawn(self) -> dict[str, set[int]]:
-        """Positions of rows that were ever forgotten, by the SHA-256 of the bytes that they are in."""
+        """Positions of rows that were ever forgotten, by the content id of the bytes that they are in."""
         return self._ledgers.withdrawn(self.head())
 
     def ledger_at(self, segment_id: str) -> list[Shard] | None:
