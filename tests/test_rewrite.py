@@ -142,7 +142,7 @@ def test_workers_forget_with_the_same_bits(counted, cluster, name, fast):
     """On two processes, where several segments are counted anew at the same time, as in this one."""
     there = counted(name)
     store = there.store()
-    docs = {1, 4, LONE}
+    docs = {0, 1, 2, 4, LONE}
     leaving = find_rows(store, there.source, "doc_id", map(name_of, docs), client=cluster)
     assert leaving == find_rows(store, there.source, "doc_id", map(name_of, docs))
     done = rewrite(store, there.source, leaving, fast=fast, client=cluster)
