@@ -17,6 +17,7 @@ from streamfit.cli_options import AtOption, JsonOption, MachineOption, StoreArgu
 from streamfit.config import LanguageProblem, SolveSection, load_problem
 from streamfit.engine import say
 from streamfit.errors import ConfigError
+from streamfit.feature_names import blocks_of, names_of
 from streamfit.jobs import build_model, licence_of, linear_model
 from streamfit.models import LinearModel
 from streamfit.optimum import GRID, solve_section
@@ -26,7 +27,7 @@ from streamfit.provenance import provenance_of
 from streamfit.report import plot_alphas, plot_pruning, plot_scores
 from streamfit.sections import checked
 from streamfit.solve import TOLERANCE, Pruned, posterior, prune
-from streamfit.solving import Solved, blocks_of, names_of, shown_warnings, solve_out_of_core, solve_store, summed
+from streamfit.solving import Solved, shown_warnings, solve_out_of_core, solve_store, summed
 from streamfit.store import Mix, Store
 from streamfit.stores import open_any
 from streamfit.text.fit import near_and_topic

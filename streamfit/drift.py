@@ -13,8 +13,8 @@ import numpy as np
 
 from streamfit.centered import Centered, Statistic
 from streamfit.errors import MismatchError, SolveError
+from streamfit.feature_names import names_of
 from streamfit.solve import Solution, solve, solve_triangle
-from streamfit.solving import names_of
 from streamfit.sparse_moments import SparseMoments
 from streamfit.store import Segment, Store
 from streamfit.triangle import Triangle

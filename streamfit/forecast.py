@@ -15,7 +15,7 @@ from rich.console import Console
 from streamfit.config import Problem
 from streamfit.corpus import Rows, Source, Tally
 from streamfit.engine import Machine, WorkOptions, plan_for, say
-from streamfit.engine.run import changed_files
+from streamfit.engine.changes import changed_files
 from streamfit.engine.work import sum_shards
 from streamfit.frame import panels_of
 from streamfit.jobs import new_header, training_source

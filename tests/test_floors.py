@@ -39,6 +39,7 @@ FLOORS = (
         "onnx_model",
         "onnx_columns",
         "estimators",
+        "feature_names",
         "readers",
         "tables",
         "sparse_sample",

@@ -24,12 +24,12 @@ from streamfit.config import load_problem
 from streamfit.corpus import Files
 from streamfit.corpus.freezing import frozen
 from streamfit.errors import ConfigError, CorpusError, MismatchError, ShardChangedError, ShardError
+from streamfit.feature_names import names_of
 from streamfit.look import look
 from streamfit.onnx_model import export_onnx
 from streamfit.predicting import Predictor, predict_files
 from streamfit.readers import held_out_table
 from streamfit.solve import IllConditionedWarning
-from streamfit.solving import names_of
 from streamfit.starter import starter
 from streamfit.tables import score_table
 from streamfit.verbs import SkippedShardWarning

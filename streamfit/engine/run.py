@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from streamfit.corpus import Source
 from streamfit.corpus.text import BYTES_PER_TOKEN
 from streamfit.counted import piece_rows
 from streamfit.density import SparsePlan
+from streamfit.engine.changes import changed_error, changed_files, narrowed, refuse_bringing_back, refuse_other_cuts
 from streamfit.engine.crew import crew, n_workers, smallest_memory
 from streamfit.engine.hashing import hashing_on
 from streamfit.engine.progress import Meter, metered, say
@@ -27,7 +28,7 @@ from streamfit.engine.rewrite import Rewritten, rewrite
 from streamfit.engine.tasks import Collect, Count, CountPanel, Merge, Stitch
 from streamfit.engine.upkeep import Upkeep
 from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
-from streamfit.errors import CorpusError, MismatchError, ShardChangedError, StreamfitError
+from streamfit.errors import CorpusError, MismatchError, StreamfitError
 from streamfit.features import Linear
 from streamfit.frame import panels_of
 from streamfit.plan import Group, Plan, Shard, counted_twice, make_groups
@@ -141,13 +142,13 @@ def accumulate(
         msg = "a corpus without any rows"
         raise CorpusError(msg, "at least one shard with rows", "check the paths and patterns of [corpus]")
     counted = store.counted()
-    _refuse_other_cuts(found, counted)
+    refuse_other_cuts(found, counted)
     changed = changed_files(found, counted)
     if changed and not replace_changed:
-        raise _changed_error(*changed[0])
+        raise changed_error(*changed[0])
     if not recount:
-        _refuse_bringing_back(changed)
-    unique, repeats = counted_twice(_narrowed(store, found))
+        refuse_bringing_back(changed)
+    unique, repeats = counted_twice(narrowed(store, found))
     already = tuple(s for s in unique if s.content_id in counted)
     forgotten = {} if recount else store.forgotten_among(unique)
     kept_out = tuple(s for s in unique if s.content_id in forgotten)
@@ -294,12 +295,6 @@ def _first(ready: deque[Done], n_segments: int) -> list[Done]:
     return taken
 
 
-def _narrowed(store: Store, found: Sequence[Shard]) -> list[Shard]:
-    """Shards without the rows that were ever taken out of them: they may have left, and come back with their file."""
-    gone = store.withdrawn()
-    return [replace(s, without=tuple(sorted(gone[s.bytes_id]))) if gone.get(s.bytes_id) else s for s in found]
-
-
 def _swap(job: _Job, found: Sequence[Shard], files: set[str]) -> Rewritten:
     """Put the present content of files in the place of what was counted of them."""
     counted, present = job.store.counted(), {s.content_id for s in found}
@@ -395,55 +390,3 @@ def bands_of(store: Store, worker_memory: int | None, n_threads: int, source: So
     shards = list(store.counted().values()) if source is None else source.shards()
     plan = plan_for(store, shards, n_workers=1, source=source).worked_by(n_threads, on_gpu=False)
     return plan.within(worker_memory).n_bands
-
-
-def changed_files(found: Sequence[Shard], counted: Mapping[str, Shard]) -> list[tuple[Shard, Shard]]:
-    """Counted shards whose file is there, but their content is nowhere: each after one that its file has now.
-
-    Content that lies in another file by now is not lost, and a file that is gone altogether is not asked for.
-    """
-    by_file: dict[str, list[Shard]] = {}
-    for shard in found:
-        by_file.setdefault(shard.uri, []).append(shard)
-    present = {shard.content_id for shard in found}
-    changed = []
-    for before in sorted(counted.values(), key=lambda s: (s.uri, s.start, s.key)):
-        there = by_file.get(before.uri, [])
-        if there and before.content_id not in present:
-            overlapping = (s for s in there if s.start < before.stop and before.start < s.stop)
-            changed.append((next(overlapping, there[-1]), before))
-    return changed
-
-
-def _refuse_other_cuts(found: Sequence[Shard], counted: Mapping[str, Shard]) -> None:
-    cuts = {s.bytes_id: s for s in counted.values()}
-    for shard in found:
-        before = cuts.get(shard.bytes_id)
-        if before is not None and [n for n, _ in before.select] != [n for n, _ in shard.select]:
-            was, now = (", ".join(n for n, _ in s.select) or "none" for s in (before, shard))
-            msg = f"{shard.key} is counted already, as {before.key}, cut by other label columns ({was}, now {now})"
-            raise MismatchError(
-                msg, "each row once", "use the label columns that it was counted with, or forget it first"
-            )
-
-
-def _refuse_bringing_back(changed: Sequence[tuple[Shard, Shard]]) -> None:
-    """Rows that were taken out of a file are known by their place in it, which new content does not keep."""
-    for now, before in changed:
-        if before.without:
-            msg = f"{now.key} has changed, and {len(before.without):,} rows had been taken out of what it was"
-            remedy = (
-                "take them out of the file; then swap it by `streamfit add STORE PATH --replace --again` (recount),"
-                " which counts all that it has, or forget the file"
-            )
-            raise MismatchError(msg, "content that does not bring them back, which cannot be told", remedy)
-
-
-def _changed_error(now: Shard, before: Shard) -> ShardChangedError:
-    msg = f"{now.key} has changed since it was counted: now {now.content_id[:12]}"
-    remedy = (
-        "restore the file, or swap it by `streamfit add STORE PATH --replace` (replace_changed); nothing was counted"
-    )
-    if now.uri.startswith("memory:"):
-        remedy = "give other rows another label, or swap them with replace_changed; nothing was counted"
-    return ShardChangedError(msg, f"content {before.content_id[:12]} ({before.key})", remedy)

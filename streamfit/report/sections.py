@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from streamfit.feature_names import names_of
 from streamfit.history import PassNote
 from streamfit.plan import size_text
 from streamfit.provenance import provenance_of
@@ -24,7 +25,7 @@ from streamfit.report.held_out import HeldOut, expected_error, reliability
 from streamfit.report.page import Report
 from streamfit.report.plots import plot_alphas, plot_curve, plot_models, plot_scores, plot_shares
 from streamfit.report.scores import verdict
-from streamfit.solving import Solved, names_of
+from streamfit.solving import Solved
 from streamfit.store import Store
 from streamfit.text import Explanation, Score
 from streamfit.text.explain_page import lines
