@@ -121,7 +121,7 @@ def measure(
     n_blocks = -(-n_rows // BLOCK_ROWS)
     rows = np.random.default_rng(0).standard_normal(size=(BLOCK_ROWS, d), dtype=np.float32).astype(precision)
     syrk = scipy.linalg.blas.ssyrk if precision == "float32" else scipy.linalg.blas.dsyrk
-    triangle = np.zeros((d, d), precision, order="F")  # a fresh one each time would take BLAS a twentieth longer
+    triangle = np.zeros((d, d), precision, order="F")  # clearing a fresh one for each block would hold BLAS back
     seconds = {"end to end": np.inf, "BLAS alone": np.inf}
     for i in range(repeats):  # in turn, so that what else the machine does meets both
         store = Store.create(scratch / f"{case.kind}-{d}-{precision}-{i}", header)

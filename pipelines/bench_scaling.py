@@ -275,18 +275,8 @@ def tables(found: Found) -> list[tuple[str, list[str], list[list[str]]]]:
          f"{p.solve:,.1f}", f"{p.seconds / 3600:,.2f}", p.bottleneck]
         for name, p in found.projections.items()
     ]  # fmt: skip
-    columns = [
-        "run",
-        "groups",
-        "reduce TB",
-        "hashing s",
-        "workers s",
-        "storage s",
-        "commits s",
-        "scheduler s",
-        "solve s",
-    ]
-    made.append(("Projection", [*columns, "hours", "bottleneck"], rows))
+    columns = ["run", "groups", "reduce TB", "hashing s", *(f"{each} s" for each in OVERLAPPING), "solve s", "hours"]
+    made.append(("Projection", [*columns, "bottleneck"], rows))
     return made
 
 

@@ -285,7 +285,7 @@ def reader_of(store: Store, corpus: str | None) -> Source:
 
 
 def locate(store: Store, corpus: str) -> dict[str, Shard]:
-    """Where bytes lie in a corpus now, by their SHA-256.
+    """Where bytes lie in a corpus now, by their hash.
 
     Raises
     ------

@@ -36,7 +36,7 @@ def recount(
     store : Store
     source : Source
     found : mapping of str to Shard
-        Where bytes lie now, by their SHA-256.
+        Where bytes lie now, by their hash.
     share : float
         Of all shards, in (0, 1]; at least one segment is read.
     seed : int
