@@ -34,6 +34,8 @@ _FEW_ROWS = 16
 _SMALL_PRODUCT = 2**20
 """Multiplications of a product that is taken in float64: kernels for small matrices may add thousands of rows one after
 another in the rows' own type, those for larger ones some hundred at a time."""
+RUN_COLUMNS = 4096
+"""Columns of products that are taken at once: beyond, BLAS gains nothing, and a result takes memory."""
 _TURNED = (2064, 192)
 """Rows, and bytes of a row, of a matrix that are turned at a time: what was measured best.
 
@@ -203,6 +205,17 @@ def plain_product(a: Array, b: Array) -> Array:
 
 def _is_small(p: int, n: int, q: int) -> bool:
     return p * n * q <= _SMALL_PRODUCT
+
+
+def tiles_at_once(rows: Array, edge: int) -> int:
+    """Neighbouring tiles that one product may take with the bits of one product each: BLAS does more a second then.
+
+    Its order of additions along the rows does not depend on the number of columns, but for kernels of small matrices.
+    cuBLAS chooses an algorithm by the shape.
+    """
+    if not isinstance(rows, np.ndarray) or _is_small(edge, rows.shape[0], edge):
+        return 1
+    return max(1, RUN_COLUMNS // edge)
 
 
 def bare_product(a: Array, precision: Precision) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from streamfit.arrays import (
     operand,
     plain_product,
     row_major,
+    tiles_at_once,
     to_device_of,
     to_host,
     transposed_product,
@@ -43,6 +44,14 @@ from streamfit.targets import Targets
 
 _LATE_EXPONENT = 16
 """Units up to 2^16 are taken from products rather than from rows, where neither can leave the range of float32."""
+
+
+class _Place(NamedTuple):
+    """A tile of a panel: which of its sums, and of which features."""
+
+    tile: int
+    rows: slice
+    columns: slice
 
 
 @dataclass(frozen=True)
@@ -252,9 +261,10 @@ class MomentsAccumulator:
         # units be taken from the products: the same bits without a copy of the rows.
         self._late = not frame.origin.any() and bool((np.abs(frame.exponents) <= _LATE_EXPONENT).all())
         self._has_units = bool(frame.exponents.any())
-        self._room: Array | None = None
+        self._rooms: list[Array | None] = [None, None]
         panel = panel or Panel(d)
-        self._tiles, self._columns, self._edge = panel.tiles(), panel.features(), b
+        self._tiles = [_Place(i, r, c) for i, (_, r, c) in enumerate(panel.tiles())]
+        self._columns, self._edge, self._n_threads = panel.features(), b, n_threads
         big = n_limbs(precision)
         shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "weight": ((), 2),
@@ -360,23 +370,40 @@ class MomentsAccumulator:
         # The same memory on both sides is multiplied by syrk, which does half the work.
         right = [left] if weights is None else [operand(piece, self._precision) for piece in weighted]
 
-        def multiply(place: tuple[int, tuple[int, slice, slice]]) -> None:
-            index, (_, r, c) = place
-            product = transposed_product(left[:, r], [piece[:, c] for piece in right], self._precision)
-            width = c.stop - c.start
-            for strip in cached_rows(r.stop - r.start, width, product):
-                block = product[strip, :]
-                if units is not None:
-                    block = block * units[r][strip][:, None] * units[c]
-                sums["gram"].add_reserved(block, (index, strip, slice(0, width)))
+        def multiply(run: list[_Place]) -> None:
+            r, first, last = run[0].rows, run[0].columns.start, run[-1].columns.stop
+            product = transposed_product(left[:, r], [piece[:, first:last] for piece in right], self._precision)
+            for tile, _, c in run:
+                width = c.stop - c.start
+                for strip in cached_rows(r.stop - r.start, width, product):
+                    block = product[strip, c.start - first : c.stop - first]
+                    if units is not None:
+                        block = block * units[r][strip][:, None] * units[c]
+                    sums["gram"].add_reserved(block, (tile, strip, slice(0, width)))
 
+        runs = self._runs(left)
         if self._pool is None:
-            for place in enumerate(self._tiles):
-                multiply(place)
+            for run in runs:
+                multiply(run)
         else:
-            self._multiplied = [self._pool.submit(multiply, place) for place in enumerate(self._tiles)]
+            self._multiplied = [self._pool.submit(multiply, run) for run in runs]
             if not self._overwrite:  # what the caller does with its rows is not known
                 self._finish()
+
+    def _runs(self, rows: Array) -> list[list[_Place]]:
+        """The panel's tiles, whole ones side by side together: as many as leave work for every thread."""
+        most = min(tiles_at_once(rows, self._edge), max(1, len(self._tiles) // (2 * self._n_threads)))
+        runs: list[list[_Place]] = []
+        for place in self._tiles:
+            last = runs[-1] if runs else []
+            if 0 < len(last) < most and all(self._is_whole(p) for p in (last[0], place)) and last[0].rows == place.rows:
+                last.append(place)
+            else:
+                runs.append([place])
+        return runs
+
+    def _is_whole(self, place: _Place) -> bool:
+        return place.rows != place.columns and place.columns.stop - place.columns.start == self._edge
 
     def _finish(self) -> None:
         """Wait for the tiles of the last block: one thread prepares a block, and the others need not wait for it."""
@@ -417,20 +444,24 @@ class MomentsAccumulator:
                 wz[rows, columns] = heavy
                 for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
                     array[rows, columns] = part
-            squares[columns] += xp.sum(heavy * piece, axis=0)
+            # One column after another is read fastest where they lie so; where rows do, all at a time.
+            by_columns = in_columns(piece)
+            squares[columns] += xp.vecdot(heavy, piece, axis=0) if by_columns else xp.sum(heavy * piece, axis=0)
         sum_x = column_sums(wz)
         if self._late:
             sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
         return z, wz, weighted, sum_x, float(xp.max(squares))
 
     def _buffer(self, phi: Array) -> Array:
-        self._finish()  # it may hold the last block
-        n_rows, by_columns = phi.shape[0], in_columns(phi)
-        if self._room is None or self._room.shape[0] < n_rows or in_columns(self._room) != by_columns:
+        """Where a block is centred: not where the last one was, which may still be multiplied."""
+        if self._multiplied:
+            self._rooms.reverse()
+        room, n_rows, by_columns = self._rooms[0], phi.shape[0], in_columns(phi)
+        if room is None or room.shape[0] < n_rows or in_columns(room) != by_columns:
             shape = phi.shape[::-1] if by_columns else phi.shape
-            self._room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
-            self._room = self._room.T if by_columns else self._room
-        return self._room[:n_rows, :]
+            room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
+            room = self._rooms[0] = room.T if by_columns else room
+        return room[:n_rows, :]
 
     def _checked_weight(self, weights: Array) -> float:
         xp = self._xp

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from streamfit.arrays import Precision
+from streamfit.arrays import RUN_COLUMNS, Precision
 from streamfit.errors import PlanError
 from streamfit.frame import BLOCK_ROWS, bands_of, n_tiles, tile_size
 from streamfit.identity import content_id
@@ -272,6 +272,7 @@ class Plan:
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
         if self.overlaps:  # the last one, as it was read and as features
             rows += BLOCK_ROWS * self.row_item * (self.n_inputs + (0 if self.identity else self.n_features))
+            rows += BLOCK_ROWS * (0 if item == self.row_item else item) * self.n_features
         if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
             rows += BLOCK_ROWS * item * self.n_features
         if self.one_hot:  # products of the classes that a block holds
@@ -284,8 +285,10 @@ class Plan:
             columns = 1 + self.n_features + k
             rows += 8 * 4 * columns * (BLOCK_ROWS + 3 * columns)
             sums *= 3
-        else:  # cross-moments are written from a copy
+        else:  # cross-moments are written from a copy; products of neighbouring tiles are taken at once
             sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
+            run = min(self.n_features, RUN_COLUMNS) if not self.on_gpu else 0
+            rows += (2 if self.overlaps else 1) * item * tile_size(self.n_features) * run
         return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
 
     @property

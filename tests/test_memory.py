@@ -33,14 +33,16 @@ def peak_bytes(process: int) -> int:
     return 1024 * int(found[1])
 
 
-def table_of(folder: Path, n_inputs: int, n_rows: int, n_classes: int | None = None) -> ParquetTable:
+def table_of(
+    folder: Path, n_inputs: int, n_rows: int, n_classes: int | None = None, group: int | None = None
+) -> ParquetTable:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(2):
         x = rng.normal(size=(n_rows, n_inputs)).astype(np.float32)
         y = rng.normal(size=n_rows) if n_classes is None else rng.integers(0, n_classes, n_rows)
         columns = {f"x{j}": x[:, j] for j in range(n_inputs)} | {"y": y}
-        pq.write_table(pa.table(columns), folder / f"{i}.parquet", row_group_size=n_rows)
+        pq.write_table(pa.table(columns), folder / f"{i}.parquet", row_group_size=group or n_rows)
     return ParquetTable(Files(str(folder)), tuple(f"x{j}" for j in range(n_inputs)), ("y",), n_classes=n_classes)
 
 
@@ -49,24 +51,36 @@ def rbf(n: int, n_inputs: int) -> RBF:
 
 
 @pytest.mark.parametrize(
-    ("features", "targets", "precision", "n_rows", "n_bands"),
+    ("features", "targets", "precision", "n_rows", "group", "n_bands", "n_threads"),
     [
-        pytest.param(Linear(600), Dense(1), "float32", 32_768, 1, marks=pytest.mark.slow),
-        pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, 1, marks=pytest.mark.slow),
-        pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, 1, marks=pytest.mark.slow),
-        (rbf(3000, 8), Dense(1), "float64", 5000, 2),
+        pytest.param(Linear(600), Dense(1), "float32", 32_768, None, 1, 1, marks=pytest.mark.slow),
+        pytest.param(Linear(4096), Dense(1), "float32", 32_768, 8192, 1, 2, marks=pytest.mark.slow),
+        pytest.param(Linear(4096), Dense(1), "float64", 32_768, 8192, 1, 2, marks=pytest.mark.slow),
+        pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, None, 1, 1, marks=pytest.mark.slow),
+        pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, None, 1, 1, marks=pytest.mark.slow),
+        (rbf(3000, 8), Dense(1), "float64", 5000, None, 2, 1),
     ],
-    ids=["wide", "rbf", "classes", "panels"],
+    ids=["one-group", "wide", "wide-float64", "rbf", "classes", "panels"],
 )
 def test_a_worker_takes_what_the_plan_says(
-    tmp_path: Path, features: FeatureMap, targets: Targets, precision: str, n_rows: int, n_bands: int
+    tmp_path: Path,
+    features: FeatureMap,
+    targets: Targets,
+    precision: str,
+    n_rows: int,
+    group: int | None,
+    n_bands: int,
+    n_threads: int,
 ):
-    table = table_of(tmp_path / "rows", features.n_inputs, n_rows, targets.n_targets if targets.one_hot else None)
+    n_classes = targets.n_targets if targets.one_hot else None
+    table = table_of(tmp_path / "rows", features.n_inputs, n_rows, n_classes, group)
     header = Header(features, targets, Frame.identity(features.n_features, targets.n_targets), precision, n_folds=2)
     store = Store.create(tmp_path / "store", header)
     plan = replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands)
-    with connect(Machine(n_workers=1, threads_per_worker=1)) as client:
-        summary = accumulate(store, table, client=client, options=WorkOptions(n_bands=n_bands))
+    plan = plan.worked_by(n_threads, on_gpu=False)
+    with connect(Machine(n_workers=1, threads_per_worker=n_threads)) as client:
+        options = WorkOptions(n_bands=n_bands, n_threads=n_threads)
+        summary = accumulate(store, table, client=client, options=options)
         (process,) = client.run(os.getpid).values()
         peak = peak_bytes(process)
     assert summary.plan.n_bands == n_bands

@@ -194,6 +194,34 @@ def test_threads_do_not_change_a_bit(precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n", [1, 3, 5, 700, BLOCK_ROWS + 7])
+def test_neighbouring_tiles_at_once_have_the_bits_of_one_at_a_time(monkeypatch, precision, by_columns, weighted, n):
+    """Also with few rows, for which BLAS has other kernels, and where the last tile is narrow."""
+    rng, d = np.random.default_rng(n), 3 * 512 + 1
+    x = rng.normal(size=(n, d)).astype("float64" if precision == "float64" else "float32")
+    y, w, frame = rng.normal(size=(n, 1)), rng.uniform(0.5, 2.0, n) if weighted else None, Frame.identity(d, 1)
+    x = np.asfortranarray(x) if by_columns else x
+
+    def summed(n_threads):
+        sums = MomentsAccumulator(frame, Dense(1), precision, n_threads=n_threads)
+        runs = sums._runs(x[:BLOCK_ROWS])
+        sums.add(x, y, weights=w)
+        return sums.moments(), [len(run) for run in runs]
+
+    found, lengths = summed(1)
+    threaded, shorter = summed(2)
+    monkeypatch.setattr("streamfit.moments.tiles_at_once", lambda rows, edge: 1)
+    alone, ones = summed(1)
+    assert found == alone
+    assert threaded == alone
+    assert set(ones) == {1}
+    assert max(lengths) == (2 if n * 512**2 > 2**20 else 1)
+    assert sum(shorter) == sum(lengths) == len(ones)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])
 @pytest.mark.parametrize("d", [3, 70, 600])
 @pytest.mark.parametrize("n", [5, 700, BLOCK_ROWS + 40])
 def test_rows_that_lie_by_columns_have_the_same_bits(precision, d, n):

@@ -36,6 +36,24 @@ def test_other_sizes_get_memory_of_their_own():
         assert larger.sum() == 15.0
 
 
+def test_a_little_less_gets_the_memory_of_a_larger_one_back_whole():
+    """As for the last row group of a file; what is far too large, or too small, is left for others."""
+    spares = Spares(3)
+    with spares.reused():
+        held = [spares.empty((size,), np.uint8) for size in (100, 1000, 90_000)]
+        where = [array.__array_interface__["data"][0] for array in held]
+        held.clear()
+        gc.collect()
+        part = spares.empty((600,), np.uint8)
+        assert part.__array_interface__["data"][0] == where[1]
+        assert len(part) == 600
+        assert len(spares._free) == 2
+        del part
+        assert spares.empty((1000,), np.uint8).__array_interface__["data"][0] == where[1]
+        assert spares.empty((5000,), np.uint8).__array_interface__["data"][0] not in where
+        assert sorted(map(len, spares._free)) == [1000, 5000, 90_000], "the smallest made room"
+
+
 def test_no_more_is_kept_than_the_limit_and_nothing_once_all_have_left():
     spares = Spares(2)
     with spares.reused():

@@ -117,7 +117,7 @@ class Source(ABC):
         return 8
 
     def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
-        """Most memory that decoding one of some shards takes, beside the blocks that it gives.
+        """Most memory that decoding shards one after another takes, beside the blocks that it gives.
 
         Parameters
         ----------
@@ -126,6 +126,10 @@ class Source(ABC):
             Bytes of a row's numbers.
         """
         return max((shard.size for shard in shards), default=0)
+
+    def blocks_held(self, shard: Shard) -> int:
+        """Blocks of a shard that lie in one piece of memory, and may as well wait together; 0 if each has its own."""
+        return 0
 
     def tally(self) -> Tally | None:
         """A fresh tally to keep beside the moments of a group, if this kind of corpus has one."""

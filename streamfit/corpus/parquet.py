@@ -20,7 +20,7 @@ from streamfit.corpus.hashed_rows import check_hashable, hashed_rows
 from streamfit.corpus.labels import NO_LABELS, Labels, combinations
 from streamfit.corpus.parquet_rows import READ_BYTES, batches_of, chunks_of, class_ids, matrix, weights_of
 from streamfit.corpus.values import Select, column_of, is_plain, kept, matching, selected, strings_of
-from streamfit.corpus.wide import wide_bytes, wide_rows, wide_type
+from streamfit.corpus.wide import held_together, wide_bytes, wide_rows, wide_type
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
 from streamfit.identity import content_id
@@ -117,9 +117,14 @@ class ParquetTable(Source):
         decoded = n_rows * row_bytes
         whole = not any(shard.select or shard.without for shard in shards)
         if whole and decoded <= READ_BYTES and self._is_wide(shards[0]):
-            return wide_bytes(n_rows, row_bytes)
+            return wide_bytes(n_rows, row_bytes, len(shards))
         decoded = 3 * decoded if decoded <= READ_BYTES else 2 * READ_BYTES  # parts are half as large, see `batches_of`
         return self._page_bytes(max(shards, key=lambda shard: shard.size)) + decoded
+
+    def blocks_held(self, shard: Shard) -> int:
+        footer = _footer(Path(shard.uri)) if self.hashed is None and shard.start >= 0 else None
+        kind = None if footer is None else wide_type(footer.schema.to_arrow_schema(), self.features)
+        return 0 if kind is None else held_together(shard, len(self.features) * kind.itemsize)
 
     def _is_wide(self, shard: Shard) -> bool:
         footer = _footer(Path(shard.uri))

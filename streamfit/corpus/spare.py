@@ -13,6 +13,9 @@ import numpy as np
 
 from streamfit.plan import BLOCKS_AHEAD
 
+_LARGER = 4
+"""Times its bytes that an array may be given of a buffer: the last row group of a file is smaller than the others."""
+
 
 class Spares:
     """Hands out arrays, and takes their memory back once neither an array nor a view of it is left.
@@ -33,7 +36,7 @@ class Spares:
 
     @contextmanager
     def reused(self) -> Iterator[None]:
-        """Keep memory that comes back, for arrays of the same size."""
+        """Keep memory that comes back, for arrays of that size or a little less."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -53,16 +56,28 @@ class Spares:
             return np.empty(shape, dtype)
         count = int(np.prod(shape))
         n_bytes = count * np.dtype(dtype).itemsize
-        try:
-            buffer = free.pop()  # atomic, as append is: readers of several groups share the spares
-        except IndexError:
-            buffer = None
-        if buffer is None or buffer.nbytes != n_bytes:
+        buffer = _taken(free, n_bytes)
+        if buffer is None:
             buffer = np.empty(n_bytes, np.uint8)
         # Views of views refer to this array, and not to the buffer, since there is a memoryview between the two.
         array = np.frombuffer(buffer.data, dtype, count)
         weakref.finalize(array, free.append, buffer).atexit = False
         return array.reshape(shape)
+
+
+def _taken(free: deque[np.ndarray], n_bytes: int) -> np.ndarray | None:
+    """The smallest buffer that holds so many bytes and not many more; the smallest of all is dropped if none does."""
+    found: list[np.ndarray] = []
+    try:
+        while True:
+            found.append(free.pop())  # atomic, as append is: readers of several groups share the spares
+    except IndexError:
+        found.sort(key=lambda buffer: buffer.nbytes)
+    fitting = (i for i, buffer in enumerate(found) if n_bytes <= buffer.nbytes <= _LARGER * n_bytes)
+    place = next(fitting, None)
+    taken = found.pop(place or 0) if found else None
+    free.extend(found)
+    return None if place is None else taken
 
 
 BLOCKS = Spares(BLOCKS_AHEAD)

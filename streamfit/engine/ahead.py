@@ -74,6 +74,9 @@ class ReadAhead(Source):
     def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
         return self._source.decode_bytes(shards, row_bytes)
 
+    def blocks_held(self, shard: Shard) -> int:
+        return self._source.blocks_held(shard)
+
     def tally(self) -> Tally | None:
         return self._source.tally()
 

@@ -371,7 +371,7 @@ def plan_for(
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
         row_item=item,
-        decode_bytes=source.decode_bytes(shards, row_bytes) + source.tally_room(tallied) if source else 0,
+        decode_bytes=_decode_bytes(source, groups, row_bytes) + source.tally_room(tallied) if source else 0,
         identity=isinstance(header.features, Linear),
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
@@ -380,6 +380,18 @@ def plan_for(
         return Plan(**given)
     sparse = header.statistic == "sparse"
     return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
+
+
+def _decode_bytes(source: Source, groups: Sequence[Group], row_bytes: int) -> int:
+    """What decoding takes where the most shards follow each other, and where the largest are."""
+    if not groups:
+        return source.decode_bytes([], row_bytes)
+    largest = (
+        max(groups, key=lambda group: len(group.shards)),
+        max(groups, key=lambda group: max(shard.planned_rows for shard in group.shards)),
+        max(groups, key=lambda group: max(shard.size for shard in group.shards)),
+    )
+    return max(source.decode_bytes(group.shards, row_bytes) for group in dict.fromkeys(largest))
 
 
 def bands_of(store: Store, worker_memory: int | None, n_threads: int, source: Source | None = None) -> int:

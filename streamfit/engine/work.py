@@ -307,31 +307,34 @@ def prefetched(
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
     """
-    ready: queue.Queue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.Queue(ahead)
-    stop = threading.Event()
+    ready: queue.SimpleQueue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.SimpleQueue()
+    taken = threading.Condition()
+    waiting, stopped = 0, False
 
-    def put(item: tuple[Shard, Rows | ShardError | None] | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+    def put_block(shard: Shard, rows: Rows, most: int) -> bool:
+        """Wait for room; whether the block is still wanted."""
+        nonlocal waiting
+        with taken:
+            taken.wait_for(lambda: stopped or waiting < most)
+            waiting += 1
+        ready.put((shard, rows))
+        return not stopped
 
     def read() -> None:
         try:
             for shard in shards:
                 if skip and (error := _fault(source, shard)):
-                    put((shard, error))
+                    ready.put((shard, error))
                     continue
-                put((shard, None))
+                ready.put((shard, None))
+                most = max(ahead, source.blocks_held(shard))
                 for rows in source.read(shard):
-                    if stop.is_set():
+                    if not put_block(shard, rows, most):
                         return
-                    put((shard, rows))
-            put(None)
+                    del rows  # and with it the memory that it is a part of, once nobody else has it
+            ready.put(None)
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
     reader = threading.Thread(target=read, name="streamfit-reader", daemon=True)
     with BLOCKS.reused():
@@ -340,9 +343,16 @@ def prefetched(
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
+                if isinstance(item[1], Rows):
+                    with taken:
+                        waiting -= 1
+                        taken.notify()
                 yield item
+                del item  # and with it the block, which is not to be held while the next is waited for
         finally:
-            stop.set()
+            with taken:
+                stopped = True
+                taken.notify()
             reader.join()
 
 
