@@ -256,7 +256,8 @@ def main(cases: list[Case], gflop: float, repeats: int, console: Console) -> tup
     console.print(shown)
     crossed = classes(2048)
     console.print(
-        f"cross-moments of {N_CLASSES:,} classes, 2,048 features, one core: {crossed['GB/s']:.1f} GB/s,"
+        f"cross-moments of {crossed['classes']:,} classes, {crossed['features']:,} features, one core:"
+        f" {crossed['GB/s']:.1f} GB/s,"
         f" {crossed['GB/s'] / crossed['copy GB/s']:.0%} of a copy's {crossed['copy GB/s']:.1f} GB/s"
     )
     return found, crossed

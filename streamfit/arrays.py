@@ -7,6 +7,7 @@ cupy, and only this file moves data between host and device.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ import array_api_compat
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+from threadpoolctl import threadpool_info
 
 from streamfit.errors import ConfigError
 
@@ -34,8 +36,6 @@ _FEW_ROWS = 16
 _SMALL_PRODUCT = 2**20
 """Multiplications of a product that is taken in float64: kernels for small matrices may add thousands of rows one after
 another in the rows' own type, those for larger ones some hundred at a time."""
-RUN_COLUMNS = 4096
-"""Columns of products that are taken at once: beyond, BLAS gains nothing, and a result takes memory."""
 _TURNED = (2064, 192)
 """Rows, and bytes of a row, of a matrix that are turned at a time: what was measured best.
 
@@ -207,15 +207,26 @@ def _is_small(p: int, n: int, q: int) -> bool:
     return p * n * q <= _SMALL_PRODUCT
 
 
-def tiles_at_once(rows: Array, edge: int) -> int:
-    """Neighbouring tiles that one product may take with the bits of one product each: BLAS does more a second then.
+def products_join(rows: Array, width: int) -> bool:
+    """Whether a product with neighbouring tiles of columns has the bits of one product with each: it is faster then.
 
-    Its order of additions along the rows does not depend on the number of columns, but for kernels of small matrices.
-    cuBLAS chooses an algorithm by the shape.
+    OpenBLAS splits the additions along the rows by their number alone, but for its kernels for small matrices. Other
+    libraries do not promise it; cuBLAS chooses an algorithm by the shape.
+
+    Parameters
+    ----------
+    rows : array of shape (n_rows, n_features)
+        What is multiplied.
+    width : int
+        Columns of a tile.
     """
-    if not isinstance(rows, np.ndarray) or _is_small(edge, rows.shape[0], edge):
-        return 1
-    return max(1, RUN_COLUMNS // edge)
+    return isinstance(rows, np.ndarray) and _blas_is_open() and not _is_small(width, rows.shape[0], width)
+
+
+@functools.cache
+def _blas_is_open() -> bool:
+    kinds = {library["internal_api"] for library in threadpool_info() if library["user_api"] == "blas"}
+    return kinds == {"openblas"}
 
 
 def bare_product(a: Array, precision: Precision) -> Callable[[], None]:

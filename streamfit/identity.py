@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from blake3 import blake3 as hasher
 
-__all__ = ["content_id", "hasher"]
+__all__ = ["content_id", "hasher", "rows_id"]
 
 
 def content_id(data: str | bytes) -> str:
@@ -20,3 +20,21 @@ def content_id(data: str | bytes) -> str:
     'a0a1c159952a5c5f'
     """
     return hasher(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def rows_id(described: str, digest: str) -> str:
+    """Content id of bytes that are rows only together with a description of them: a column's name is not in its pages.
+
+    Parameters
+    ----------
+    described : str
+        What the rows are read by, such as a schema.
+    digest : str
+        Content id of the bytes.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    return content_id(f"{described}\n{digest}")

@@ -27,8 +27,8 @@ from streamfit.arrays import (
     namespace,
     operand,
     plain_product,
+    products_join,
     row_major,
-    tiles_at_once,
     to_device_of,
     to_host,
     transposed_product,
@@ -37,7 +37,7 @@ from streamfit.centered import Centered, unpack_tiles
 from streamfit.counted import ClassCounts, CountedBlock, TargetSums
 from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
-from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size
+from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size, tiles_at_once
 from streamfit.noise import diagonal_noise, hidden_features
 from streamfit.precision import n_limbs, parts, rounded
 from streamfit.targets import Targets
@@ -224,8 +224,8 @@ class MomentsAccumulator:
     like : array, optional
         Gives the array library and device; NumPy without it.
     n_threads : int
-        Tiles of the Gram matrix that are multiplied at the same time. Each product must itself run on one
-        BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not matter.
+        Tiles of the Gram matrix, or runs of neighbouring ones, that are multiplied at the same time. Each product must
+        itself run on one BLAS thread: OpenBLAS rounds differently with other thread counts, tile by tile it does not.
     overwrite : bool
         Rows of features are not needed once they are added: they may be centred where they lie, which saves a copy, and
         with several threads a block may still be multiplied while the next one is made, which must lie elsewhere.
@@ -387,12 +387,15 @@ class MomentsAccumulator:
                 multiply(run)
         else:
             self._multiplied = [self._pool.submit(multiply, run) for run in runs]
-            if not self._overwrite:  # what the caller does with its rows is not known
+            if self._overwrite:
+                self._rooms.reverse()  # the next block is centred elsewhere, while this one is multiplied
+            else:  # what the caller does with its rows is not known
                 self._finish()
 
     def _runs(self, rows: Array) -> list[list[_Place]]:
         """The panel's tiles, whole ones side by side together: as many as leave work for every thread."""
-        most = min(tiles_at_once(rows, self._edge), max(1, len(self._tiles) // (2 * self._n_threads)))
+        joined = products_join(rows, self._edge)
+        most = tiles_at_once(len(self._tiles), self._edge, self._n_threads) if joined else 1
         runs: list[list[_Place]] = []
         for place in self._tiles:
             last = runs[-1] if runs else []
@@ -453,9 +456,7 @@ class MomentsAccumulator:
         return z, wz, weighted, sum_x, float(xp.max(squares))
 
     def _buffer(self, phi: Array) -> Array:
-        """Where a block is centred: not where the last one was, which may still be multiplied."""
-        if self._multiplied:
-            self._rooms.reverse()
+        """Where a block is centred: memory that no block is multiplied in."""
         room, n_rows, by_columns = self._rooms[0], phi.shape[0], in_columns(phi)
         if room is None or room.shape[0] < n_rows or in_columns(room) != by_columns:
             shape = phi.shape[::-1] if by_columns else phi.shape

@@ -1,6 +1,6 @@
 """What will be done, in whole numbers, before anything is done: shards into groups, bytes, flops.
 
-Floor 2: integers only; imports moments (for tile sizes) and errors.
+Floor 2: integers only; imports frame (for tile sizes), precision, identity, arrays and errors.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from streamfit.arrays import RUN_COLUMNS, Precision
+from streamfit.arrays import Precision
 from streamfit.errors import PlanError
-from streamfit.frame import BLOCK_ROWS, bands_of, n_tiles, tile_size
+from streamfit.frame import BLOCK_ROWS, bands_of, n_tiles, tile_size, tiles_at_once
 from streamfit.identity import content_id
 from streamfit.precision import item_bytes, n_limbs
 
@@ -21,7 +21,9 @@ PROCESS_BYTES = 300 * 2**20
 _DEVICE_BYTES = 500 * 10**6
 """What a CUDA context and the kernels of cuBLAS take of a GPU, as NVIDIA's tools show it for others."""
 BLOCKS_AHEAD = 4
-"""Blocks of rows in a worker: one that is multiplied, two that wait, one that is being made."""
+"""Blocks of rows in a worker: one that is multiplied, two that wait, one that is being made.
+
+More wait where they are parts of one piece of memory, or where equal rows among them are looked for."""
 
 
 FOLD_DIGITS = 15
@@ -166,8 +168,8 @@ class Plan:
         Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
     on_gpu : bool
         Whether products are taken on a GPU, which then holds the sums.
-    overlaps : bool
-        Whether a block is prepared while the last one is still multiplied, as several threads do it.
+    n_threads : int
+        Of a worker. Several prepare a block while the last one is still multiplied.
     """
 
     groups: tuple[Group, ...]
@@ -187,7 +189,7 @@ class Plan:
     identity: bool = False
     n_bands: int = 1
     on_gpu: bool = False
-    overlaps: bool = False
+    n_threads: int = 1
 
     @property
     def n_shards(self) -> int:
@@ -253,7 +255,7 @@ class Plan:
 
     def worked_by(self, n_threads: int, *, on_gpu: bool) -> Plan:
         """The same plan for workers of so many threads, or of a GPU each."""
-        return replace(self, on_gpu=on_gpu, overlaps=n_threads > 1 and not on_gpu)
+        return replace(self, on_gpu=on_gpu, n_threads=1 if on_gpu else n_threads)
 
     def _banded(self) -> Iterator[Plan]:
         """The same plan in one band, in two, and so on, until a band is one tile wide."""
@@ -270,7 +272,7 @@ class Plan:
         if self.precision not in ("float32", "float64"):
             copies += 3 * item  # bits while they are rounded, and parts of weighted features
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
-        if self.overlaps:  # the last one, as it was read and as features
+        if self.n_threads > 1:  # the last one, as it was read and as features
             rows += BLOCK_ROWS * self.row_item * (self.n_inputs + (0 if self.identity else self.n_features))
             rows += BLOCK_ROWS * (0 if item == self.row_item else item) * self.n_features
         if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
@@ -287,9 +289,16 @@ class Plan:
             sums *= 3
         else:  # cross-moments are written from a copy; products of neighbouring tiles are taken at once
             sums += 8 * n_limbs(self.precision) * self.n_features * k // self.n_bands
-            run = min(self.n_features, RUN_COLUMNS) if not self.on_gpu else 0
-            rows += (2 if self.overlaps else 1) * item * tile_size(self.n_features) * run
+            rows += 0 if self.on_gpu else self.n_threads * self._product_bytes
         return PROCESS_BYTES + sums + rows + self.decode_bytes + 2 * self.feature_bytes
+
+    @property
+    def _product_bytes(self) -> int:
+        """Bytes of the product that a thread holds; under 'tf32' and 'bf16' of weighted rows those of two parts."""
+        b, n = tile_size(self.n_features), n_tiles(self.n_features)
+        columns = min(self.n_features, b * tiles_at_once(n, b, self.n_threads))
+        several = 1 if self.precision in ("float32", "float64") else 3
+        return several * item_bytes(self.precision) * b * columns
 
     @property
     def device_bytes(self) -> int:

@@ -55,6 +55,21 @@ class Several(Source):
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         return self._of(shard).positions(shard, column, values)
 
+    @property
+    def row_item(self) -> int:
+        return max(source.row_item for source in self.sources)
+
+    def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
+        if not shards:
+            return self.sources[0].decode_bytes(shards, row_bytes)
+        parts: dict[Source, list[Shard]] = {}
+        for shard in shards:
+            parts.setdefault(self._of(shard), []).append(shard)
+        return max(source.decode_bytes(some, row_bytes) for source, some in parts.items())
+
+    def blocks_held(self, shard: Shard) -> int:
+        return self._of(shard).blocks_held(shard)
+
 
 _LOOKED_AT = 10_000
 """Files of a folder that are looked at to see of which kind they are."""

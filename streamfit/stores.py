@@ -182,8 +182,21 @@ class Together(Source):
     def positions(self, shard: Shard, column: str, values: frozenset[str]) -> tuple[int, ...]:
         return self.sources[0].positions(shard, column, values)
 
+    @property
+    def row_item(self) -> int:
+        return self.sources[0].row_item
+
+    def decode_bytes(self, shards: Sequence[Shard], row_bytes: int) -> int:
+        return self.sources[0].decode_bytes(shards, row_bytes)
+
+    def blocks_held(self, shard: Shard) -> int:
+        return self.sources[0].blocks_held(shard)
+
     def tally(self) -> Tally | None:
         return self.sources[0].tally()
+
+    def tally_room(self, n_rows: int) -> int:
+        return self.sources[0].tally_room(n_rows)
 
 
 def add(

@@ -1,6 +1,7 @@
 """Moments add like the rows they sum: on integers against NumPy's int64, on real data bit for bit."""
 
 import itertools
+import threading
 import time
 import warnings
 
@@ -193,13 +194,35 @@ def test_threads_do_not_change_a_bit(precision):
     assert same_bits(one.moments(), three.moments())
 
 
+def test_a_refused_block_leaves_the_one_that_is_multiplied_alone(monkeypatch):
+    """Two are refused while the first is at work: neither may be centred where it lies."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 1100)) + 100.0, rng.normal(size=(300, 1))
+    frame = Frame.from_sample(x, y, Dense(1))
+    expected = Moments.from_rows(x, y, frame, Dense(1), precision="float32")
+    let_go = threading.Event()
+
+    def held(*given, product=transposed_product):
+        let_go.wait()
+        return product(*given)
+
+    monkeypatch.setattr("streamfit.moments.transposed_product", held)
+    sums = MomentsAccumulator(frame, Dense(1), "float32", n_threads=2, overwrite=True)
+    sums.add(x, y)
+    for _ in range(2):
+        with pytest.raises(ScaleError):
+            sums.add(np.full_like(x, np.inf), y)
+    let_go.set()
+    assert same_bits(sums.moments(), expected)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("n", [1, 3, 5, 700, BLOCK_ROWS + 7])
 def test_neighbouring_tiles_at_once_have_the_bits_of_one_at_a_time(monkeypatch, precision, by_columns, weighted, n):
     """Also with few rows, for which BLAS has other kernels, and where the last tile is narrow."""
-    rng, d = np.random.default_rng(n), 3 * 512 + 1
+    rng, d = np.random.default_rng(n), 4 * 512 + 1
     x = rng.normal(size=(n, d)).astype("float64" if precision == "float64" else "float32")
     y, w, frame = rng.normal(size=(n, 1)), rng.uniform(0.5, 2.0, n) if weighted else None, Frame.identity(d, 1)
     x = np.asfortranarray(x) if by_columns else x
@@ -208,17 +231,30 @@ def test_neighbouring_tiles_at_once_have_the_bits_of_one_at_a_time(monkeypatch, 
         sums = MomentsAccumulator(frame, Dense(1), precision, n_threads=n_threads)
         runs = sums._runs(x[:BLOCK_ROWS])
         sums.add(x, y, weights=w)
-        return sums.moments(), [len(run) for run in runs]
+        return sums.moments(), max(len(run) for run in runs)
 
-    found, lengths = summed(1)
-    threaded, shorter = summed(2)
-    monkeypatch.setattr("streamfit.moments.tiles_at_once", lambda rows, edge: 1)
-    alone, ones = summed(1)
+    joined = n * 512**2 > 2**20
+    found, longest = summed(1)
+    threaded, longest_of_three = summed(3)
+    monkeypatch.setattr("streamfit.moments.products_join", lambda rows, width: False)
+    alone, one = summed(1)
+    assert (longest, longest_of_three, one) == ((3, 2, 1) if joined else (1, 1, 1))
     assert found == alone
     assert threaded == alone
-    assert set(ones) == {1}
-    assert max(lengths) == (2 if n * 512**2 > 2**20 else 1)
-    assert sum(shorter) == sum(lengths) == len(ones)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [17, 700, BLOCK_ROWS])
+def test_the_widest_products_have_the_bits_of_their_tiles(kind, n):
+    """Of the edges that wide matrices are kept in, in both layouts."""
+    rng, precision = np.random.default_rng(n), "float32" if kind is np.float32 else "float64"
+    for rows in (x := rng.normal(size=(n, 512 + 4096)).astype(kind), np.asfortranarray(x)):
+        left, right = rows[:, :512], rows[:, 512:]
+        whole = transposed_product(left, [right], precision)
+        for edge in (512, 1024, 2048):
+            for lo in range(0, 4096, edge):
+                part = transposed_product(left, [right[:, lo : lo + edge]], precision)
+                assert np.array_equal(whole[:, lo : lo + edge], part)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])

@@ -4,14 +4,17 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamfit.corpus import Source
+from streamfit.engine.run import decoding_of
 from streamfit.errors import PlanError
-from streamfit.frame import BLOCK_ROWS, Frame
+from streamfit.frame import BLOCK_ROWS, Frame, tiles_at_once
 from streamfit.moments import Moments
-from streamfit.plan import PROCESS_BYTES, Plan, Shard, counted_twice, default_group_rows, make_groups
+from streamfit.plan import PROCESS_BYTES, Group, Plan, Shard, counted_twice, default_group_rows, make_groups
 from streamfit.targets import Dense, OneHot
 
 
@@ -93,6 +96,45 @@ def test_memory_and_work_are_exact_integers():
     assert plan(one_hot=True).flops_per_row == 5 * 6 + 2 * 5
     assert plan(precision="float32").sum_bytes == 8 * (25 + 10)
     assert all(type(n) is int for n in (p.worker_bytes, p.solve_bytes(2), p.flops_per_row, default_group_rows(5, 2)))
+
+
+def test_threads_hold_a_product_each_and_a_block_more():
+    wide = replace(plan(n_features=20_000, n_targets=1), n_inputs=20_000, identity=True)
+    two, many = (wide.worked_by(n, on_gpu=False) for n in (2, 16))
+    block, tile = 8 * BLOCK_ROWS * 20_000, 8 * 2048
+    assert tiles_at_once(55, 2048, 16) == 1
+    assert two.worker_bytes == wide.worker_bytes + block + tile * 4096
+    assert many.worker_bytes == wide.worker_bytes + block + 16 * tile * 2048 - tile * 4096
+    assert wide.worked_by(16, on_gpu=True).worker_bytes == wide.worker_bytes - tile * 4096
+
+
+def test_what_decoding_takes_is_that_of_the_group_that_takes_most():
+    """A source as wide tables are: of a group up to three of its largest row groups; every group is looked at."""
+
+    class Held(Source):
+        def shards(self):
+            return []
+
+        def read(self, shard):
+            return iter(())
+
+        def positions(self, shard, column, values):
+            return ()
+
+        def decode_bytes(self, shards, row_bytes):
+            return row_bytes * min(3, len(shards)) * max((s.planned_rows for s in shards), default=0)
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        groups = [
+            Group(0, "t", tuple(
+                Shard(f"{g}-{i}", "", 0, 1, int(rng.integers(1, 99)), int(rng.integers(1, 99)), f"{g}-{i}", "t")
+                for i in range(rng.integers(1, 9))))
+            for g in range(rng.integers(1, 12))
+        ]  # fmt: skip
+        expected = max(Held().decode_bytes(group.shards, 7) for group in groups)
+        assert decoding_of(Held(), groups, 7) == expected
+    assert decoding_of(Held(), [], 7) == 0
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_both_numbers():

@@ -35,13 +35,17 @@ class Counted(Source):
             yield Rows(np.array([[float(shard.key), i]]), np.zeros((1, 1)))
 
 
-def settled(source):
-    """Blocks that were made once the reader has no room for more."""
-    made = -1
-    while made != source.made:
-        made = source.made
-        time.sleep(0.1)
-    return made
+def made_by(source, expected):
+    """Blocks that are made once there are as many as expected, and time for more."""
+    deadline = time.monotonic() + 30
+    while source.made < expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    return source.made
+
+
+def readers():
+    return {thread for thread in threading.enumerate() if thread.name == "streamfit-reader"}
 
 
 @pytest.mark.parametrize(("held", "waiting"), [(0, PREFETCH), (3, 3)])
@@ -53,17 +57,18 @@ def test_the_reader_is_as_far_ahead_as_it_may_be(held, waiting):
     for shard, rows in found:
         if rows is not None:
             taken.append((shard.key, rows.x.tolist()))
-            assert settled(source) == min(9, len(taken) + waiting + 1)
+            expected = min(9, len(taken) + waiting + 1)
+            assert made_by(source, expected) == expected
     assert taken == [(str(s), [[float(s), float(b)]]) for s in range(3) for b in range(3)]
 
 
 def test_a_reader_that_nobody_listens_to_ends():
     source = Counted(2, 5)
-    found = prefetched(source, source.shards(), skip=False)
+    found, others = prefetched(source, source.shards(), skip=False), readers()
     next(found), next(found)
-    assert any(thread.name == "streamfit-reader" for thread in threading.enumerate())
+    assert len(readers() - others) == 1
     found.close()
-    assert not any(thread.name == "streamfit-reader" for thread in threading.enumerate())
+    assert not readers() - others
     assert source.made < 10
 
 
@@ -76,3 +81,5 @@ def test_a_fault_comes_after_the_blocks_before_it():
     assert [rows is None for rows in taken] == [True, False, False, False, True, False]
     skipped = list(prefetched(source, source.shards(), skip=True))
     assert [type(item).__name__ for _, item in skipped] == ["NoneType", "Rows", "Rows", "Rows", "ShardError"]
+    fault = skipped[-1][1]
+    assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None), "which would hold rows"

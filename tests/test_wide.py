@@ -121,3 +121,14 @@ def test_mixed_types_are_read_as_ever(tmp_path: Path, reads: list[bool]):
     assert np.array_equal(found[:, 0], np.arange(50.0))
     assert np.array_equal(found[:, 1:], x[:, 1:])
     assert reads == [False]
+
+
+def test_blocks_that_lie_together_are_told(tmp_path):
+    """Of whole row groups of many plain columns; not of few columns, of other types, or where rows are left out."""
+    write(tmp_path / "rows.parquet", rows_of(3 * BLOCK_ROWS + 1, np.float32), group=2 * BLOCK_ROWS + 1)
+    table = ParquetTable(Files(str(tmp_path)), NAMES, ("y",))
+    first, second = table.shards()
+    assert [table.blocks_held(shard) for shard in (first, second)] == [3, 1]
+    assert table.blocks_held(replace(first, without=(3,))) == 0
+    assert replace(table, features=NAMES[:9]).blocks_held(first) == 0
+    assert replace(table, features=(*NAMES, "first")).blocks_held(first) == 0

@@ -22,7 +22,7 @@ from streamfit.corpus.table import Table, require
 from streamfit.corpus.text_formats import Csv, JsonRows, TextFormat
 from streamfit.corpus.values import column_of
 from streamfit.errors import ConfigError, CorpusError, ShardChangedError, ShardError
-from streamfit.identity import content_id
+from streamfit.identity import rows_id
 from streamfit.plan import Shard
 
 FORMATS: dict[str, type[Format]] = {
@@ -123,7 +123,7 @@ class DatasetFiles(Table):
         return [
             (
                 name,
-                replace(part, content_id=identity(described[part.uri], digest), stamp=stamps[part.uri]),
+                replace(part, content_id=rows_id(described[part.uri], digest), stamp=stamps[part.uri]),
             )
             for (name, part, _, _), digest in zip(pieces, ids, strict=True)
         ]
@@ -201,7 +201,7 @@ class DatasetFiles(Table):
                 part for part in self.format.cut(shard.uri) if (part.start, part.stop) == (shard.start, shard.stop)
             ]
             digests = hashes([(shard.uri, part.low, part.high) for part in there])
-            same = [identity(self._described(shard.uri), digest) == shard.bytes_id for digest in digests]
+            same = [rows_id(self._described(shard.uri), digest) == shard.bytes_id for digest in digests]
         except CorpusError as error:
             msg = f"{shard.key}: {error.got}"
             raise ShardChangedError(msg, "the file that was found when the corpus was listed", "run again") from error
@@ -236,11 +236,6 @@ def path_values(uri: str, partitions: Partitions) -> dict[str, str | None]:
         flavor = ds.DirectoryPartitioning(pa.schema([(key, pa.string()) for key in keys]))
     found = ds.get_partition_keys(flavor.parse("/".join(folders) + "/")) if keys else {}
     return {key: found[key] for key in dict.fromkeys(keys) if key in found}
-
-
-def identity(described: str, digest: str) -> str:
-    """Content id of bytes that are rows only together with a description of them."""
-    return content_id(f"{described}\n{digest}")
 
 
 def _is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ from streamfit.corpus.values import Select, column_of, is_plain, kept, matching,
 from streamfit.corpus.wide import held_together, wide_bytes, wide_rows, wide_type
 from streamfit.errors import CorpusError, ShardChangedError, ShardError
 from streamfit.features import Hashed
-from streamfit.identity import content_id
+from streamfit.identity import rows_id
 from streamfit.plan import Shard, told_apart
 
 
@@ -70,7 +70,7 @@ class ParquetTable(Source):
         stamps = {path: stamp_of(path) for _, path, _ in laid}  # before the bytes are hashed
         hashes = content_ids([(path, start, stop) for _, path, _, _, start, stop in found])
         schemas = {path: layout.schema for _, path, layout in laid}
-        ids = [_identity(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
+        ids = [rows_id(schemas[path], h) for (_, path, *_), h in zip(found, hashes, strict=True)]
         parts = [
             (
                 name,
@@ -124,7 +124,7 @@ class ParquetTable(Source):
     def blocks_held(self, shard: Shard) -> int:
         footer = _footer(Path(shard.uri)) if self.hashed is None and shard.start >= 0 else None
         kind = None if footer is None else wide_type(footer.schema.to_arrow_schema(), self.features)
-        return 0 if kind is None else held_together(shard, len(self.features) * kind.itemsize)
+        return 0 if kind is None else held_together(shard, shard.planned_rows, len(self.features) * kind.itemsize)
 
     def _is_wide(self, shard: Shard) -> bool:
         footer = _footer(Path(shard.uri))
@@ -226,7 +226,7 @@ def _check_unchanged(shard: Shard, file: pq.ParquetFile) -> None:
         if shard.stamp and Path(shard.uri).stat().st_ctime_ns == shard.stamp:
             return  # nobody has touched the file since its content was hashed
         span = _byte_range(file.metadata.row_group(shard.start))
-        if _identity(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.bytes_id:
+        if rows_id(_describe(file.schema_arrow), hash_range(Path(shard.uri), *span)) == shard.bytes_id:
             _require(shard, file.schema_arrow, [column_of(key)[0] for key, _ in shard.select], "list the corpus again")
             return
     msg = f"{shard.key}: content changed while the corpus was read"
@@ -300,11 +300,6 @@ def _footer_once(path: Path, size: int, modified: int, changed: int) -> pq.FileM
 
 def _describe(schema: pa.Schema) -> str:
     return "\n".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _identity(schema: str, data: str) -> str:
-    # Pages hold values alone: the same bytes under other column names are other rows.
-    return content_id(f"{schema}\n{data}")
 
 
 def _byte_range(span: Any) -> tuple[int, int]:

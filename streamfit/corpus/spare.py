@@ -26,17 +26,19 @@ class Spares:
     ----------
     limit : int
         Buffers that are kept; what comes back beyond it is freed.
+    least : int
+        Bytes of an array from which on its memory is kept: small ones would drive out large ones.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, least: int = 0) -> None:
+        self._limit, self._least = limit, least
         self._free: deque[np.ndarray] = deque(maxlen=0)
         self._users = 0
         self._lock = threading.Lock()
 
     @contextmanager
     def reused(self) -> Iterator[None]:
-        """Keep memory that comes back, for arrays of that size or a little less."""
+        """Keep memory that comes back, for arrays of that size, or down to a quarter of it."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -52,10 +54,10 @@ class Spares:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array of undefined content."""
         free = self._free
-        if not free.maxlen:
-            return np.empty(shape, dtype)
         count = int(np.prod(shape))
         n_bytes = count * np.dtype(dtype).itemsize
+        if not free.maxlen or n_bytes < self._least:
+            return np.empty(shape, dtype)
         buffer = _taken(free, n_bytes)
         if buffer is None:
             buffer = np.empty(n_bytes, np.uint8)
@@ -66,19 +68,20 @@ class Spares:
 
 
 def _taken(free: deque[np.ndarray], n_bytes: int) -> np.ndarray | None:
-    """The smallest buffer that holds so many bytes and not many more; the smallest of all is dropped if none does."""
+    """The smallest buffer that holds so many bytes, and not many more. Where none does, the smallest is given up."""
     found: list[np.ndarray] = []
     try:
         while True:
             found.append(free.pop())  # atomic, as append is: readers of several groups share the spares
     except IndexError:
         found.sort(key=lambda buffer: buffer.nbytes)
-    fitting = (i for i, buffer in enumerate(found) if n_bytes <= buffer.nbytes <= _LARGER * n_bytes)
-    place = next(fitting, None)
-    taken = found.pop(place or 0) if found else None
+    fits = [n_bytes <= buffer.nbytes <= _LARGER * n_bytes for buffer in found]
+    taken = found.pop(fits.index(True)) if any(fits) else None
+    if taken is None and found and found[0].nbytes < n_bytes:
+        del found[0]
     free.extend(found)
-    return None if place is None else taken
+    return taken
 
 
-BLOCKS = Spares(BLOCKS_AHEAD)
+BLOCKS = Spares(BLOCKS_AHEAD, least=2**20)
 """Memory of the blocks of this process."""

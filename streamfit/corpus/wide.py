@@ -54,7 +54,7 @@ def wide_rows(shard: Shard, file: pq.ParquetFile, names: Sequence[str]) -> np.nd
     """
     kind = wide_type(file.schema_arrow, names)
     n_rows = file.metadata.row_group(shard.start).num_rows
-    if kind is None or not held_together(shard, len(names) * kind.itemsize):
+    if kind is None or not held_together(shard, n_rows, len(names) * kind.itemsize):
         return None
     columns = BLOCKS.empty((len(names), n_rows + _GAP // kind.itemsize), kind)[:, :n_rows]
     for left in range(0, len(names), _COLUMNS):
@@ -73,11 +73,18 @@ def wide_rows(shard: Shard, file: pq.ParquetFile, names: Sequence[str]) -> np.nd
     return columns.T
 
 
-def held_together(shard: Shard, row_bytes: int) -> int:
-    """Blocks of a wide table's row group that lie in one piece of memory; 0 if it is read a block at a time."""
-    if shard.select or shard.without or shard.planned_rows * row_bytes > READ_BYTES:
+def held_together(shard: Shard, n_rows: int, row_bytes: int) -> int:
+    """Blocks of a wide table's row group that lie in one piece of memory; 0 if it is read a block at a time.
+
+    Parameters
+    ----------
+    shard : Shard
+    n_rows, row_bytes : int
+        Of the row group.
+    """
+    if shard.select or shard.without or n_rows * row_bytes > READ_BYTES:
         return 0
-    return -(-shard.planned_rows // BLOCK_ROWS)
+    return -(-n_rows // BLOCK_ROWS)
 
 
 def wide_bytes(n_rows: int, row_bytes: int, n_groups: int) -> int:

@@ -16,7 +16,7 @@ from streamfit.plan import Shard
 class ReadAhead(Source):
     """A source that knows what is read after some shard, and begins with it when that one is done.
 
-    No more memory is taken than within a group: one shard is decoded at a time, and one block of it waits.
+    No more memory is taken than between two shards of a group: one is decoded while blocks of the last one are left.
 
     Parameters
     ----------

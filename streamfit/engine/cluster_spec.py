@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
     environ = dict.fromkeys(_BLAS_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
     # Blocks of tens of megabytes come and go; giving each back to the system costs a page fault for every 4 kB.
     environ |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**28))
-    environ["MALLOC_ARENA_MAX"] = "1"  # what one thread frees, another takes: they come and go with each group
+    environ["MALLOC_ARENA_MAX"] = "1"  # threads come and go with each group, and take what others freed
     return environ | {"MIMALLOC_PURGE_DELAY": _PURGE_DELAY}  # the same for what Arrow decodes
 
 

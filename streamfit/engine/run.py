@@ -31,7 +31,7 @@ from streamfit.engine.work import GroupResult, PanelResult, WorkOptions
 from streamfit.errors import CorpusError, MismatchError, StreamfitError
 from streamfit.features import Linear
 from streamfit.frame import panels_of
-from streamfit.plan import Group, Plan, Shard, counted_twice, make_groups
+from streamfit.plan import BLOCKS_AHEAD, Group, Plan, Shard, counted_twice, make_groups
 from streamfit.store import FullError, Refusal, Store, discard_panels
 
 log = logging.getLogger("streamfit")
@@ -371,7 +371,7 @@ def plan_for(
         feature_bytes=sum(a.nbytes for a in arrays.values()),
         triangle=header.statistic == "qr",
         row_item=item,
-        decode_bytes=_decode_bytes(source, groups, row_bytes) + source.tally_room(tallied) if source else 0,
+        decode_bytes=decoding_of(source, groups, row_bytes) + source.tally_room(tallied) if source else 0,
         identity=isinstance(header.features, Linear),
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
@@ -382,16 +382,17 @@ def plan_for(
     return SparsePlan(**given, density=header.density, sparse=sparse, rows_before=store.head().n_rows)
 
 
-def _decode_bytes(source: Source, groups: Sequence[Group], row_bytes: int) -> int:
-    """What decoding takes where the most shards follow each other, and where the largest are."""
-    if not groups:
-        return source.decode_bytes([], row_bytes)
-    largest = (
-        max(groups, key=lambda group: len(group.shards)),
-        max(groups, key=lambda group: max(shard.planned_rows for shard in group.shards)),
-        max(groups, key=lambda group: max(shard.size for shard in group.shards)),
-    )
-    return max(source.decode_bytes(group.shards, row_bytes) for group in dict.fromkeys(largest))
+def decoding_of(source: Source, groups: Sequence[Group], row_bytes: int) -> int:
+    """Most that decoding a group takes: of as many shards, those with the most rows and with the most bytes count."""
+    candidates: dict[tuple[int, bool], tuple[int, Group]] = {}
+    for group in groups:
+        together = min(len(group.shards), BLOCKS_AHEAD + 1)  # more than these are never in memory at a time
+        rows, size = max(s.planned_rows for s in group.shards), max(s.size for s in group.shards)
+        for key, value in (((together, True), rows), ((together, False), size)):
+            if key not in candidates or value > candidates[key][0]:
+                candidates[key] = value, group
+    shards = {group.shards for _, group in candidates.values()} or {()}
+    return max(source.decode_bytes(each, row_bytes) for each in shards)
 
 
 def bands_of(store: Store, worker_memory: int | None, n_threads: int, source: Source | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -43,7 +43,7 @@ class WorkOptions:
         Record shards that cannot be read and go on, instead of stopping. Each shard is then decoded twice,
         once to check it whole, since nothing of a bad one may be added.
     n_threads : int
-        Tiles multiplied at the same time on the host; a GPU has threads of its own.
+        Tiles, or runs of neighbouring ones, multiplied at the same time on the host; a GPU has threads of its own.
     backend : {'numpy', 'cuda'}
         Array library of the products. `cuda` has not been run on hardware.
     n_bands : int
@@ -246,6 +246,7 @@ def sum_shards(
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
+                read.close()  # and with it the reader, and the rows that it has ready
                 if not options.skip_bad_shards:
                     raise bad from error
                 # Only the products tell that a finite number is too large, and only the features that a list has
@@ -265,7 +266,7 @@ def _arrays_of(item: Rows | ShardError | None) -> tuple[np.ndarray | None, ...] 
 
 def _pieces(
     header: Header, source: Source, shards: Sequence[Shard], skip: bool
-) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
+) -> Generator[tuple[Shard, Rows | ShardError | None], None, None]:
     """Blocks of each shard; where equal rows are counted, the pieces of it among which they are looked for.
 
     A piece is cut at a number of rows from the shard's first, so that sums are a function of each shard alone.
@@ -303,9 +304,17 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 def prefetched(
     source: Source, shards: Sequence[Shard], skip: bool, *, ahead: int = PREFETCH
 ) -> Iterator[tuple[Shard, Rows | ShardError | None]]:
-    """Blocks of each shard, decoded by a thread up to some blocks ahead of the products.
+    """Blocks of each shard, decoded by a thread while others are multiplied.
 
     A shard begins with (shard, None); with `skip`, a bad one gives its error instead of any rows.
+
+    Parameters
+    ----------
+    source : Source
+    shards : sequence of Shard
+    skip : bool
+    ahead : int
+        Blocks that may wait; or as many of a shard as lie in one piece of memory, where those are more.
     """
     ready: queue.SimpleQueue[tuple[Shard, Rows | ShardError | None] | BaseException | None] = queue.SimpleQueue()
     taken = threading.Condition()
@@ -323,6 +332,8 @@ def prefetched(
     def read() -> None:
         try:
             for shard in shards:
+                if stopped:
+                    return
                 if skip and (error := _fault(source, shard)):
                     ready.put((shard, error))
                     continue
@@ -348,7 +359,6 @@ def prefetched(
                         waiting -= 1
                         taken.notify()
                 yield item
-                del item  # and with it the block, which is not to be held while the next is waited for
         finally:
             with taken:
                 stopped = True
@@ -361,5 +371,7 @@ def _fault(source: Source, shard: Shard) -> ShardError | None:
         for _ in source.read(shard):
             pass
     except ShardError as error:
-        return error
+        # Tracebacks hold what was decoded, and faults wait for as long as the blocks before them.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     return None
