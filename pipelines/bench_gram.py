@@ -214,20 +214,20 @@ def table_text(found: list[Measured]) -> tuple[list[str], list[list[str]]]:
 def roofline(found: list[Measured], path: Path) -> None:
     """Speed against operations for each byte of Parquet, below the roofs of BLAS and of decoding."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    markers = dict(zip(dict.fromkeys(m.case for m in found), "os^Dvp*", strict=False))
+    reach = np.geomspace(30, 3e5, 100)
     for precision, color in (("float32", "tab:blue"), ("float64", "tab:orange")):
         of_kind = [m for m in found if m.precision == precision]
         if not of_kind:
             continue
         peak = max(m.gflop / m.seconds["BLAS alone"] for m in of_kind)
         rate = max(m.read_gb / (m.seconds["decode"] + m.seconds["list and hash"]) for m in of_kind)
-        reach = np.geomspace(10, 1e5, 100)
         axis.plot(reach, np.minimum(peak, rate * reach), color=color, lw=1, label=f"roof, {precision}")
         for m in of_kind:
             at = m.gflop / m.read_gb, m.gflop / m.seconds["end to end"]
-            axis.plot(*at, "o", color=color)
-            axis.annotate(m.case, at, textcoords="offset points", xytext=(4, -10), fontsize=8)
+            axis.plot(*at, markers.get(m.case, "."), color=color, label=f"{m.case}, {precision}", ls="", alpha=0.8)
     axis.set(xscale="log", yscale="log", xlabel="operations a byte of Parquet", ylabel="GFLOP/s")
-    axis.legend()
+    axis.legend(fontsize=8, loc="lower right")
     figure.savefig(path)
     plt.close(figure)
 

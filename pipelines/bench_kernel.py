@@ -18,6 +18,7 @@ the centers, K the centers' own kernel matrix and b an intercept, the objectives
     streamfit Fourier      ||y - Φ w - b||² + alpha ||w||², Φ as many random cosines as there are centers, float32
     scikit-learn           Nystroem + Ridge(cholesky) in float64: the same as `streamfit Nystroem`; all features in RAM,
                            so on as many training rows as fit into --memory, each alpha a fit of its own
+    scikit-learn float32   the same with features and solve in float32, the map made in float64
     Falkon's algorithm     (Rudi, Carratino and Rosasco 2017, algorithm 1), our NumPy transcription, not the library:
                            ||y - mean - k(X) β||² + alpha β'Kβ, lambda = alpha / n, by at most 20 preconditioned
                            conjugate gradients that recompute the kernel, float64; each alpha a fit of its own

@@ -97,17 +97,21 @@ class StreamfitWhitened(Streamfit):
 class ScikitLearn(Way):
     """Features are centred in place, once, for Ridge's own intercept would copy them for every alpha."""
 
+    kind: type[np.floating] = np.float64
+
     def count(self, x: np.ndarray, y: np.ndarray) -> None:
         m = len(self.centers)
-        self.n_rows = min(len(x), max(m, int(self.memory / (8 * m))))
+        self.n_rows = min(len(x), max(m, int(self.memory / (np.dtype(self.kind).itemsize * m))))
         self.map = kernel_approximation.Nystroem(gamma=self.gamma, n_components=m, random_state=0)
         self.map.fit(self.centers.astype(np.float64))
-        self.phi = np.empty((self.n_rows, m))
+        self.map.components_ = self.map.components_.astype(self.kind)
+        self.map.normalization_ = self.map.normalization_.astype(self.kind)
+        self.phi = np.empty((self.n_rows, m), self.kind)
         for lo in range(0, self.n_rows, BLOCK_ROWS):
             self.phi[lo : lo + BLOCK_ROWS] = self.map.transform(x[lo : min(lo + BLOCK_ROWS, self.n_rows)])
         self.mean_x, self.mean_y = self.phi.mean(axis=0), y[: self.n_rows].mean(axis=0)
         self.phi -= self.mean_x
-        self.y = y[: self.n_rows] - self.mean_y
+        self.y = (y[: self.n_rows] - self.mean_y).astype(self.kind)
 
     def fit(self, alpha: float) -> Predict:
         ridge = linear_model.Ridge(alpha=alpha, solver="cholesky", fit_intercept=False, copy_X=False)
@@ -118,6 +122,12 @@ class ScikitLearn(Way):
             return np.concatenate([(self.map.transform(b) - self.mean_x) @ weights + self.mean_y for b in blocks])
 
         return predict
+
+
+class ScikitLearnSingle(ScikitLearn):
+    """The map is made in float64, in float32 it would lose the small eigenvalues; features and solve are float32."""
+
+    kind = np.float32
 
 
 class FalkonTranscribed(Way):
@@ -190,5 +200,6 @@ WAYS: dict[str, type[Way]] = {
     "streamfit whitened": StreamfitWhitened,
     "streamfit Fourier": StreamfitFourier,
     "scikit-learn": ScikitLearn,
+    "scikit-learn float32": ScikitLearnSingle,
     "Falkon's algorithm": FalkonTranscribed,
 }

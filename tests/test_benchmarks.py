@@ -41,7 +41,7 @@ def test_the_share_of_blas_is_measured_for_every_case_and_precision(quick, tmp_p
     assert text.count("\n") == 2 + len(found)
     assert all(f"{m.share:.0%}" in text for m in found)
     bench_gram.roofline(found, tmp_path / "roofline.svg")
-    assert "rbf 70" in (tmp_path / "roofline.svg").read_text("utf-8")
+    assert "rbf 70, float64" in (tmp_path / "roofline.svg").read_text("utf-8")
     assert f"cross-moments of {N_CLASSES} classes, 16 features" in console.export_text()
 
 

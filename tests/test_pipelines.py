@@ -335,7 +335,7 @@ def test_bench_kernel_gives_each_contender_the_same_chance(flights, monkeypatch,
     runs = {run["way"]: run for run in told["runs"]}
     assert list(runs) == list(bench_kernel.WAYS)
     error = {way: run["test_rmse"] for way, run in runs.items()}
-    for way in ("streamfit Nystroem", "streamfit whitened"):
+    for way in ("streamfit Nystroem", "streamfit whitened", "scikit-learn float32"):
         assert error[way] == pytest.approx(error["scikit-learn"], rel=1e-4)
     assert error["Falkon's algorithm"] == pytest.approx(error["scikit-learn"], rel=0.05)  # it has no intercept
     assert error["streamfit RBF"] != pytest.approx(error["scikit-learn"], rel=2e-4)
