@@ -129,7 +129,7 @@ def make_groups(shards: Iterable[Shard], n_folds: int, group_rows: int) -> list[
 
 
 def default_group_rows(n_features: int, n_targets: int) -> int:
-    """Rows whose products take about a minute at 70 GFLOP/s, so that writing the sums costs a few percent.
+    """Rows whose products take half a minute at 70 GFLOP/s, so that writing the sums costs a few percent.
 
     Sums and products both grow with the square of the features, so that below some number of rows writing costs more.
     """
@@ -164,6 +164,8 @@ class Plan:
         What decoding takes beside the blocks that it gives.
     identity : bool
         Whether features are the rows as they are read.
+    weighted : bool
+        Whether rows have weights.
     n_bands : int
         Bands that the rows and the columns of the Gram matrix are cut into, where it is summed a panel at a time.
     on_gpu : bool
@@ -190,6 +192,7 @@ class Plan:
     n_bands: int = 1
     on_gpu: bool = False
     n_threads: int = 1
+    weighted: bool = False
 
     @property
     def n_shards(self) -> int:
@@ -275,6 +278,9 @@ class Plan:
         if self.n_threads > 1:  # the last one, as it was read and as features
             rows += BLOCK_ROWS * self.row_item * (self.n_inputs + (0 if self.identity else self.n_features))
             rows += BLOCK_ROWS * (0 if item == self.row_item else item) * self.n_features
+        if self.weighted:  # features times weights, under 'tf32' and 'bf16' in two parts; the last block's as well
+            parts = 1 if self.precision in ("float32", "float64") else 3
+            rows += BLOCK_ROWS * item * self.n_features * parts * (2 if self.n_threads > 1 else 1)
         if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
             rows += BLOCK_ROWS * item * self.n_features
         if self.one_hot:  # products of the classes that a block holds

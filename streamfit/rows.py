@@ -56,6 +56,10 @@ class Several(Source):
         return self._of(shard).positions(shard, column, values)
 
     @property
+    def is_weighted(self) -> bool:
+        return any(source.is_weighted for source in self.sources)
+
+    @property
     def row_item(self) -> int:
         return max(source.row_item for source in self.sources)
 

@@ -183,6 +183,10 @@ class Together(Source):
         return self.sources[0].positions(shard, column, values)
 
     @property
+    def is_weighted(self) -> bool:
+        return self.sources[0].is_weighted
+
+    @property
     def row_item(self) -> int:
         return self.sources[0].row_item
 

@@ -41,7 +41,7 @@ def table_of(
     for i in range(2):
         x = rng.normal(size=(n_rows, n_inputs)).astype(np.float32)
         y = rng.normal(size=n_rows) if n_classes is None else rng.integers(0, n_classes, n_rows)
-        columns = {f"x{j}": x[:, j] for j in range(n_inputs)} | {"y": y}
+        columns = {f"x{j}": x[:, j] for j in range(n_inputs)} | {"y": y, "w": rng.uniform(0.5, 2.0, n_rows)}
         pq.write_table(pa.table(columns), folder / f"{i}.parquet", row_group_size=group or n_rows)
     return ParquetTable(Files(str(folder)), tuple(f"x{j}" for j in range(n_inputs)), ("y",), n_classes=n_classes)
 
@@ -51,16 +51,17 @@ def rbf(n: int, n_inputs: int) -> RBF:
 
 
 @pytest.mark.parametrize(
-    ("features", "targets", "precision", "n_rows", "group", "n_bands", "n_threads"),
+    ("features", "targets", "precision", "n_rows", "group", "n_bands", "n_threads", "weighted"),
     [
-        pytest.param(Linear(600), Dense(1), "float32", 32_768, None, 1, 1, marks=pytest.mark.slow),
-        pytest.param(Linear(4096), Dense(1), "float32", 32_768, 8192, 1, 2, marks=pytest.mark.slow),
-        pytest.param(Linear(4096), Dense(1), "float64", 32_768, 8192, 1, 2, marks=pytest.mark.slow),
-        pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, None, 1, 1, marks=pytest.mark.slow),
-        pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, None, 1, 1, marks=pytest.mark.slow),
-        (rbf(3000, 8), Dense(1), "float64", 5000, None, 2, 1),
+        pytest.param(Linear(600), Dense(1), "float32", 32_768, None, 1, 1, False, marks=pytest.mark.slow),
+        pytest.param(Linear(4096), Dense(1), "float32", 32_768, 8192, 1, 2, False, marks=pytest.mark.slow),
+        pytest.param(Linear(4096), Dense(1), "float64", 32_768, 8192, 1, 2, False, marks=pytest.mark.slow),
+        pytest.param(Linear(4096), Dense(1), "float32", 32_768, 8192, 1, 2, True, marks=pytest.mark.slow),
+        pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, None, 1, 1, False, marks=pytest.mark.slow),
+        pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, None, 1, 1, False, marks=pytest.mark.slow),
+        (rbf(3000, 8), Dense(1), "float64", 5000, None, 2, 1, False),
     ],
-    ids=["one-group", "wide", "wide-float64", "rbf", "classes", "panels"],
+    ids=["one-group", "wide", "wide-float64", "weighted", "rbf", "classes", "panels"],
 )
 def test_a_worker_takes_what_the_plan_says(
     tmp_path: Path,
@@ -71,9 +72,11 @@ def test_a_worker_takes_what_the_plan_says(
     group: int | None,
     n_bands: int,
     n_threads: int,
+    weighted: bool,
 ):
     n_classes = targets.n_targets if targets.one_hot else None
     table = table_of(tmp_path / "rows", features.n_inputs, n_rows, n_classes, group)
+    table = replace(table, weight="w") if weighted else table
     header = Header(features, targets, Frame.identity(features.n_features, targets.n_targets), precision, n_folds=2)
     store = Store.create(tmp_path / "store", header)
     plan = replace(plan_for(store, table.shards(), n_workers=1, source=table), n_bands=n_bands)

@@ -105,6 +105,9 @@ def test_threads_hold_a_product_each_and_a_block_more():
     assert tiles_at_once(55, 2048, 16) == 1
     assert two.worker_bytes == wide.worker_bytes + block + tile * 4096
     assert many.worker_bytes == wide.worker_bytes + block + 16 * tile * 2048 - tile * 4096
+    weighted = replace(wide, weighted=True)
+    assert weighted.worker_bytes == wide.worker_bytes + block
+    assert weighted.worked_by(2, on_gpu=False).worker_bytes == two.worker_bytes + 2 * block
     assert wide.worked_by(16, on_gpu=True).worker_bytes == wide.worker_bytes - tile * 4096
 
 
@@ -122,14 +125,16 @@ def test_what_decoding_takes_is_that_of_the_group_that_takes_most():
             return ()
 
         def decode_bytes(self, shards, row_bytes):
-            return row_bytes * min(3, len(shards)) * max((s.planned_rows for s in shards), default=0)
+            rows, size = (max((getattr(s, name) for s in shards), default=0) for name in ("planned_rows", "size"))
+            whole = not any(s.without for s in shards)
+            return min(3, len(shards)) * (row_bytes * rows if whole else row_bytes * rows + size)
 
     rng = np.random.default_rng(0)
     for _ in range(50):
         groups = [
             Group(0, "t", tuple(
-                Shard(f"{g}-{i}", "", 0, 1, int(rng.integers(1, 99)), int(rng.integers(1, 99)), f"{g}-{i}", "t")
-                for i in range(rng.integers(1, 9))))
+                Shard(f"{g}-{i}", "", 0, 1, size, rows, f"{g}-{i}", "t", without=(1,) * (g % 3 == 0))
+                for i, (size, rows) in enumerate(rng.integers(1, 99, (rng.integers(1, 9), 2)).tolist())))
             for g in range(rng.integers(1, 12))
         ]  # fmt: skip
         expected = max(Held().decode_bytes(group.shards, 7) for group in groups)

@@ -112,6 +112,11 @@ class Source(ABC):
         """
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether its rows have weights, for the plan of memory."""
+        return False
+
+    @property
     def row_item(self) -> int:
         """Bytes of one number of `Rows.x`, for the plan of memory."""
         return 8

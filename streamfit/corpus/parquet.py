@@ -99,6 +99,10 @@ class ParquetTable(Source):
         return [s for shard, sets in zip(whole, found, strict=True) for s in self.labels.cut(shard, name, sets)]
 
     @property
+    def is_weighted(self) -> bool:
+        return self.weight is not None
+
+    @property
     def row_item(self) -> int:
         try:
             schema = pq.read_schema(self.files.of_rows()[0][1])

@@ -105,6 +105,10 @@ class Table(Source):
         return self.recipe.weight
 
     @property
+    def is_weighted(self) -> bool:
+        return self.weight is not None
+
+    @property
     def n_classes(self) -> int | None:
         """Number of classes of a one-hot target."""
         return self.recipe.n_classes

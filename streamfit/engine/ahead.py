@@ -68,6 +68,10 @@ class ReadAhead(Source):
         return self._source.positions(shard, column, values)
 
     @property
+    def is_weighted(self) -> bool:
+        return self._source.is_weighted
+
+    @property
     def row_item(self) -> int:
         return self._source.row_item
 

@@ -373,6 +373,7 @@ def plan_for(
         row_item=item,
         decode_bytes=decoding_of(source, groups, row_bytes) + source.tally_room(tallied) if source else 0,
         identity=isinstance(header.features, Linear),
+        weighted=source.is_weighted if source else False,
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,
     )
@@ -383,14 +384,18 @@ def plan_for(
 
 
 def decoding_of(source: Source, groups: Sequence[Group], row_bytes: int) -> int:
-    """Most that decoding a group takes: of as many shards, those with the most rows and with the most bytes count."""
-    candidates: dict[tuple[int, bool], tuple[int, Group]] = {}
+    """Most that decoding a group takes, of those with the largest shards: a corpus may have too many to ask for each.
+
+    Groups of as many shards are compared, whole ones and those that leave rows out apart: by rows, by bytes, by both.
+    """
+    candidates: dict[tuple[int, bool, int], tuple[int, Group]] = {}
     for group in groups:
         together = min(len(group.shards), BLOCKS_AHEAD + 1)  # more than these are never in memory at a time
-        rows, size = max(s.planned_rows for s in group.shards), max(s.size for s in group.shards)
-        for key, value in (((together, True), rows), ((together, False), size)):
-            if key not in candidates or value > candidates[key][0]:
-                candidates[key] = value, group
+        cut = any(shard.select or shard.without for shard in group.shards)
+        rows, size = row_bytes * max(s.planned_rows for s in group.shards), max(s.size for s in group.shards)
+        for i, value in enumerate((rows, size, rows + size)):
+            if value > candidates.get((together, cut, i), (-1, group))[0]:
+                candidates[together, cut, i] = value, group
     shards = {group.shards for _, group in candidates.values()} or {()}
     return max(source.decode_bytes(each, row_bytes) for each in shards)
 

@@ -214,6 +214,36 @@ def sum_shards(
     panel: Panel | None = None,
 ) -> Sums:
     """Read shards and sum their rows, in memory; with a panel, that part of the Gram matrix alone."""
+    refused: list[Refusal] = []
+    left = list(shards)
+    while True:
+        try:
+            sums = _summed(store, source, left, options, report, panel)
+        except _UnsummableError as found:
+            # Only the products tell that a finite number is too large, and only the features that a list has another
+            # width; the group is begun again without the shard, once nothing is left of its sums.
+            refused.append(Refusal(found.shard.key, found.shard.content_id, str(found.fault)))
+            left = [shard for shard in left if shard != found.shard]
+        else:
+            return replace(sums, refused=(*refused, *sums.refused))
+
+
+class _UnsummableError(Exception):
+    """A shard whose rows cannot be added, although they could be read."""
+
+    def __init__(self, shard: Shard, fault: ShardError) -> None:
+        super().__init__(str(fault))
+        self.shard, self.fault = shard, fault
+
+
+def _summed(
+    store: Store,
+    source: Source,
+    shards: Sequence[Shard],
+    options: WorkOptions,
+    report: Callable[[int], None],
+    panel: Panel | None,
+) -> Sums:
     header = store.header
     like = device_array(header.frame.origin, options.backend)
     features = header.features.like(like)
@@ -247,13 +277,9 @@ def sum_shards(
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
                 read.close()  # and with it the reader, and the rows that it has ready
-                if not options.skip_bad_shards:
-                    raise bad from error
-                # Only the products tell that a finite number is too large, and only the features that a list has
-                # another width; the group is begun again without the shard.
-                refusal = Refusal(shard.key, shard.content_id, str(bad))
-                rest = sum_shards(store, source, [s for s in shards if s != shard], options, report, panel)
-                return replace(rest, refused=(refusal, *rest.refused))
+                if options.skip_bad_shards:
+                    raise _UnsummableError(shard, bad) from None
+                raise bad from error
             n_rows[shard] += len(item.y)
             report(len(item.y))
         moments = sums.moments()
