@@ -281,8 +281,6 @@ class Plan:
         if self.weighted:  # features times weights, under 'tf32' and 'bf16' in two parts; the last block's as well
             parts = 1 if self.precision in ("float32", "float64") else 3
             rows += BLOCK_ROWS * item * self.n_features * parts * (2 if self.n_threads > 1 else 1)
-        if self.n_bands > 1:  # what the task of one panel leaves is not always where the next has use for it
-            rows += BLOCK_ROWS * item * self.n_features
         if self.one_hot:  # products of the classes that a block holds
             rows += item * min(BLOCK_ROWS, k) * self.n_features
         # A piece that is looked through, another that is read ahead, and one of them as blocks; keys, order, groups.
@@ -302,7 +300,7 @@ class Plan:
     def _product_bytes(self) -> int:
         """Bytes of the product that a thread holds; under 'tf32' and 'bf16' of weighted rows those of two parts."""
         b, n = tile_size(self.n_features), n_tiles(self.n_features)
-        columns = min(self.n_features, b * tiles_at_once(n, b, self.n_threads))
+        columns = min(-(-self.n_features // self.n_bands), b * tiles_at_once(n, b, self.n_threads))
         several = 1 if self.precision in ("float32", "float64") else 3
         return several * item_bytes(self.precision) * b * columns
 
