@@ -112,7 +112,7 @@ def test_threads_hold_a_product_each_and_a_block_more():
 
 
 def test_what_decoding_takes_is_that_of_the_group_that_takes_most():
-    """A source as wide tables are: of a group up to three of its largest row groups; every group is looked at."""
+    """A source as wide tables are: three of the largest row groups, and their bytes where rows are left out."""
 
     class Held(Source):
         def shards(self):

@@ -120,20 +120,19 @@ class ParquetTable(Source):
         n_rows = max(shard.planned_rows for shard in shards)
         decoded = n_rows * row_bytes
         whole = not any(shard.select or shard.without for shard in shards)
-        if whole and decoded <= READ_BYTES and self._is_wide(shards[0]):
+        if whole and decoded <= READ_BYTES and self._wide_type(shards[0]) is not None:
             return wide_bytes(n_rows, row_bytes, len(shards))
         decoded = 3 * decoded if decoded <= READ_BYTES else 2 * READ_BYTES  # parts are half as large, see `batches_of`
         return self._page_bytes(max(shards, key=lambda shard: shard.size)) + decoded
 
     def blocks_held(self, shard: Shard) -> int:
-        footer = _footer(Path(shard.uri)) if self.hashed is None and shard.start >= 0 else None
-        kind = None if footer is None else wide_type(footer.schema.to_arrow_schema(), self.features)
+        kind = self._wide_type(shard)
         return 0 if kind is None else held_together(shard, shard.planned_rows, len(self.features) * kind.itemsize)
 
-    def _is_wide(self, shard: Shard) -> bool:
-        footer = _footer(Path(shard.uri))
-        plain = footer is not None and wide_type(footer.schema.to_arrow_schema(), self.features) is not None
-        return plain and self.hashed is None
+    def _wide_type(self, shard: Shard) -> np.dtype | None:
+        """Type of the numbers, if the shard is of a wide table of plain floats; else None."""
+        footer = _footer(Path(shard.uri)) if self.hashed is None else None
+        return None if footer is None else wide_type(footer.schema.to_arrow_schema(), self.features)
 
     def _page_bytes(self, shard: Shard) -> int:
         """Bytes of the columns that are read of a row group, as they are and decompressed."""

@@ -68,7 +68,7 @@ class Spares:
 
 
 def _taken(free: deque[np.ndarray], n_bytes: int) -> np.ndarray | None:
-    """The smallest buffer that holds so many bytes, and not many more. Where none does, the smallest is given up."""
+    """The smallest buffer that holds so many bytes, and not many more. Where none does, one too small is given up."""
     found: list[np.ndarray] = []
     try:
         while True:
