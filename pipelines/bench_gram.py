@@ -4,10 +4,11 @@
                                    [--repeats 5] [--json FILE] [--markdown FILE] [--figure FILE]
 
 For each case and precision one process, with the settings of memory that workers get, lists, decodes, maps,
-multiplies, adds in float64 and commits rows of float32 Parquet, and multiplies as many rows of that width by BLAS alone
-(`ssyrk`, `dsyrk`, into one triangle that is there) on as many threads: given is the share of the two, each the best of
-some runs in turn. Stages are timed alone as well; listing and decoding compete for the cores with products: their
-seconds add. Then the cross-moments of 32,000 classes, beside copying memory. On a machine that others use only the
+multiplies, adds in float64 and commits rows of float32 Parquet, in units that a sample gives, as a fit does. As many
+rows of that width are multiplied by BLAS alone (`ssyrk`, `dsyrk`, into one triangle that is there, of rows that lie by
+rows or by columns, whichever is faster) on as many threads: given is the share of the two, each the best of some runs
+in turn. Stages are timed alone as well; listing and decoding compete for the cores with products: their seconds add.
+Then the cross-moments of 32,000 classes, beside copying memory. On a machine that others use only the
 shares mean something.
 """
 
@@ -34,9 +35,10 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from streamfit import RBF, Dense, Files, Frame, Linear, OneHot, ParquetTable, RandomFourier, Store, WorkOptions
-from streamfit.arrays import Precision
+from streamfit.arrays import Precision, column_major
 from streamfit.cli import exits
 from streamfit.corpus.hashing import KNOWN
+from streamfit.corpus.spare import BLOCKS
 from streamfit.engine import accumulate
 from streamfit.engine.cluster_spec import environment
 from streamfit.engine.machine import cores
@@ -116,10 +118,13 @@ def measure(
 ) -> Measured:
     """Time one case: the whole and BLAS alone as often as `repeats` says, and the best of each."""
     d, features, n_threads = case.n_features, case.features(), cores()
-    frame = Frame.identity(d, 1)
+    first = next(iter(table.read(table.shards()[0])))
+    x = column_major(first.x)
+    frame = Frame.from_sample(features(x), first.y, Dense(1), features.bounds)
     header = Header(features, Dense(1), frame, precision, n_folds=2)
     n_blocks = -(-n_rows // BLOCK_ROWS)
     rows = np.random.default_rng(0).standard_normal(size=(BLOCK_ROWS, d), dtype=np.float32).astype(precision)
+    by_columns = np.asfortranarray(rows)
     syrk = scipy.linalg.blas.ssyrk if precision == "float32" else scipy.linalg.blas.dsyrk
     triangle = np.zeros((d, d), precision, order="F")  # clearing a fresh one for each block would hold BLAS back
     seconds = {"end to end": np.inf, "BLAS alone": np.inf}
@@ -128,13 +133,16 @@ def measure(
         KNOWN.clear()
         whole = timed(partial(accumulate, store, table, options=WorkOptions(n_threads=n_threads)))
         with threadpool_limits(n_threads):
-            alone = timed(lambda: [syrk(1.0, rows.T, beta=1.0, c=triangle, overwrite_c=1) for _ in range(n_blocks)])
+            alone = min(
+                timed(lambda way=way: [syrk(1.0, beta=1.0, c=triangle, overwrite_c=1, **way) for _ in range(n_blocks)])
+                for way in ({"a": rows.T}, {"a": by_columns, "trans": 1})
+            )
         seconds = {"end to end": min(seconds["end to end"], whole), "BLAS alone": min(seconds["BLAS alone"], alone)}
     KNOWN.clear()
     seconds["list and hash"] = timed(table.shards)
     shards = table.shards()
-    seconds["decode"] = timed(lambda: [None for shard in shards for _ in table.read(shard)])
-    x = next(iter(table.read(shards[0]))).x
+    with BLOCKS.reused():
+        seconds["decode"] = timed(lambda: [None for shard in shards for _ in table.read(shard)])
     phi = features(x)
     with threadpool_limits(1):
         seconds["features"] = 0.0 if case.kind == "linear" else n_blocks * best(lambda: features(x)) / n_threads

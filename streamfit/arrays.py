@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import array_api_compat
@@ -31,8 +31,6 @@ Backend = Literal["numpy", "cuda"]
 DEVICE_LIBRARY = "cupy"
 """What RAPIDS' memory pool calls the library of the backend 'cuda'."""
 
-_CACHE_ENTRIES = 2**17
-_FEW_ROWS = 16
 _SMALL_PRODUCT = 2**20
 """Multiplications of a product that is taken in float64: kernels for small matrices may add thousands of rows one after
 another in the rows' own type, those for larger ones some hundred at a time."""
@@ -41,6 +39,8 @@ _TURNED = (2064, 192)
 
 No multiple of 1,024 bytes of a column, or the columns would all be kept in the same few places of the cache.
 """
+COLUMN_GAP = 96
+"""Bytes between columns that lie one after another."""
 _ALIGNED = 512
 """Bytes to whose multiples arrays begin in a piece of memory."""
 
@@ -146,6 +146,13 @@ def in_columns(array: Array) -> bool:
         return False
     step, item = array.strides[1], array.itemsize
     return array.strides[0] == item and step >= array.shape[0] * item and step % item == 0
+
+
+def column_major(array: Array) -> Array:
+    """Lay a matrix in host memory out column by column; on other devices row by row, as products take it there."""
+    if not isinstance(array, np.ndarray):
+        return row_major(array)
+    return array if in_columns(array) else np.asfortranarray(array)
 
 
 def laid_out(array: Array) -> Array:
@@ -371,44 +378,40 @@ def r_factor(rows: Array) -> Array:
     return xp.triu(r * signs[:, None]) + 0.0  # no -0.0, which has other bits than 0.0
 
 
-def cached_rows(n_rows: int, n_columns: int, like: Array) -> Iterator[slice]:
-    """Cut rows into pieces that a core's cache holds; one piece on a GPU, where a launch costs more than a miss."""
-    step = max(1, n_rows)
-    if isinstance(like, np.ndarray):
-        step = max(_FEW_ROWS, _CACHE_ENTRIES // max(1, n_columns) // _FEW_ROWS * _FEW_ROWS)
-    for lo in range(0, n_rows, step):
-        yield slice(lo, min(lo + step, n_rows))
+def computed(function: Callable[..., Array], *operands: Array, out: Array) -> None:
+    """Put what a function of the namespace gives where it belongs: the memory of a result costs as much as its numbers.
 
-
-def cached_parts(array: Array) -> Iterator[tuple[slice, slice]]:
-    """Cut a matrix into pieces that a core's cache holds, along the way it lies: of rows, or of columns."""
-    n_rows, n_columns = array.shape
-    if in_columns(array):
-        for columns in cached_rows(n_columns, n_rows, array):
-            yield slice(0, n_rows), columns
-        return
-    for rows in cached_rows(n_rows, n_columns, array):
-        yield rows, slice(0, n_columns)
-
-
-def column_sums(rows: Array) -> Array:
-    """Float64 sums of columns, the same bits in any layout.
-
-    The rows are folded a few times over, in their own type, which is several times faster; what is left of them is
-    added in float64, row by row.
+    Parameters
+    ----------
+    function : callable
+        Such as `xp.exp`.
+    operands : arrays
+        Of the type of `out`.
+    out : array
+        It may be one of the operands, where each number comes of numbers in its place.
     """
-    xp, (n_rows, n_columns) = namespace(rows), rows.shape
-    height = n_rows // _FEW_ROWS
-    rest = xp.sum(row_major(rows[height * _FEW_ROWS :, :]), axis=0, dtype=xp.float64)
-    if not height:
-        return rest
-    few = xp.empty((height, n_columns), dtype=rows.dtype, device=device_of(rows))
-    for columns in cached_rows(n_columns, height, rows):
-        folded = rows[:height, columns] + rows[height : 2 * height, columns]
-        for i in range(2, _FEW_ROWS):
-            folded += rows[i * height : (i + 1) * height, columns]
-        few[:, columns] = folded
-    return xp.sum(few, axis=0, dtype=xp.float64) + rest
+    if isinstance(out, np.ndarray) or array_api_compat.is_cupy_array(out):
+        function(*operands, out=out)
+    else:
+        out[...] = function(*operands)  # the standard has no such argument
+
+
+def in_place(function: Callable[..., Array], array: Array) -> Array:
+    """The array itself, each of its numbers turned into what a function of the namespace makes of it."""
+    computed(function, array, out=array)
+    return array
+
+
+def rows_like(like: Array, n_columns: int, dtype: Any = None) -> Array:
+    """Memory of as many rows, of its type or another: laid out by columns in host memory where those are, else by rows.
+
+    Columns have a gap between them: a power of two from one to the next would keep them all in the same few places of
+    the cache.
+    """
+    xp, n_rows, dtype = namespace(like), like.shape[0], like.dtype if dtype is None else dtype
+    if not in_columns(like):
+        return xp.empty((n_rows, n_columns), dtype=dtype, device=device_of(like))
+    return np.empty((n_columns, n_rows + COLUMN_GAP // np.dtype(dtype).itemsize), dtype)[:, :n_rows].T
 
 
 def may_overwrite(array: Array, dtype: Any) -> bool:

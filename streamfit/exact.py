@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from streamfit.arrays import Array, cached_rows, device_of, namespace, to_host
+from streamfit.arrays import Array, device_of, in_place, namespace, to_host
 from streamfit.errors import MismatchError, ScaleError
+from streamfit.pieces import cached_rows
 
 DIGIT_BITS = 36
 BASE = -16
@@ -225,18 +226,19 @@ class GridAccumulator:
             Part of the array that the block belongs to.
         """
         xp = self._xp
+        # In place as far as it goes: fresh memory for each step took as long again.
         if len(self._limbs) == 1:
             # Scaling by a power of two and rounding are exact in the block's own type.
             block *= 2.0**-BASE
-            self._limbs[0][where] += xp.round(block)
+            self._limbs[0][where] += in_place(xp.round, block)
             return
-        rest = xp.astype(block, xp.float64, copy=False)
-        for i, limb in enumerate(self._limbs):
-            exponent = self._top - DIGIT_BITS * i
-            step = xp.round(rest * 2.0**-exponent)
+        rest = xp.asarray(xp.astype(block, xp.float64, copy=False) * 2.0**-self._top)
+        for limb in self._limbs[:-1]:
+            step = xp.round(rest)
             limb[where] += step
-            if i + 1 < len(self._limbs):
-                rest = rest - step * 2.0**exponent
+            rest -= step
+            rest *= 2.0**DIGIT_BITS
+        self._limbs[-1][where] += in_place(xp.round, rest)
 
     def add(self, block: Array, *, peak: float, where: Any = ...) -> None:
         """Reserve and add: `peak` bounds the magnitude of the block's entries."""

@@ -17,8 +17,8 @@ from streamfit.targets import Targets
 
 BLOCK_ROWS = 4096
 """Rows of one product. Fixed, because it decides where float32 rounds."""
-_RUN_COLUMNS = 4096
-"""Columns of products that are taken at once: beyond, BLAS gains nothing, and a result takes memory."""
+_RUN_EDGES = 4096
+"""Edges of the tiles whose products are taken at once: beyond, BLAS gains nothing, and a result takes memory."""
 _MAX_EXPONENT = 200
 _CONSTANT = 2.0**-44
 """Spread over mean up to which a column of the sample is constant but for rounding."""
@@ -48,7 +48,7 @@ def n_tiles(n_features: int) -> int:
 
 def tiles_at_once(n_tiles: int, edge: int, n_threads: int) -> int:
     """Most neighbouring tiles, of so many and of some edge, that one product takes where threads share the tiles."""
-    return max(1, min(_RUN_COLUMNS // edge, n_tiles // (2 * n_threads)))
+    return max(1, min(_RUN_EDGES // edge, n_tiles // n_threads))
 
 
 @dataclass(frozen=True)

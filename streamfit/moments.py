@@ -16,10 +16,7 @@ import numpy as np
 from streamfit.arrays import (
     Array,
     Precision,
-    cached_parts,
-    cached_rows,
     class_sums,
-    column_sums,
     compute_dtype,
     in_columns,
     laid_out,
@@ -29,6 +26,7 @@ from streamfit.arrays import (
     plain_product,
     products_join,
     row_major,
+    rows_like,
     to_device_of,
     to_host,
     transposed_product,
@@ -39,9 +37,12 @@ from streamfit.errors import ConfigError, MismatchError, ScaleError
 from streamfit.exact import GridAccumulator, GridSum
 from streamfit.frame import BLOCK_ROWS, Frame, Panel, tile_size, tiles_at_once
 from streamfit.noise import diagonal_noise, hidden_features
+from streamfit.pieces import ColumnSums, Pieces, cached_parts, cached_rows, column_sums
 from streamfit.precision import n_limbs, parts, rounded
 from streamfit.targets import Targets
 
+_WALKED = 4
+"""Arrays that lie in the cache together where products are added: the product, its digits and two limbs."""
 _LATE_EXPONENT = 16
 """Units up to 2^16 are taken from products rather than from rows, where neither can leave the range of float32."""
 
@@ -52,6 +53,10 @@ class _Place(NamedTuple):
     tile: int
     rows: slice
     columns: slice
+
+
+def _corner(place: _Place) -> tuple[int, int]:
+    return place.rows.start, place.columns.start
 
 
 @dataclass(frozen=True)
@@ -282,12 +287,12 @@ class MomentsAccumulator:
     def _on_device(self, host: np.ndarray) -> Array:
         return to_device_of(host, self._like)
 
-    def add(self, phi: Array, y: Array, *, weights: Array | None = None) -> None:
+    def add(self, phi: Array | Pieces, y: Array, *, weights: Array | None = None) -> None:
         """Add a shard's rows, in blocks of `BLOCK_ROWS` counted from the first row given.
 
         Parameters
         ----------
-        phi : floating array of shape (n_rows, n_features)
+        phi : floating array, or pieces of one, of shape (n_rows, n_features)
         y : floating array of shape (n_rows, n_targets), or integer (n_rows,) for one-hot targets
         weights : floating array of shape (n_rows,), optional
             Nonnegative and finite; 1 for every row without it.
@@ -308,13 +313,16 @@ class MomentsAccumulator:
         if weights is not None and tuple(weights.shape) != (n_rows,):
             msg = f"row weights of shape {tuple(weights.shape)}"
             raise MismatchError(msg, f"({n_rows},)")
+        if isinstance(phi, Pieces) and n_rows > BLOCK_ROWS:
+            phi = phi.whole()
         for lo in range(0, n_rows, BLOCK_ROWS):
             rows = slice(lo, min(lo + BLOCK_ROWS, n_rows))
+            block = phi if isinstance(phi, Pieces) else phi[rows, :]
             with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-                self._add_block(phi[rows, :], y[rows, ...], None if weights is None else weights[rows])
+                self._add_block(block, y[rows, ...], None if weights is None else weights[rows])
         self._n_rows += n_rows
 
-    def add_counted(self, phi: Array, block: CountedBlock) -> None:
+    def add_counted(self, phi: Array | Pieces, block: CountedBlock) -> None:
         """Add distinct rows with their counts: the sums that all the rows they stand for have.
 
         Equal to them where no product rounds: in float32, for integer features in units of the frame, as long as no
@@ -322,7 +330,7 @@ class MomentsAccumulator:
 
         Parameters
         ----------
-        phi : floating array of shape (n_distinct, n_features)
+        phi : floating array, or pieces of one, of shape (n_distinct, n_features)
             Features of `block.x`.
         block : CountedBlock
             From `count_rows`, its arrays on the accumulator's device.
@@ -342,7 +350,7 @@ class MomentsAccumulator:
             self._add_block(phi, block.targets, block.weights)
         self._n_rows += block.n_rows
 
-    def _add_block(self, phi: Array, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
+    def _add_block(self, phi: Array | Pieces, y: Array | ClassCounts | TargetSums, weights: Array | None) -> None:
         xp, sums, f64 = self._xp, self._sums, self._xp.float64
         weight = float(phi.shape[0]) if weights is None else self._checked_weight(weights)
         z, wz, weighted, sum_x, peak = self._prepared(phi, weights)
@@ -371,14 +379,16 @@ class MomentsAccumulator:
         right = [left] if weights is None else [operand(piece, self._precision) for piece in weighted]
 
         def multiply(run: list[_Place]) -> None:
-            r, first, last = run[0].rows, run[0].columns.start, run[-1].columns.stop
-            product = transposed_product(left[:, r], [piece[:, first:last] for piece in right], self._precision)
-            for tile, _, c in run:
-                width = c.stop - c.start
-                for strip in cached_rows(r.stop - r.start, width, product):
-                    block = product[strip, c.start - first : c.stop - first]
+            top, first, bottom, last = *_corner(run[0]), run[-1].rows.stop, run[-1].columns.stop
+            taken = [piece[:, first:last] for piece in right]
+            product = transposed_product(left[:, top:bottom], taken, self._precision)
+            for tile, r, c in run:
+                part, width = product[r.start - top : r.stop - top, c.start - first : c.stop - first], c.stop - c.start
+                for strip in cached_rows(r.stop - r.start, _WALKED * width, product):
+                    block = part[strip, :]
                     if units is not None:
-                        block = block * units[r][strip][:, None] * units[c]
+                        block *= units[r][strip][:, None]
+                        block *= units[c]
                     sums["gram"].add_reserved(block, (tile, strip, slice(0, width)))
 
         runs = self._runs(left)
@@ -393,20 +403,28 @@ class MomentsAccumulator:
                 self._finish()
 
     def _runs(self, rows: Array) -> list[list[_Place]]:
-        """The panel's tiles, whole ones side by side together: as many as leave work for every thread."""
-        joined = products_join(rows, self._edge)
-        most = tiles_at_once(len(self._tiles), self._edge, self._n_threads) if joined else 1
+        """The panel's tiles, neighbours together: as many as leave work for every thread; the most work first."""
+        joined, edge = products_join(rows, self._edge), self._edge
+        most = tiles_at_once(len(self._tiles), edge, self._n_threads) if joined else 1
+        # Whole tiles beside the diagonal: two of a column, where there are, and as many of those side by side.
+        left = {_corner(p): p for p in self._tiles if p.rows != p.columns and p.columns.stop - p.columns.start == edge}
         runs: list[list[_Place]] = []
         for place in self._tiles:
-            last = runs[-1] if runs else []
-            if 0 < len(last) < most and all(self._is_whole(p) for p in (last[0], place)) and last[0].rows == place.rows:
-                last.append(place)
-            else:
-                runs.append([place])
-        return runs
-
-    def _is_whole(self, place: _Place) -> bool:
-        return place.rows != place.columns and place.columns.stop - place.columns.start == self._edge
+            row, column = corner = _corner(place)
+            if corner not in left:
+                if place.rows == place.columns or place.columns.stop - place.columns.start < edge:
+                    runs.append([place])
+                continue
+            pair = most > 1 and (row + edge, column) in left
+            rows_taken = (row, row + edge) if pair else (row,)
+            width = 0
+            while (width + 1) * len(rows_taken) <= max(most, len(rows_taken)):
+                here = column + width * edge
+                if (row, here) not in left or (most > 1 and ((row + edge, here) in left) != pair):
+                    break
+                width += 1
+            runs.append([left.pop((r, column + i * edge)) for r in rows_taken for i in range(width)])
+        return sorted(runs, key=len, reverse=True)
 
     def _finish(self) -> None:
         """Wait for the tiles of the last block: one thread prepares a block, and the others need not wait for it."""
@@ -414,7 +432,9 @@ class MomentsAccumulator:
             tile.result()
         self._multiplied = []
 
-    def _prepared(self, phi: Array, weights: Array | None) -> tuple[Array, Array, tuple[Array, ...], Array, float]:
+    def _prepared(
+        self, phi: Array | Pieces, weights: Array | None
+    ) -> tuple[Array, Array, tuple[Array, ...], Array, float]:
         """Rows to multiply, the same times their weights, whole and in parts that products take as they are.
 
         One walk through the rows, a cache-sized piece at a time. Beside them, in units: sums of columns, and the
@@ -422,7 +442,10 @@ class MomentsAccumulator:
         """
         xp, dtype, precision = self._xp, self._dtype, self._precision
         exact = precision in ("float32", "float64")
-        if self._late and exact and phi.dtype == dtype:
+        made = phi if isinstance(phi, Pieces) else None
+        if made is not None:
+            z = self._buffer(made.inputs)
+        elif self._late and exact and phi.dtype == dtype:
             z = laid_out(phi)
         else:
             z = phi if self._overwrite and may_overwrite(phi, dtype) else self._buffer(phi)
@@ -433,14 +456,21 @@ class MomentsAccumulator:
         work = xp.result_type(phi.dtype, dtype)
         shift, scale = xp.astype(self._shift, work), xp.astype(self._scale, work)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
+        # Where a piece has all rows of some columns, their sums are taken while the cache holds it.
+        by_columns, sums = in_columns(z), ColumnSums(z)
         for rows, columns in cached_parts(z):
-            piece = phi[rows, columns]
-            if not self._late:
+            place = z[rows, columns]
+            piece = made.part(rows, columns, place) if made is not None else phi[rows, columns]  # type: ignore[index]
+            if not self._late and piece is place and work == dtype:
+                piece -= shift[columns]
+                piece *= scale[columns]
+            elif not self._late:
                 piece = (xp.astype(piece, work, copy=False) - shift[columns]) * scale[columns]
-            piece = rounded(xp.astype(piece, dtype, copy=False), precision)
-            if z is not phi or not (self._late and exact):
-                z[rows, columns] = piece
-            heavy = piece
+            if not exact:
+                piece = rounded(xp.astype(piece, dtype, copy=False), precision)
+            if piece is not place and not (z is phi and self._late and exact):
+                place[...] = piece
+            piece = heavy = place
             if weights is not None:
                 pieces = parts(piece * xp.astype(weights[rows], dtype)[:, None], precision)
                 heavy = sum(pieces[1:], start=pieces[0])
@@ -448,20 +478,21 @@ class MomentsAccumulator:
                 for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
                     array[rows, columns] = part
             # One column after another is read fastest where they lie so; where rows do, all at a time.
-            by_columns = in_columns(piece)
-            squares[columns] += xp.vecdot(heavy, piece, axis=0) if by_columns else xp.sum(heavy * piece, axis=0)
-        sum_x = column_sums(wz)
+            if by_columns:
+                squares[columns] = xp.vecdot(heavy, piece, axis=0)
+                sums.fold(heavy, columns)
+            else:
+                squares[columns] += xp.sum(heavy * piece, axis=0)
+        sum_x = sums.total() if by_columns else column_sums(wz)
         if self._late:
             sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
         return z, wz, weighted, sum_x, float(xp.max(squares))
 
-    def _buffer(self, phi: Array) -> Array:
-        """Where a block is centred: memory that no block is multiplied in."""
-        room, n_rows, by_columns = self._rooms[0], phi.shape[0], in_columns(phi)
-        if room is None or room.shape[0] < n_rows or in_columns(room) != by_columns:
-            shape = phi.shape[::-1] if by_columns else phi.shape
-            room = self._xp.empty(shape, dtype=self._dtype, device=self._shift.device)
-            room = self._rooms[0] = room.T if by_columns else room
+    def _buffer(self, like: Array) -> Array:
+        """Where a block is centred, laid out as another: memory that no block is multiplied in."""
+        room, n_rows = self._rooms[0], like.shape[0]
+        if room is None or room.shape[0] < n_rows or in_columns(room) != in_columns(like):
+            room = self._rooms[0] = rows_like(like, self._frame.n_features, self._dtype)
         return room[:n_rows, :]
 
     def _checked_weight(self, weights: Array) -> float:

@@ -164,6 +164,8 @@ class Plan:
         What decoding takes beside the blocks that it gives.
     identity : bool
         Whether features are the rows as they are read.
+    in_pieces : bool
+        Whether features are made where they are multiplied, a piece at a time.
     weighted : bool
         Whether rows have weights.
     n_bands : int
@@ -189,6 +191,7 @@ class Plan:
     row_item: int = 8
     decode_bytes: int = 0
     identity: bool = False
+    in_pieces: bool = False
     n_bands: int = 1
     on_gpu: bool = False
     n_threads: int = 1
@@ -271,13 +274,14 @@ class Plan:
         item, k = item_bytes(self.precision), self.n_targets
         rows = BLOCKS_AHEAD * BLOCK_ROWS * (self.n_inputs * self.row_item + (8 if self.one_hot else 8 * k))
         # Features where they are not the rows themselves; and centred ones, where they cannot be put in their place.
-        copies = (0 if self.identity else self.row_item) + (0 if item == self.row_item else item)
+        at_once = 0 if self.identity or self.in_pieces else self.row_item
+        copies = at_once + (item if self.in_pieces or item != self.row_item else 0)
         if self.precision not in ("float32", "float64"):
             copies += 3 * item  # bits while they are rounded, and parts of weighted features
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
         if self.n_threads > 1:  # the last one, as it was read and as features
-            rows += BLOCK_ROWS * self.row_item * (self.n_inputs + (0 if self.identity else self.n_features))
-            rows += BLOCK_ROWS * (0 if item == self.row_item else item) * self.n_features
+            rows += BLOCK_ROWS * (self.row_item * self.n_inputs + at_once * self.n_features)
+            rows += BLOCK_ROWS * (item if self.in_pieces or item != self.row_item else 0) * self.n_features
         if self.weighted:  # features times weights, under 'tf32' and 'bf16' in two parts; the last block's as well
             parts = 1 if self.precision in ("float32", "float64") else 3
             rows += BLOCK_ROWS * item * self.n_features * parts * (2 if self.n_threads > 1 else 1)
@@ -300,9 +304,12 @@ class Plan:
     def _product_bytes(self) -> int:
         """Bytes of the product that a thread holds; under 'tf32' and 'bf16' of weighted rows those of two parts."""
         b, n = tile_size(self.n_features), n_tiles(self.n_features)
-        columns = min(-(-self.n_features // self.n_bands), b * tiles_at_once(n, b, self.n_threads))
+        # Two tiles of a column, and as many side by side as the panel has beside its diagonal.
+        across = -(-self.n_features // b)
+        across = across - 2 if self.n_bands == 1 else -(-across // self.n_bands)
         several = 1 if self.precision in ("float32", "float64") else 3
-        return several * item_bytes(self.precision) * b * columns
+        tiles = max(1, min(tiles_at_once(n, b, self.n_threads), 2 * across))
+        return several * item_bytes(self.precision) * b * b * tiles
 
     @property
     def device_bytes(self) -> int:

@@ -78,6 +78,7 @@ def _least_plan(problem: RidgeProblem, row_item: int) -> Plan:
         triangle=problem.statistic == "qr",
         row_item=row_item,
         identity=all(section.kind == "linear" for section in problem.features),
+        in_pieces=[section.kind for section in problem.features] in (["rbf"], ["fourier"]),
     )
 
 

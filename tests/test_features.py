@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from streamfit.arrays import to_host
+from streamfit.arrays import in_columns, to_host
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features import (
     RBF,
@@ -23,6 +23,7 @@ from streamfit.features import (
 )
 from streamfit.frame import Frame
 from streamfit.moments import Moments
+from streamfit.pieces import Pieces
 from streamfit.targets import Dense
 
 rng = np.random.default_rng(0)
@@ -122,6 +123,19 @@ def test_any_change_changes_the_hash(features):
     assert hashes
     assert features.content_hash not in hashes
     assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_pieces_are_the_features_in_the_layout_of_the_inputs(features, dtype):
+    x = inputs(features, dtype)
+    for rows in (x, np.asfortranarray(x)):
+        whole, pieces = features(rows), features.pieces(rows)
+        np.testing.assert_array_equal(pieces.whole() if isinstance(pieces, Pieces) else pieces, whole)
+        np.testing.assert_allclose(whole, features(x), rtol=0, atol=1e-6)
+        if features.by_columns:
+            assert in_columns(whole) == in_columns(rows)
+    with pytest.raises(MismatchError):
+        features.pieces(x[:, 1:])
 
 
 def test_integers_become_floating_features():

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamfit"
 FLOORS = (
-    {"errors", "arrays", "factoring", "identity", "precision"},
+    {"errors", "arrays", "factoring", "identity", "pieces", "precision"},
     {
         "targets",
         "exact",

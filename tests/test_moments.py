@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from streamfit.arrays import transposed_product
 from streamfit.errors import ConfigError, MismatchError, ScaleError
-from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, tile_pairs, tile_size
+from streamfit.features import RBF
+from streamfit.frame import BLOCK_ROWS, Frame, n_tiles, panels_of, tile_pairs, tile_size, tiles_at_once
 from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.solve import IllConditionedWarning, solve
 from streamfit.targets import Dense, OneHot, Targets
@@ -238,7 +240,7 @@ def test_neighbouring_tiles_at_once_have_the_bits_of_one_at_a_time(monkeypatch, 
     threaded, longest_of_three = summed(3)
     monkeypatch.setattr("streamfit.moments.products_join", lambda rows, width: False)
     alone, one = summed(1)
-    assert (longest, longest_of_three, one) == ((3, 2, 1) if joined else (1, 1, 1))
+    assert (longest, longest_of_three, one) == ((4, 4, 1) if joined else (1, 1, 1))
     assert found == alone
     assert threaded == alone
 
@@ -248,13 +250,58 @@ def test_neighbouring_tiles_at_once_have_the_bits_of_one_at_a_time(monkeypatch, 
 def test_the_widest_products_have_the_bits_of_their_tiles(kind, n):
     """Of the edges that wide matrices are kept in, in both layouts."""
     rng, precision = np.random.default_rng(n), "float32" if kind is np.float32 else "float64"
-    for rows in (x := rng.normal(size=(n, 512 + 4096)).astype(kind), np.asfortranarray(x)):
-        left, right = rows[:, :512], rows[:, 512:]
+    for rows in (x := rng.normal(size=(n, 1024 + 4096)).astype(kind), np.asfortranarray(x)):
+        left, right = rows[:, :1024], rows[:, 1024:]
         whole = transposed_product(left, [right], precision)
         for edge in (512, 1024, 2048):
-            for lo in range(0, 4096, edge):
-                part = transposed_product(left, [right[:, lo : lo + edge]], precision)
-                assert np.array_equal(whole[:, lo : lo + edge], part)
+            for top, lo in itertools.product(range(0, 1024, edge), range(0, 4096, edge)):
+                part = transposed_product(left[:, top : top + edge], [right[:, lo : lo + edge]], precision)
+                assert np.array_equal(whole[top : top + edge, lo : lo + edge], part)
+
+
+@pytest.mark.parametrize("d", [1, 512, 513, 1024, 1536, 2048, 2049, 4096, 4097, 9000])
+@pytest.mark.parametrize("n_bands", [1, 2, 3])
+def test_products_of_neighbours_are_each_tile_once(d, n_bands):
+    """Rectangles of whole tiles, no more of them than are allowed, the largest first."""
+    rows = np.empty((BLOCK_ROWS, 1))
+    for panel, n_threads in itertools.product(panels_of(d, n_bands), (1, 2, 5)):
+        sums = MomentsAccumulator(Frame.identity(d, 1), Dense(1), "float32", n_threads=n_threads, panel=panel)
+        runs = sums._runs(rows)
+        assert sorted(place.tile for run in runs for place in run) == list(range(len(panel.tiles())))
+        most = tiles_at_once(len(panel.tiles()), tile_size(d), n_threads)
+        for run in runs:
+            assert len(run) <= max(most, 1)
+            heights, widths = {place.rows.start for place in run}, {place.columns.start for place in run}
+            assert len(run) == len(heights) * len(widths)
+            assert len(run) == 1 or all(place.rows != place.columns for place in run)
+        assert [len(run) for run in runs] == sorted((len(run) for run in runs), reverse=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 30, 700, BLOCK_ROWS + 7])
+def test_features_made_in_pieces_have_the_bits_of_all_at_once(precision, kind, n):
+    """In both layouts, shifted or not, weighted or not, one thread or two, for targets of both kinds."""
+    rng = np.random.default_rng(n)
+    features = RBF(rng.normal(size=(70, 3)), 0.1)
+    x = rng.normal(size=(n, 3)).astype(kind)
+    several = [(rng.normal(size=(n, 2)), Dense(2)), (rng.integers(0, 4, n), OneHot(4))]
+    for rows, (y, targets), w, shifted, n_threads in itertools.product(
+        (x, np.asfortranarray(x)), several, (None, rng.random(n)), (False, True), (1, 2)
+    ):
+        phi = features(rows)
+        frame = Frame.identity(70, targets.n_targets)
+        if shifted:
+            frame = replace(frame, origin=np.full(70, 0.5), exponents=np.full(70, -2, np.int32))
+        sums = MomentsAccumulator(frame, targets, precision, n_threads=n_threads, overwrite=True)
+        for lo in range(0, n, BLOCK_ROWS):  # blocks one after another, as a worker gives them
+            part = slice(lo, lo + BLOCK_ROWS)
+            sums.add(features.pieces(rows[part]), y[part], weights=None if w is None else w[part])
+        at_once = MomentsAccumulator(frame, targets, precision)
+        at_once.add(features.pieces(rows), y, weights=w)
+        blocks = np.concatenate([features(rows[lo : lo + BLOCK_ROWS]) for lo in range(0, n, BLOCK_ROWS)])
+        assert same_bits(sums.moments(), Moments.from_rows(blocks, y, frame, targets, weights=w, precision=precision))
+        assert same_bits(at_once.moments(), Moments.from_rows(phi, y, frame, targets, weights=w, precision=precision))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bf16"])

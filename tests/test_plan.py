@@ -100,15 +100,24 @@ def test_memory_and_work_are_exact_integers():
 
 def test_threads_hold_a_product_each_and_a_block_more():
     wide = replace(plan(n_features=20_000, n_targets=1), n_inputs=20_000, identity=True)
-    two, many = (wide.worked_by(n, on_gpu=False) for n in (2, 16))
+    two, many = (wide.worked_by(n, on_gpu=False) for n in (2, 32))
     block, tile = 8 * BLOCK_ROWS * 20_000, 8 * 2048
-    assert tiles_at_once(55, 2048, 16) == 1
+    assert tiles_at_once(55, 2048, 32) == 1
     assert two.worker_bytes == wide.worker_bytes + block + tile * 4096
-    assert many.worker_bytes == wide.worker_bytes + block + 16 * tile * 2048 - tile * 4096
+    assert many.worker_bytes == wide.worker_bytes + block + 32 * tile * 2048 - tile * 4096
     weighted = replace(wide, weighted=True)
     assert weighted.worker_bytes == wide.worker_bytes + block
     assert weighted.worked_by(2, on_gpu=False).worker_bytes == two.worker_bytes + 2 * block
     assert wide.worked_by(16, on_gpu=True).worker_bytes == wide.worker_bytes - tile * 4096
+
+
+def test_features_made_in_pieces_lie_where_they_are_multiplied_alone():
+    """Of float32 rows in float64: without pieces, as they are made as well."""
+    wide = replace(plan(n_features=20_000, n_targets=1), n_inputs=10, row_item=4)
+    for n_threads, n_blocks in ((1, 1), (2, 2)):
+        worked = wide.worked_by(n_threads, on_gpu=False)
+        made = replace(worked, in_pieces=True)
+        assert worked.worker_bytes - made.worker_bytes == n_blocks * BLOCK_ROWS * 20_000 * 4
 
 
 def test_what_decoding_takes_is_that_of_the_group_that_takes_most():

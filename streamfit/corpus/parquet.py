@@ -201,7 +201,8 @@ class ParquetTable(Source):
 @contextmanager
 def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
     try:
-        opened = pq.ParquetFile(shard.uri, metadata=_footer(Path(shard.uri)))
+        # Parts of columns that lie side by side are few bytes to read ahead, and files here are local.
+        opened = pq.ParquetFile(shard.uri, metadata=_footer(Path(shard.uri)), pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         if shard.start < 0:  # it could not be read when it was listed, either
             msg = f"{shard.key}: {_first_line(error)}"

@@ -373,6 +373,7 @@ def plan_for(
         row_item=item,
         decode_bytes=decoding_of(source, groups, row_bytes) + source.tally_room(tallied) if source else 0,
         identity=isinstance(header.features, Linear),
+        in_pieces=header.features.in_pieces and header.statistic == "gram",
         weighted=source.is_weighted if source else False,
         piece_rows=min(limit, longest) if header.counted else 0,
         distinct=header.reader.get("counting", {}).get("distinct", 1.0) if header.counted else 1.0,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from streamfit.arrays import Backend, device_array, row_major
+from streamfit.arrays import Array, Backend, column_major, device_array, row_major
 from streamfit.centered import Statistic
 from streamfit.corpus import Rows, Source
 from streamfit.corpus.spare import BLOCKS
@@ -268,11 +268,14 @@ def _summed(
                 if header.counted and isinstance(sums, MomentsAccumulator):
                     for block in count_rows(item.x, item.y, item.weights, header.frame, header.targets):
                         moved = block.moved(lambda array: device_array(array, options.backend))
-                        sums.add_counted(features(moved.x), moved)
+                        sums.add_counted(features.pieces(moved.x), moved)
                 elif there is not None:
                     x, y, weights = there
-                    # Only the inputs as they are may lie by columns: other maps' products would round with the layout.
-                    sums.add(features(x if isinstance(features, Linear) else row_major(x)), y, weights=weights)
+                    x = _as_taken(x, header)
+                    if isinstance(sums, MomentsAccumulator):
+                        sums.add(features.pieces(x), y, weights=weights)
+                    else:
+                        sums.add(features(x), y, weights=weights)
             except (ScaleError, MismatchError, ConfigError) as error:
                 msg = f"{shard.key}, rows {n_rows[shard]} to {n_rows[shard] + len(item.y) - 1}: {error.got}"
                 bad = ShardError(msg, error.expected, error.remedy)
@@ -284,6 +287,17 @@ def _summed(
             report(len(item.y))
         moments = sums.moments()
     return Sums(moments, tally.tables() if tally is not None else {}, n_rows, tuple(refused))
+
+
+def _as_taken(inputs: Array, header: Header) -> Array:
+    """Inputs in the layout that features are made in: one for a store, for their products may round with it.
+
+    The inputs themselves, where they are the features, lie as they were read.
+    """
+    if isinstance(header.features, Linear):
+        return inputs
+    by_columns = header.features.by_columns and not header.targets.one_hot
+    return column_major(inputs) if by_columns else row_major(inputs)
 
 
 def _arrays_of(item: Rows | ShardError | None) -> tuple[np.ndarray | None, ...] | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from streamfit.arrays import Array, namespace, to_device_of, to_host
 from streamfit.errors import ConfigError, MismatchError
+from streamfit.pieces import Pieces
 
 _KINDS: dict[str, type[FeatureMap]] = {}
 _Map = TypeVar("_Map", bound="type[FeatureMap]")
@@ -56,10 +57,31 @@ class FeatureMap(ABC):
         MismatchError
             If `x` has another number of columns.
         """
+        return self.apply(self._checked(x))
+
+    def pieces(self, x: Array) -> Array | Pieces:
+        """The same features; where they can, made only when they are asked for. Shapes and errors as `__call__`."""
+        return self.made(self._checked(x))
+
+    def made(self, x: Array) -> Array | Pieces:
+        """Features of checked inputs, or how pieces of them are made."""
+        return self.apply(x)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether features lie by columns where inputs do: so they are multiplied fastest."""
+        return False
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether `pieces` makes features only when they are asked for."""
+        return False
+
+    def _checked(self, x: Array) -> Array:
         if x.ndim != 2 or x.shape[1] != self.n_inputs:
             msg = f"inputs of shape {tuple(x.shape)} for {type(self).__name__}"
             raise MismatchError(msg, f"(n_rows, {self.n_inputs})")
-        return self.apply(x)
+        return x
 
     def __add__(self, other: FeatureMap) -> FeatureMap:
         """Concatenate: the features of both maps of the same inputs."""
@@ -237,6 +259,10 @@ class Concat(FeatureMap):
     def bounds(self) -> np.ndarray:
         return np.concatenate([part.bounds for part in self.parts])
 
+    @property
+    def by_columns(self) -> bool:
+        return all(part.by_columns for part in self.parts)
+
     def apply(self, x: Array) -> Array:
         blocks = [part.apply(x) for part in self.parts]
         return namespace(x).concat(blocks, axis=1)
@@ -278,6 +304,17 @@ class Chain(FeatureMap):
     @property
     def bounds(self) -> np.ndarray:
         return self.outer.bounds
+
+    @property
+    def by_columns(self) -> bool:
+        return self.inner.by_columns and self.outer.by_columns
+
+    @property
+    def in_pieces(self) -> bool:
+        return self.outer.in_pieces
+
+    def made(self, x: Array) -> Array | Pieces:
+        return self.outer.made(self.inner.apply(x))
 
     def apply(self, x: Array) -> Array:
         return self.outer.apply(self.inner.apply(x))

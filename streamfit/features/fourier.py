@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamfit.arrays import Array, cached_rows, device_of, namespace
+from streamfit.arrays import Array, computed, in_place, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
+from streamfit.pieces import Pieces
 
 
 @register
@@ -65,16 +66,31 @@ class RandomFourier(FeatureMap):
         return self.n
 
     @property
+    def by_columns(self) -> bool:
+        return True
+
+    @property
+    def in_pieces(self) -> bool:
+        return True
+
+    @property
     def bounds(self) -> np.ndarray:
         return np.full(self.n, np.sqrt(2.0 / self.n))
 
     def apply(self, x: Array) -> Array:
+        return self.made(x).whole()
+
+    def made(self, x: Array) -> Pieces:
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
         frequencies, phases = xp.astype(self.frequencies, x.dtype), xp.astype(self.phases, x.dtype)
-        phi = xp.empty((x.shape[0], self.n), dtype=x.dtype, device=device_of(x))
-        for rows in cached_rows(x.shape[0], self.n, x):
-            angles = x[rows, :] @ frequencies
-            angles += phases
-            phi[rows, :] = xp.cos(angles) * float(np.sqrt(2.0 / self.n))
-        return phi
+        # The product adds the phases as well.
+        inputs = xp.concat([x, xp.ones_like(x[:, :1])], axis=1)
+        slopes = xp.concat([frequencies, phases[None, :]], axis=0)
+
+        def fill(rows: slice, columns: slice, out: Array) -> None:
+            computed(xp.matmul, inputs[rows, :], slopes[:, columns], out=out)
+            in_place(xp.cos, out)
+            out *= float(np.sqrt(2.0 / self.n))
+
+        return Pieces(x, self.n, fill)

@@ -31,6 +31,10 @@ class Linear(FeatureMap):
     def n_features(self) -> int:
         return self.n
 
+    @property
+    def by_columns(self) -> bool:
+        return True
+
     def apply(self, x: Array) -> Array:
         xp = namespace(x)
         return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
@@ -68,6 +72,10 @@ class Standardize(FeatureMap):
     @property
     def n_features(self) -> int:
         return int(self.mean.shape[0])
+
+    @property
+    def by_columns(self) -> bool:
+        return True
 
     def apply(self, x: Array) -> Array:
         # The difference is taken in float64: in the inputs' float32 a large mean would cost the digits.

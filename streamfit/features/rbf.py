@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamfit.arrays import Array, cached_rows, device_of, namespace
+from streamfit.arrays import Array, computed, device_of, in_place, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
+from streamfit.pieces import Pieces
 
 _WIDE = 1e3
 """Squared spread of centers, in kernel widths, above which float32 inputs are mapped in float64."""
@@ -65,10 +66,21 @@ class RBF(FeatureMap):
         return RBF(self.centers[np.asarray(indices)], self.gamma)
 
     @property
+    def by_columns(self) -> bool:
+        return True
+
+    @property
+    def in_pieces(self) -> bool:
+        return True
+
+    @property
     def bounds(self) -> np.ndarray:
         return np.ones(self.n_features)
 
     def apply(self, x: Array) -> Array:
+        return self.made(x).whole()
+
+    def made(self, x: Array) -> Pieces:
         xp = namespace(x)
         x = x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float64)
         # Distances by one matrix product, taken about the centers' mean: ||x||² + ||c||² - 2 x'c loses
@@ -82,18 +94,24 @@ class RBF(FeatureMap):
         wide = _is_wide(exact, self.gamma)
         kind = xp.float64 if wide else x.dtype
         centers = xp.astype(exact, kind, copy=False)
-        slopes = xp.matrix_transpose(centers) * (2.0 * self.gamma)
-        offsets = -self.gamma * xp.sum(centers * centers, axis=1)
-        phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
+        near = xp.astype(x - middle, kind, copy=False)
+        # The product adds what belongs to a row alone and to a center alone as well.
+        ones = xp.ones_like(near[:, :1])
+        near = xp.concat([near, ones, -self.gamma * xp.sum(near * near, axis=1)[:, None]], axis=1)
+        offsets = -self.gamma * xp.sum(centers * centers, axis=1)[None, :]
+        slopes = xp.concat([xp.matrix_transpose(centers) * (2.0 * self.gamma), offsets, xp.ones_like(offsets)], axis=0)
         zero = xp.zeros((1, 1), dtype=kind, device=device_of(x))
-        for rows in cached_rows(x.shape[0], self.n_features, x):
-            near = xp.astype(x[rows, :] - middle, kind, copy=False)
-            exponent = near @ slopes
-            exponent += offsets
-            exponent -= self.gamma * xp.sum(near * near, axis=1)[:, None]
+
+        def fill(rows: slice, columns: slice, out: Array) -> None:
+            exponent = xp.empty_like(out, dtype=kind) if wide else out
+            computed(xp.matmul, near[rows, :], slopes[:, columns], out=exponent)
             # Rounding can leave a distance of zero slightly negative.
-            phi[rows, :] = xp.astype(xp.exp(xp.minimum(exponent, zero)), x.dtype, copy=False)
-        return phi
+            computed(xp.minimum, exponent, zero, out=exponent)
+            in_place(xp.exp, exponent)
+            if wide:
+                out[...] = xp.astype(exponent, x.dtype)
+
+        return Pieces(x, self.n_features, fill)
 
 
 def computed_wide(features: RBF) -> bool:

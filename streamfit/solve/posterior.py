@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import scipy.special
 
-from streamfit.arrays import Array, cached_rows, to_host
+from streamfit.arrays import Array, to_host
 from streamfit.centered import Centered, Statistic, as_centered
 from streamfit.errors import ConfigError, MismatchError, SolveError
+from streamfit.pieces import cached_rows
 from streamfit.solve.inverse import inverse_factor
 from streamfit.solve.ridge import IllConditionedWarning, Solution, solve, without_constants
 
