@@ -152,7 +152,8 @@ def column_major(array: Array) -> Array:
     """Lay a matrix in host memory out column by column; on other devices row by row, as products take it there."""
     if not isinstance(array, np.ndarray):
         return row_major(array)
-    return array if in_columns(array) else np.asfortranarray(array)
+    # One row alone lies by rows whatever it is a part of, or it would depend on what it was read with.
+    return array if in_columns(array) and array.shape[0] > 1 else np.asfortranarray(array)
 
 
 def laid_out(array: Array) -> Array:

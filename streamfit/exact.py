@@ -221,7 +221,8 @@ class GridAccumulator:
         Parameters
         ----------
         block : floating array
-            In the units of the frame, so that a typical squared feature is near 1. It may be overwritten.
+            In the units of the frame, so that a typical squared feature is near 1. It may be overwritten where products
+            are float32.
         where : index
             Part of the array that the block belongs to.
         """
@@ -229,6 +230,7 @@ class GridAccumulator:
         # In place as far as it goes: fresh memory for each step took as long again.
         if len(self._limbs) == 1:
             # Scaling by a power of two and rounding are exact in the block's own type.
+            block = xp.asarray(block)
             block *= 2.0**-BASE
             self._limbs[0][where] += in_place(xp.round, block)
             return

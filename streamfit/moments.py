@@ -457,7 +457,7 @@ class MomentsAccumulator:
         shift, scale = xp.astype(self._shift, work), xp.astype(self._scale, work)
         squares = xp.zeros(z.shape[1], dtype=dtype, device=z.device)
         # Where a piece has all rows of some columns, their sums are taken while the cache holds it.
-        by_columns, sums = in_columns(z), ColumnSums(z)
+        sums = ColumnSums(z) if in_columns(z) else None
         for rows, columns in cached_parts(z):
             place = z[rows, columns]
             piece = made.part(rows, columns, place) if made is not None else phi[rows, columns]  # type: ignore[index]
@@ -466,8 +466,9 @@ class MomentsAccumulator:
                 piece *= scale[columns]
             elif not self._late:
                 piece = (xp.astype(piece, work, copy=False) - shift[columns]) * scale[columns]
+            piece = xp.astype(piece, dtype, copy=False)
             if not exact:
-                piece = rounded(xp.astype(piece, dtype, copy=False), precision)
+                piece = rounded(piece, precision)
             if piece is not place and not (z is phi and self._late and exact):
                 place[...] = piece
             piece = heavy = place
@@ -478,12 +479,12 @@ class MomentsAccumulator:
                 for array, part in zip(weighted, pieces, strict=True) if n_parts == 2 else ():
                     array[rows, columns] = part
             # One column after another is read fastest where they lie so; where rows do, all at a time.
-            if by_columns:
+            if sums is not None:
                 squares[columns] = xp.vecdot(heavy, piece, axis=0)
                 sums.fold(heavy, columns)
             else:
                 squares[columns] += xp.sum(heavy * piece, axis=0)
-        sum_x = sums.total() if by_columns else column_sums(wz)
+        sum_x = column_sums(wz) if sums is None else sums.total()
         if self._late:
             sum_x, squares = sum_x * self._scale, xp.astype(squares, xp.float64) * self._scale**2
         return z, wz, weighted, sum_x, float(xp.max(squares))

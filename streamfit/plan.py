@@ -279,6 +279,8 @@ class Plan:
         if self.precision not in ("float32", "float64"):
             copies += 3 * item  # bits while they are rounded, and parts of weighted features
         rows += BLOCK_ROWS * (copies * self.n_features + (16 if self.one_hot else 4 * 8 * k))
+        if not self.identity:  # inputs in another layout, less their mean, and in float64 where they are standardised
+            rows += BLOCK_ROWS * (2 * self.row_item + 16) * self.n_inputs
         if self.n_threads > 1:  # the last one, as it was read and as features
             rows += BLOCK_ROWS * (self.row_item * self.n_inputs + at_once * self.n_features)
             rows += BLOCK_ROWS * (item if self.in_pieces or item != self.row_item else 0) * self.n_features
@@ -306,7 +308,11 @@ class Plan:
         b, n = tile_size(self.n_features), n_tiles(self.n_features)
         # Two tiles of a column, and as many side by side as the panel has beside its diagonal.
         across = -(-self.n_features // b)
-        across = across - 2 if self.n_bands == 1 else -(-across // self.n_bands)
+        if self.n_bands == 1:
+            across -= 2
+        else:
+            across = -(-across // self.n_bands)
+            n = across * across
         several = 1 if self.precision in ("float32", "float64") else 3
         tiles = max(1, min(tiles_at_once(n, b, self.n_threads), 2 * across))
         return several * item_bytes(self.precision) * b * b * tiles

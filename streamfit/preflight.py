@@ -78,7 +78,8 @@ def _least_plan(problem: RidgeProblem, row_item: int) -> Plan:
         triangle=problem.statistic == "qr",
         row_item=row_item,
         identity=all(section.kind == "linear" for section in problem.features),
-        in_pieces=[section.kind for section in problem.features] in (["rbf"], ["fourier"]),
+        in_pieces=[section.kind for section in problem.features] in (["rbf"], ["fourier"])
+        and problem.statistic != "qr",
     )
 
 

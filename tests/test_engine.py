@@ -111,6 +111,17 @@ class Tallied(ParquetTable):
         return Signs()
 
 
+class Turned(ParquetTable):
+    """A table whose rows come in memory that lies column by column, as wide ones do, with gaps between the columns."""
+
+    def read(self, shard):
+        for rows in super().read(shard):
+            n, d = rows.x.shape
+            columns = np.empty((d, n + 24), rows.x.dtype)[:, :n]
+            columns[...] = rows.x.T
+            yield replace(rows, x=columns.T)
+
+
 @dataclass(frozen=True)
 class Numbers(Source):
     """Documents that are one or more lines of two numbers, an input and a target."""
@@ -157,6 +168,21 @@ def test_sums_have_equal_bits_on_any_executor(source, make, cluster, precision):
         store = make(f"store-{i}", precision, block)
         accumulate(store, source, client=client, options=WorkOptions(n_threads=n_threads), group_rows=group_rows)
         assert store.moments() == expected
+
+
+@pytest.mark.parametrize("kind", ["linear", "rbf", "fourier", "nystroem"])
+def test_sums_have_equal_bits_however_rows_lie_in_memory(tmp_path, source, make, kind):
+    """Also a block of one row, which lies both ways at once."""
+    x = np.random.default_rng(0).normal(size=(2001, 8)).astype(np.float32)
+    columns = {f"x{j}": x[:, j] for j in range(8)} | {"y": x.sum(axis=1, dtype=float)}
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "rows" / "0.parquet", row_group_size=1000)
+    source = replace(source, files=Files(str(tmp_path / "rows")))
+    block = Block(kind) if kind == "linear" else Block(kind, 100)
+    store, turned = (make(name, "float32", block) for name in ("store", "turned"))
+    accumulate(store, source)
+    accumulate(turned, as_kind(Turned, source))
+    assert store.moments() == turned.moments()
 
 
 def test_counted_rows_have_equal_bits_on_any_executor(tmp_path, cluster):

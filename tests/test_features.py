@@ -130,6 +130,7 @@ def test_pieces_are_the_features_in_the_layout_of_the_inputs(features, dtype):
     x = inputs(features, dtype)
     for rows in (x, np.asfortranarray(x)):
         whole, pieces = features(rows), features.pieces(rows)
+        assert isinstance(pieces, Pieces) == features.in_pieces
         np.testing.assert_array_equal(pieces.whole() if isinstance(pieces, Pieces) else pieces, whole)
         np.testing.assert_allclose(whole, features(x), rtol=0, atol=1e-6)
         if features.by_columns:

@@ -15,7 +15,7 @@ import pytest
 from streamfit.corpus import Files
 from streamfit.corpus.parquet import ParquetTable
 from streamfit.engine import Machine, WorkOptions, accumulate, connect, plan_for
-from streamfit.features import RBF, FeatureMap, Linear
+from streamfit.features import RBF, Chain, FeatureMap, Linear, Standardize
 from streamfit.frame import Frame
 from streamfit.plan import PROCESS_BYTES
 from streamfit.store import Header, Store
@@ -50,6 +50,11 @@ def rbf(n: int, n_inputs: int) -> RBF:
     return RBF(np.random.default_rng(1).normal(size=(n, n_inputs)), 0.05)
 
 
+def standardized(n: int, n_inputs: int) -> Chain:
+    rng = np.random.default_rng(1)
+    return Chain(Standardize.fit(rng.normal(size=(50, n_inputs))), RBF(rng.normal(size=(n, n_inputs)), 1e-4))
+
+
 @pytest.mark.parametrize(
     ("features", "targets", "precision", "n_rows", "group", "n_bands", "n_threads", "weighted"),
     [
@@ -59,9 +64,11 @@ def rbf(n: int, n_inputs: int) -> RBF:
         pytest.param(Linear(4096), Dense(1), "float32", 32_768, 8192, 1, 2, True, marks=pytest.mark.slow),
         pytest.param(rbf(3000, 8), Dense(1), "float64", 9000, None, 1, 1, False, marks=pytest.mark.slow),
         pytest.param(rbf(1024, 8), OneHot(8000), "float32", 9000, None, 1, 1, False, marks=pytest.mark.slow),
+        pytest.param(rbf(2048, 8), Dense(1), "float64", 40_000, None, 1, 2, False, marks=pytest.mark.slow),
+        pytest.param(standardized(256, 4000), Dense(1), "float32", 32_768, 8192, 1, 2, False, marks=pytest.mark.slow),
         (rbf(3000, 8), Dense(1), "float64", 5000, None, 2, 1, False),
     ],
-    ids=["one-group", "wide", "wide-float64", "weighted", "rbf", "classes", "panels"],
+    ids=["one-group", "wide", "wide-float64", "weighted", "rbf", "classes", "rbf-threads", "many-inputs", "panels"],
 )
 def test_a_worker_takes_what_the_plan_says(
     tmp_path: Path,

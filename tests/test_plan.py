@@ -89,7 +89,7 @@ def test_memory_and_work_are_exact_integers():
     p = plan()
     assert (p.n_shards, p.n_rows, p.read_bytes) == (2, 40, 320)
     assert p.sum_bytes == 8 * 2 * (25 + 10)
-    rows = 4 * (4 * 8 + 2 * 8) + 8 * 5 + 4 * 8 * 2  # four blocks as they are read, features, targets
+    rows = 4 * (4 * 8 + 2 * 8) + 8 * 5 + 4 * 8 * 2 + 32 * 4  # four blocks as they are read, features, targets, inputs
     assert p.worker_bytes == PROCESS_BYTES + 560 + 8 * 2 * 5 * 2 + BLOCK_ROWS * rows + 8 * 25 + 2000
     assert p.solve_bytes(3) == PROCESS_BYTES + 5 * 560 + 8 * (10 * 25 + 9 * 10)
     assert p.flops_per_row == 5 * 6 + 2 * 5 * 2

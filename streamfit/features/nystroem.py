@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from streamfit.arrays import Array, namespace, rows_like
+from streamfit.arrays import Array, device_of, namespace
 from streamfit.errors import ConfigError
 from streamfit.features.base import FeatureMap, register
 from streamfit.features.rbf import RBF
@@ -82,10 +82,6 @@ class Nystroem(FeatureMap):
         return Nystroem(self.centers, self.gamma, np.ascontiguousarray(self.whitening[:, np.asarray(indices)]))
 
     @property
-    def by_columns(self) -> bool:
-        return True
-
-    @property
     def bounds(self) -> np.ndarray:
         # φ(x) is the projection of a unit vector of the kernel's space.
         return np.ones(self.n_features)
@@ -97,7 +93,7 @@ class Nystroem(FeatureMap):
         kind = xp.float64 if _is_wide(whitening) else x.dtype
         whitening = xp.astype(whitening, kind, copy=False)
         kernel = RBF(self.centers, self.gamma)
-        phi = rows_like(x, self.n_features)
+        phi = xp.empty((x.shape[0], self.n_features), dtype=x.dtype, device=device_of(x))
         for lo in range(0, x.shape[0], _ROWS):
             rows = slice(lo, min(lo + _ROWS, x.shape[0]))
             near = xp.astype(x[rows, :], kind, copy=False)
