@@ -13,7 +13,7 @@ from sklearn import kernel_approximation, linear_model
 from threadpoolctl import threadpool_limits
 
 from streamfit import RBF, Dense, Frame, LinearModel, MomentsAccumulator, Nystroem, RandomFourier, solve
-from streamfit.arrays import Precision
+from streamfit.arrays import Precision, column_major
 from streamfit.features import FeatureMap
 from streamfit.frame import BLOCK_ROWS
 from streamfit.solve import whitened
@@ -54,7 +54,9 @@ class Streamfit(Way):
             sums = MomentsAccumulator(frame, Dense(1), self.precision)
             for lo in range(first * BLOCK_ROWS, len(x), self.n_threads * BLOCK_ROWS):
                 rows = slice(lo, lo + BLOCK_ROWS)
-                sums.add(self.map(x[rows].astype(self.precision, copy=False)), y[rows])
+                inputs = x[rows].astype(self.precision, copy=False)
+                # As workers do: features are made where they are multiplied.
+                sums.add(self.map.pieces(column_major(inputs) if self.map.by_columns else inputs), y[rows])
             return sums.moments()
 
         with threadpool_limits(1), ThreadPoolExecutor(self.n_threads) as pool:
