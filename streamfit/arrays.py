@@ -216,7 +216,7 @@ def _is_small(p: int, n: int, q: int) -> bool:
 
 
 def products_join(rows: Array, width: int) -> bool:
-    """Whether a product with neighbouring tiles of columns has the bits of one product with each: it is faster then.
+    """Whether a product of neighbouring tiles with neighbouring tiles has the bits of one for each pair: it is faster.
 
     OpenBLAS splits the additions along the rows by their number alone, but for its kernels for small matrices. Other
     libraries do not promise it; cuBLAS chooses an algorithm by the shape.

@@ -1,6 +1,6 @@
 """Sums without rounding: float64 arrays that hold integers on fixed power-of-two grids.
 
-Floor 2: imports arrays and errors. Integers below 2^53 add in float64 without error, so a total does not
+Floor 2: imports pieces, arrays and errors. Integers below 2^53 add in float64 without error, so a total does not
 depend on the order, grouping or number of the additions, and what was added can be taken out again, bit for
 bit. A sum is one to three *limbs*, digits in base 2^36: the base limb counts steps of 2^-16, a finer one
 (kept from the start where products are float64) steps of 2^-52, a coarser one (taken when room runs out)
@@ -221,8 +221,8 @@ class GridAccumulator:
         Parameters
         ----------
         block : floating array
-            In the units of the frame, so that a typical squared feature is near 1. It may be overwritten where products
-            are float32.
+            In the units of the frame, so that a typical squared feature is near 1. Where one limb is kept it is
+            overwritten.
         where : index
             Part of the array that the block belongs to.
         """

@@ -1,7 +1,7 @@
 """The sufficient statistics of a linear fit: sums over rows that add, subtract and scale exactly.
 
-Floor 2: imports frame, centered, exact, noise, targets, precision, arrays, errors. A `MomentsAccumulator` adds
-blocks of rows and `Moments` is the frozen result.
+Floor 2: imports frame, centered, counted, exact, noise, targets, pieces, precision, arrays, errors. A
+`MomentsAccumulator` adds blocks of rows and `Moments` is the frozen result.
 """
 
 from __future__ import annotations
@@ -461,7 +461,7 @@ class MomentsAccumulator:
         for rows, columns in cached_parts(z):
             place = z[rows, columns]
             piece = made.part(rows, columns, place) if made is not None else phi[rows, columns]  # type: ignore[index]
-            if not self._late and piece is place and work == dtype:
+            if not self._late and piece is place:
                 piece -= shift[columns]
                 piece *= scale[columns]
             elif not self._late:

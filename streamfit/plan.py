@@ -325,7 +325,8 @@ class Plan:
         """
         item, k = item_bytes(self.precision), self.n_targets
         read = 2 * BLOCK_ROWS * (self.n_inputs * self.row_item + 8 * (1 if self.one_hot else k))
-        made = BLOCK_ROWS * self.n_features * ((0 if self.identity else self.row_item) + 3 * item)
+        made = BLOCK_ROWS * self.n_features * ((0 if self.identity or self.in_pieces else self.row_item) + 3 * item)
+        made += 0 if self.identity else BLOCK_ROWS * (2 * self.row_item + 16) * self.n_inputs
         products = item * (min(BLOCK_ROWS, k) if self.one_hot else k) * self.n_features
         products += (item + 16) * tile_size(self.n_features) ** 2
         return _DEVICE_BYTES + self.panel_bytes + read + made + products + self.feature_bytes

@@ -375,7 +375,7 @@ class SparseRowsAccumulator:
         def add() -> None:
             sums["cross"].add_reserved(products.data, (products.row, columns[products.col]))
             for name in ("sum_y", "sum_yy"):
-                sums[name].add_reserved(counts.copy())
+                sums[name].add_reserved(counts)
 
         return add
 

@@ -127,7 +127,9 @@ def test_scalar_sums_carry_after_many_additions(n_limbs):
         accumulator.add(np.array(0.75), peak=0.75)
     accumulator.add(np.array(2.0**50), peak=2.0**50)
     accumulator.add(np.array(0.75), peak=0.75)
-    assert accumulator.total().value() == 2.0**50 + 0.75 * (MAX_ADDS + 6)
+    total = accumulator.total()
+    assert total.value() == 2.0**50 + 0.75 * (MAX_ADDS + 6)
+    assert (total * 0.5).value() == 2.0**49 + 0.375 * (MAX_ADDS + 6)
 
 
 @pytest.mark.parametrize("n_limbs", [1, 2])

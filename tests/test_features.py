@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from streamfit.arrays import in_columns, to_host
+from streamfit.arrays import column_major, in_columns, to_host
 from streamfit.errors import ConfigError, MismatchError
 from streamfit.features import (
     RBF,
@@ -137,6 +137,20 @@ def test_pieces_are_the_features_in_the_layout_of_the_inputs(features, dtype):
             assert in_columns(whole) == in_columns(rows)
     with pytest.raises(MismatchError):
         features.pieces(x[:, 1:])
+
+
+def test_one_row_is_mapped_alike_whatever_memory_it_lies_in():
+    """A row of a wide table is a part of its columns."""
+    row = rng.normal(size=(1, 100)).astype(np.float32)
+    gapped = np.empty((100, 4120), np.float32)[:, :1].T
+    gapped[...] = row
+    assert in_columns(gapped)
+    assert not in_columns(column_major(gapped))
+    np.testing.assert_array_equal(column_major(gapped), row)
+    features = RBF(rng.normal(size=(60, 100)), 0.001)
+    found, alone = (features.pieces(column_major(x)) for x in (gapped, row))
+    assert found.inputs.strides == alone.inputs.strides
+    np.testing.assert_array_equal(found.whole(), alone.whole())
 
 
 def test_integers_become_floating_features():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from streamfit.corpus import Source
 from streamfit.engine.run import decoding_of
 from streamfit.errors import PlanError
-from streamfit.frame import BLOCK_ROWS, Frame, tiles_at_once
-from streamfit.moments import Moments
+from streamfit.frame import BLOCK_ROWS, Frame, panels_of, tile_size, tiles_at_once
+from streamfit.moments import Moments, MomentsAccumulator
 from streamfit.plan import PROCESS_BYTES, Group, Plan, Shard, counted_twice, default_group_rows, make_groups
 from streamfit.targets import Dense, OneHot
 
@@ -118,6 +118,20 @@ def test_features_made_in_pieces_lie_where_they_are_multiplied_alone():
         worked = wide.worked_by(n_threads, on_gpu=False)
         made = replace(worked, in_pieces=True)
         assert worked.worker_bytes - made.worker_bytes == n_blocks * BLOCK_ROWS * 20_000 * 4
+
+
+@pytest.mark.parametrize("d", [600, 1536, 2048, 2049, 4096, 4097, 9000])
+@pytest.mark.parametrize("n_bands", [1, 2, 3])
+def test_the_product_of_a_thread_is_the_largest_of_a_panel(d, n_bands):
+    """Or two tiles more, where a panel has its last band narrow; never less."""
+    for n_threads in (1, 2, 8):
+        worked = replace(plan(n_features=d, n_targets=1), n_bands=n_bands, n_threads=n_threads)
+        largest = 0
+        for panel in panels_of(d, n_bands):
+            frame = Frame.identity(d, 1)
+            sums = MomentsAccumulator(frame, Dense(1), "float64", n_threads=n_threads, panel=panel)
+            largest = max(largest, *(len(run) for run in sums._runs(np.empty((BLOCK_ROWS, 1)))))
+        assert 0 <= worked._product_bytes / (8 * tile_size(d) ** 2) - largest <= 2
 
 
 def test_what_decoding_takes_is_that_of_the_group_that_takes_most():

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamfit.arrays import COLUMN_GAP
 from streamfit.corpus.parquet_rows import READ_BYTES
 from streamfit.corpus.spare import BLOCKS
 from streamfit.frame import BLOCK_ROWS
@@ -22,8 +23,6 @@ _LEAST = 64
 """Columns of a table that is called wide: with fewer, starting to read takes as long as is gained."""
 _COLUMNS = 48
 """Columns that are decoded at a time: what was measured best."""
-_GAP = 96
-"""Bytes between columns: a power of two from one to the next would keep them all in the same places of the cache."""
 
 
 def wide_type(schema: pa.Schema, names: Sequence[str]) -> np.dtype | None:
@@ -56,7 +55,7 @@ def wide_rows(shard: Shard, file: pq.ParquetFile, names: Sequence[str]) -> np.nd
     n_rows = file.metadata.row_group(shard.start).num_rows
     if kind is None or not held_together(shard, n_rows, len(names) * kind.itemsize):
         return None
-    columns = BLOCKS.empty((len(names), n_rows + _GAP // kind.itemsize), kind)[:, :n_rows]
+    columns = BLOCKS.empty((len(names), n_rows + COLUMN_GAP // kind.itemsize), kind)[:, :n_rows]
     for left in range(0, len(names), _COLUMNS):
         some = list(names[left : left + _COLUMNS])
         table = file.read_row_group(shard.start, columns=some, use_threads=False).select(some)

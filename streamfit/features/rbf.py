@@ -103,12 +103,12 @@ class RBF(FeatureMap):
         zero = xp.zeros((1, 1), dtype=kind, device=device_of(x))
 
         def fill(rows: slice, columns: slice, out: Array) -> None:
-            exponent = xp.empty_like(out, dtype=kind) if wide else out
+            exponent = out if kind == x.dtype else xp.empty_like(out, dtype=kind)
             computed(xp.matmul, near[rows, :], slopes[:, columns], out=exponent)
             # Rounding can leave a distance of zero slightly negative.
             computed(xp.minimum, exponent, zero, out=exponent)
             in_place(xp.exp, exponent)
-            if wide:
+            if exponent is not out:
                 out[...] = xp.astype(exponent, x.dtype)
 
         return Pieces(x, self.n_features, fill)

@@ -1,7 +1,7 @@
 """How uncertain weights and predictions are: noise variance, standard errors, t statistics, leverage.
 
-Floor 3: imports moments, centered, inverse, ridge, arrays, errors. All from the moments of one fit; one D x D factor
-serves every target, for they differ only in their noise variance.
+Floor 3: imports moments, centered, inverse, ridge, pieces, arrays, errors. All from the moments of one fit; one D x D
+factor serves every target, for they differ only in their noise variance.
 """
 
 from __future__ import annotations
