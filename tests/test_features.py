@@ -149,7 +149,6 @@ def test_one_row_is_mapped_alike_whatever_memory_it_lies_in():
     np.testing.assert_array_equal(column_major(gapped), row)
     features = RBF(rng.normal(size=(60, 100)), 0.001)
     found, alone = (features.pieces(column_major(x)) for x in (gapped, row))
-    assert found.inputs.strides == alone.inputs.strides
     np.testing.assert_array_equal(found.whole(), alone.whole())
 
 

@@ -130,7 +130,7 @@ def test_the_product_of_a_thread_is_the_largest_of_a_panel(d, n_bands):
         for panel in panels_of(d, n_bands):
             frame = Frame.identity(d, 1)
             sums = MomentsAccumulator(frame, Dense(1), "float64", n_threads=n_threads, panel=panel)
-            largest = max(largest, *(len(run) for run in sums._runs(np.empty((BLOCK_ROWS, 1)))))
+            largest = max([largest, *(len(run) for run in sums._runs(np.empty((BLOCK_ROWS, 1))))])
         assert 0 <= worked._product_bytes / (8 * tile_size(d) ** 2) - largest <= 2
 
 
