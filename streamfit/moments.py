@@ -404,26 +404,23 @@ class MomentsAccumulator:
 
     def _runs(self, rows: Array) -> list[list[_Place]]:
         """The panel's tiles, neighbours together: as many as leave work for every thread; the most work first."""
-        joined, edge = products_join(rows, self._edge), self._edge
-        most = tiles_at_once(len(self._tiles), edge, self._n_threads) if joined else 1
+        edge, most = self._edge, tiles_at_once(len(self._tiles), self._edge, self._n_threads)
+        if most == 1 or not products_join(rows, edge):
+            return [[place] for place in self._tiles]
         # Whole tiles beside the diagonal: two of a column, where there are, and as many of those side by side.
         left = {_corner(p): p for p in self._tiles if p.rows != p.columns and p.columns.stop - p.columns.start == edge}
-        runs: list[list[_Place]] = []
-        for place in self._tiles:
-            row, column = corner = _corner(place)
-            if corner not in left:
-                if place.rows == place.columns or place.columns.stop - place.columns.start < edge:
-                    runs.append([place])
-                continue
-            pair = most > 1 and (row + edge, column) in left
-            rows_taken = (row, row + edge) if pair else (row,)
-            width = 0
-            while (width + 1) * len(rows_taken) <= max(most, len(rows_taken)):
+        runs = [[place] for place in self._tiles if _corner(place) not in left]
+        while left:
+            row, column = next(iter(left))
+            pair = (row + edge, column) in left
+            taken = (row, row + edge) if pair else (row,)
+            width = 1
+            while (width + 1) * len(taken) <= most:
                 here = column + width * edge
-                if (row, here) not in left or (most > 1 and ((row + edge, here) in left) != pair):
+                if (row, here) not in left or ((row + edge, here) in left) != pair:
                     break
                 width += 1
-            runs.append([left.pop((r, column + i * edge)) for r in rows_taken for i in range(width)])
+            runs.append([left.pop((r, column + i * edge)) for r in taken for i in range(width)])
         return sorted(runs, key=len, reverse=True)
 
     def _finish(self) -> None:

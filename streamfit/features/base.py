@@ -148,6 +148,25 @@ class FeatureMap(ABC):
         return digest.hexdigest()
 
 
+class PiecewiseMap(FeatureMap):
+    """A map each of whose features is made of the inputs alone, so that any piece of them can be made by itself."""
+
+    @abstractmethod
+    def made(self, x: Array) -> Pieces:
+        """How pieces of the features of checked inputs are made."""
+
+    def apply(self, x: Array) -> Array:
+        return self.made(x).whole()
+
+    @property
+    def by_columns(self) -> bool:
+        return True
+
+    @property
+    def in_pieces(self) -> bool:
+        return True
+
+
 def register(kind: _Map) -> _Map:
     """Class decorator: make a feature map's kind known to `from_spec`."""
     _KINDS[kind.__name__] = kind

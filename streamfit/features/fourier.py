@@ -8,13 +8,13 @@ import numpy as np
 
 from streamfit.arrays import Array, computed, in_place, namespace
 from streamfit.errors import ConfigError
-from streamfit.features.base import FeatureMap, register
+from streamfit.features.base import PiecewiseMap, register
 from streamfit.pieces import Pieces
 
 
 @register
 @dataclass(frozen=True, eq=False)
-class RandomFourier(FeatureMap):
+class RandomFourier(PiecewiseMap):
     """φ(x) = sqrt(2/n) cos(x W + b), so that φ(x)'φ(z) approaches exp(-gamma ||x - z||²) as n grows.
 
     Source: Rahimi and Recht, Random features for large-scale kernel machines (NIPS 2007), algorithm 1.
@@ -66,19 +66,8 @@ class RandomFourier(FeatureMap):
         return self.n
 
     @property
-    def by_columns(self) -> bool:
-        return True
-
-    @property
-    def in_pieces(self) -> bool:
-        return True
-
-    @property
     def bounds(self) -> np.ndarray:
         return np.full(self.n, np.sqrt(2.0 / self.n))
-
-    def apply(self, x: Array) -> Array:
-        return self.made(x).whole()
 
     def made(self, x: Array) -> Pieces:
         xp = namespace(x)

@@ -9,7 +9,7 @@ import numpy as np
 
 from streamfit.arrays import Array, computed, device_of, in_place, namespace
 from streamfit.errors import ConfigError
-from streamfit.features.base import FeatureMap, register
+from streamfit.features.base import PiecewiseMap, register
 from streamfit.pieces import Pieces
 
 _WIDE = 1e3
@@ -18,7 +18,7 @@ _WIDE = 1e3
 
 @register
 @dataclass(frozen=True, eq=False)
-class RBF(FeatureMap):
+class RBF(PiecewiseMap):
     """φ_j(x) = exp(-gamma ||x - c_j||²).
 
     Source: Broomhead and Lowe, Multivariable functional interpolation and adaptive networks (1988).
@@ -66,19 +66,8 @@ class RBF(FeatureMap):
         return RBF(self.centers[np.asarray(indices)], self.gamma)
 
     @property
-    def by_columns(self) -> bool:
-        return True
-
-    @property
-    def in_pieces(self) -> bool:
-        return True
-
-    @property
     def bounds(self) -> np.ndarray:
         return np.ones(self.n_features)
-
-    def apply(self, x: Array) -> Array:
-        return self.made(x).whole()
 
     def made(self, x: Array) -> Pieces:
         xp = namespace(x)
