@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import fields
+from inspect import isabstract
 
 import datasets
 import numpy as np
@@ -164,6 +165,10 @@ def test_the_page_names_everything(store, tmp_path):
     export_dense(store, tmp_path / "dense.npz")
     with np.load(tmp_path / "dense.npz") as file:
         names |= {*file.files}
-    kinds = list(FeatureMap.__subclasses__())
-    names |= {kind.__name__ for kind in kinds if kind.__module__.startswith("streamfit.")}
+    kinds = [*FeatureMap.__subclasses__()]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    named = [kind for kind in kinds if kind.__module__.startswith("streamfit.") and not isabstract(kind)]
+    assert {"RBF", "Concat"} <= {kind.__name__ for kind in named}
+    names |= {kind.__name__ for kind in named}
     assert sorted(name for name in names if f"`{name}`" not in PAGE) == []
