@@ -28,6 +28,8 @@ SCHEMA_VERSION = 2
 _FIRST = "streamfit-model-1"
 CARD = "README.md"
 _SPREAD = ("noise_variance", "mean_x", "factor", "posterior_scale", "sampling_scale")
+_ROUNDING = 1e-4
+"""Of the targets' spread: what rounding in float32 may take from a prediction before it is made in float64."""
 _COUNTS = ("n_observations", "effective_dof", "residual_dof", "weight", "fit_intercept")
 
 
@@ -52,7 +54,7 @@ class LinearModel:
     posterior: Posterior | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Predict targets.
+        """Predict targets, in the inputs' type; in float64 as well where float32 would lose digits of them.
 
         Parameters
         ----------
@@ -62,6 +64,8 @@ class LinearModel:
         -------
         array of shape (n_rows, n_targets)
         """
+        if x.dtype == np.float32 and self._rounding() > _ROUNDING:
+            x = x.astype(np.float64)
         blocks = [self.solution.predict(phi) for phi in self._blocks(x)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
 
@@ -86,6 +90,20 @@ class LinearModel:
             raise MismatchError(msg, "one that carries it", "save it by `streamfit solve --std`")
         blocks = [np.sqrt(self.posterior.predictive_variance(phi)) for phi in self._blocks(x)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
+
+    def _rounding(self) -> float:
+        """Standard deviation of what float32 loses of a prediction, as a share of the targets'; infinite if unknown.
+
+        Each of n_features terms φ_j B_j is off by about eps |φ_j B_j|, and λ_max of the Gram matrix, which the
+        certificate has, bounds the features' mean square. Weights that are large and cancel, as those that whitening
+        gives a kernel, make it much.
+        """
+        proof = self.solution.certificate
+        if not proof.null_loss > 0:
+            return 0.0
+        largest = proof.condition * proof.strong_convexity
+        spread = np.sqrt(largest / proof.null_loss) if np.isfinite(largest) else np.inf
+        return float(np.finfo(np.float32).eps * np.linalg.norm(self.solution.weights) * spread)
 
     def _blocks(self, x: np.ndarray) -> Iterator[np.ndarray]:
         return (self.features(x[lo : lo + BLOCK_ROWS]) for lo in range(0, x.shape[0], BLOCK_ROWS))

@@ -106,6 +106,19 @@ def test_float32_sums_give_the_fit_up_to_their_rounding():
     assert 0.0 < np.abs(exact - rough).max() < 3e-3
 
 
+@pytest.mark.filterwarnings("ignore:alpha 0.001 is below")
+def test_float32_rows_are_predicted_in_float64_where_weights_cancel():
+    """Of a wide kernel the weights that whitening gives are large; ridge on the features keeps them small."""
+    z, rbf = Z.astype(np.float32), RBF(CENTERS, 0.2)
+    large, tame = (LinearModel(rbf, found) for found in (whitened(sums(rbf), rbf).solve(1e-3), solve(sums(rbf), 1.0)))
+    assert np.abs(large.solution.weights).max() > 1e3 * np.abs(tame.solution.weights).max()
+    exact = z.astype(np.float64)
+    np.testing.assert_array_equal(large.predict(z), large.predict(exact))
+    assert np.abs(large.solution.predict(rbf(z)) - large.predict(exact)).max() > 1e-3
+    assert tame.predict(z).dtype == np.float32
+    np.testing.assert_allclose(tame.predict(z), tame.predict(exact), atol=1e-3)
+
+
 def test_standardised_inputs_and_no_intercept():
     scale = Standardize.fit(X)
     rbf = Chain(scale, RBF(scale(CENTERS), 1.0))
