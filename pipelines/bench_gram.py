@@ -7,7 +7,8 @@ For each case and precision one process, with the settings of memory that worker
 multiplies, adds in float64 and commits rows of float32 Parquet, in units that a sample gives, as a fit does. As many
 rows of that width are multiplied by BLAS alone (`ssyrk`, `dsyrk`, into one triangle that is there, of rows that lie by
 rows or by columns, whichever is faster) on as many threads: given is the share of the two, each the best of some runs
-in turn. Stages are timed alone as well; listing and decoding compete for the cores with products: their seconds add.
+in turn. Beside it stands the share that would be reached if nothing but hashing, decoding and BLAS's products took time.
+Stages are timed alone as well; listing and decoding compete for the cores with products: their seconds add.
 Then the cross-moments of 32,000 classes, beside copying memory. On a machine that others use only the
 shares mean something.
 """
@@ -99,6 +100,12 @@ class Measured:
     def share(self) -> float:
         """Of BLAS's speed that the whole way reaches."""
         return self.seconds["BLAS alone"] / self.seconds["end to end"]
+
+    @property
+    def bound(self) -> float:
+        """The share that would be reached if nothing but hashing, decoding and BLAS's products took time."""
+        read = self.seconds["list and hash"] + self.seconds["decode"] / cores()
+        return self.seconds["BLAS alone"] / (self.seconds["BLAS alone"] + read)
 
 
 def table_of(folder: Path, n_inputs: int, n_rows: int) -> ParquetTable:
@@ -208,12 +215,12 @@ def table_text(found: list[Measured]) -> tuple[list[str], list[list[str]]]:
         "end to end",
         "BLAS alone",
     ]
-    header = ["features", "precision", "rows", *(f"{stage}, s" for stage in stages), "GFLOP/s", "share of BLAS"]
+    header = ["features", "precision", "rows", *(f"{stage}, s" for stage in stages), "GFLOP/s", "share of BLAS", "with reading alone"]
     rows = []
     for m in found:
         cells = [f"{m.seconds[stage]:.2f}" for stage in stages]
         rate = f"{m.gflop / m.seconds['end to end']:.0f}"
-        rows.append([m.case, m.precision, f"{m.n_rows:,}", *cells, rate, f"{m.share:.0%}"])
+        rows.append([m.case, m.precision, f"{m.n_rows:,}", *cells, rate, f"{m.share:.0%}", f"{m.bound:.0%}"])
     return header, rows
 
 
