@@ -215,7 +215,15 @@ def table_text(found: list[Measured]) -> tuple[list[str], list[list[str]]]:
         "end to end",
         "BLAS alone",
     ]
-    header = ["features", "precision", "rows", *(f"{stage}, s" for stage in stages), "GFLOP/s", "share of BLAS", "with reading alone"]
+    header = [
+        "features",
+        "precision",
+        "rows",
+        *(f"{stage}, s" for stage in stages),
+        "GFLOP/s",
+        "share of BLAS",
+        "with reading alone",
+    ]
     rows = []
     for m in found:
         cells = [f"{m.seconds[stage]:.2f}" for stage in stages]
