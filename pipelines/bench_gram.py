@@ -7,10 +7,10 @@ For each case and precision one process, with the settings of memory that worker
 multiplies, adds in float64 and commits rows of float32 Parquet, in units that a sample gives, as a fit does. As many
 rows of that width are multiplied by BLAS alone (`ssyrk`, `dsyrk`, into one triangle that is there, of rows that lie by
 rows or by columns, whichever is faster) on as many threads: given is the share of the two, each the best of some runs
-in turn. Beside it stands the share that would be reached if nothing but hashing, decoding and BLAS's products took time.
-Stages are timed alone as well; listing and decoding compete for the cores with products: their seconds add.
-Then the cross-moments of 32,000 classes, beside copying memory. On a machine that others use only the
-shares mean something.
+in turn. Beside it stands the most that could be: the share if nothing but hashing, decoding and BLAS's products took
+time. Stages are timed alone as well; listing and decoding compete for the cores with products: their seconds add.
+Then the cross-moments of 32,000 classes, beside copying memory. On a machine that others use only the shares mean
+something.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ class Measured:
 
     @property
     def bound(self) -> float:
-        """The share that would be reached if nothing but hashing, decoding and BLAS's products took time."""
+        """The share that would be reached if nothing but hashing, decoding and BLAS's products took time.
+
+        Decoding is timed on one core, and taken to be as fast on each.
+        """
         read = self.seconds["list and hash"] + self.seconds["decode"] / cores()
         return self.seconds["BLAS alone"] / (self.seconds["BLAS alone"] + read)
 
@@ -222,7 +225,7 @@ def table_text(found: list[Measured]) -> tuple[list[str], list[list[str]]]:
         *(f"{stage}, s" for stage in stages),
         "GFLOP/s",
         "share of BLAS",
-        "with reading alone",
+        "most, with decoding",
     ]
     rows = []
     for m in found:
@@ -242,7 +245,7 @@ def roofline(found: list[Measured], path: Path) -> None:
         if not of_kind:
             continue
         peak = max(m.gflop / m.seconds["BLAS alone"] for m in of_kind)
-        rate = max(m.read_gb / (m.seconds["decode"] + m.seconds["list and hash"]) for m in of_kind)
+        rate = max(m.read_gb / (m.seconds["decode"] / cores() + m.seconds["list and hash"]) for m in of_kind)
         axis.plot(reach, np.minimum(peak, rate * reach), color=color, lw=1, label=f"roof, {precision}")
         for m in of_kind:
             at = m.gflop / m.read_gb, m.gflop / m.seconds["end to end"]

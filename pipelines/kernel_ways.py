@@ -93,7 +93,10 @@ class StreamfitWhitened(Streamfit):
         self.whitened = whitened(self.sums, self.map)
 
     def fit(self, alpha: float) -> Predict:
-        return LinearModel(self.map, self.whitened.solve(alpha)).predict
+        model = LinearModel(self.map, self.whitened.solve(alpha))
+        # Weights of the kernel itself are large and cancel: float32 predictions would lose the second digit after the
+        # point of the error.
+        return lambda x: model.predict(x.astype(self.precision))
 
 
 class ScikitLearn(Way):

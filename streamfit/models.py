@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _FIRST = "streamfit-model-1"
 CARD = "README.md"
 _SPREAD = ("noise_variance", "mean_x", "factor", "posterior_scale", "sampling_scale")
 _ROUNDING = 1e-4
-"""Of the targets' spread: what rounding in float32 may take from a prediction before it is made in float64."""
+"""Of the targets' spread: what rounding in float32 may take from a prediction before it is computed in float64."""
 _COUNTS = ("n_observations", "effective_dof", "residual_dof", "weight", "fit_intercept")
 
 
@@ -54,7 +55,7 @@ class LinearModel:
     posterior: Posterior | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Predict targets, in the inputs' type; in float64 as well where float32 would lose digits of them.
+        """Predict targets.
 
         Parameters
         ----------
@@ -63,11 +64,11 @@ class LinearModel:
         Returns
         -------
         array of shape (n_rows, n_targets)
+            Of float32 inputs in float32, computed in float64 where `needs_float64`.
         """
-        if x.dtype == np.float32 and self._rounding() > _ROUNDING:
-            x = x.astype(np.float64)
         blocks = [self.solution.predict(phi) for phi in self._blocks(x)]
-        return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
+        found = np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
+        return found.astype(np.float32, copy=False) if x.dtype == np.float32 else found
 
     def predict_std(self, x: np.ndarray) -> np.ndarray:
         """Standard deviation of a new target of weight 1 about its prediction; see `Posterior.predictive_variance`.
@@ -91,22 +92,26 @@ class LinearModel:
         blocks = [np.sqrt(self.posterior.predictive_variance(phi)) for phi in self._blocks(x)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
 
-    def _rounding(self) -> float:
-        """Standard deviation of what float32 loses of a prediction, as a share of the targets'; infinite if unknown.
+    @cached_property
+    def needs_float64(self) -> bool:
+        """Whether weights are so large, and cancel so much, that float32 would lose digits of predictions.
 
-        Each of n_features terms φ_j B_j is off by about eps |φ_j B_j|, and λ_max of the Gram matrix, which the
-        certificate has, bounds the features' mean square. Weights that are large and cancel, as those that whitening
-        gives a kernel, make it much.
+        As weights do that whitening gives a kernel. Each of n_features terms φ_j B_j is off by about eps |φ_j B_j|; the
+        largest eigenvalue of the Gram matrix, which the certificate has, bounds the features' spread about their means.
+        What a mean far from zero takes is not in it, nor what features lose that float32 inputs themselves cannot tell
+        apart. True where the eigenvalue is not known.
         """
-        proof = self.solution.certificate
-        if not proof.null_loss > 0:
-            return 0.0
+        proof, size = self.solution.certificate, float(np.linalg.norm(self.solution.weights))
+        if size == 0.0 or proof.null_loss == 0.0:
+            return False
         largest = proof.condition * proof.strong_convexity
-        spread = np.sqrt(largest / proof.null_loss) if np.isfinite(largest) else np.inf
-        return float(np.finfo(np.float32).eps * np.linalg.norm(self.solution.weights) * spread)
+        lost = float(np.finfo(np.float32).eps) * size * np.sqrt(largest / proof.null_loss)
+        return not lost <= _ROUNDING  # nor where it is NaN
 
     def _blocks(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return (self.features(x[lo : lo + BLOCK_ROWS]) for lo in range(0, x.shape[0], BLOCK_ROWS))
+        dtype = np.float64 if x.dtype == np.float32 and self.needs_float64 else x.dtype
+        starts = range(0, x.shape[0], BLOCK_ROWS)
+        return (self.features(x[lo : lo + BLOCK_ROWS].astype(dtype, copy=False)) for lo in starts)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Description as JSON and named arrays."""

@@ -80,9 +80,12 @@ def onnx_model(model: LinearModel, *, dtype: Dtype = "float32", std: bool = Fals
     if recipe is not None and not recipe.categories and not recipe.fills:
         recipe = None  # the numbers are all there is
     x, inputs = inputs_of(graph, recipe, model.features.n_inputs)
+    if model.needs_float64:
+        x, graph.dtype = graph.cast(x, "float64", dtype), "float64"
     phi = graph.features(model.features, x)
-    product = graph.node("MatMul", phi, graph.constant(solution.weights, dtype))
-    outputs = {"predicted": graph.node("Add", product, graph.constant(solution.intercept, dtype), name="predicted")}
+    product = graph.node("MatMul", phi, graph.constant(solution.weights, graph.dtype))
+    total = graph.node("Add", product, graph.constant(solution.intercept, graph.dtype))
+    outputs = {"predicted": graph.output("predicted", total)}
     if reader.get("n_classes"):
         outputs["class_id"] = graph.node("ArgMax", "predicted", name="class_id", axis=1, keepdims=0)
     if std and model.posterior is not None:
@@ -96,6 +99,7 @@ class _Graph:
     Parameters
     ----------
     dtype : {'float32', 'float64'}
+        Of inputs and outputs, and of what is computed between them until the attribute of that name is set anew.
     """
 
     def __init__(self, dtype: Dtype) -> None:
@@ -105,6 +109,7 @@ class _Graph:
             msg = "an ONNX export without the package `onnx`"
             raise ConfigError(msg, "it installed", "pip install 'streamfit[onnx]'") from error
         self._onnx = onnx
+        self.given = dtype
         self.dtype: Dtype = dtype
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
@@ -126,6 +131,10 @@ class _Graph:
     def cast(self, value: str, to: str, of: str) -> str:
         """`value` of type `of` as the type `to`."""
         return value if to == of else self.node("Cast", value, to=self._types[to])
+
+    def output(self, name: str, value: str) -> str:
+        """`value` under a name of its own, in the type of outputs."""
+        return self.node("Cast", value, name=name, to=self._types[self.given])
 
     def features(self, features: FeatureMap, x: str) -> str:
         """The features of `x`, both in the graph's type."""
@@ -160,7 +169,7 @@ class _Graph:
     def _looked_up(self, features: Lookup, x: str) -> str:
         """A row of each table; an index that is out of range is an error there as it is here."""
         n_values = features.tables[0].shape[0]
-        if self.dtype == "float32" and n_values > _WHOLE_FLOAT32:
+        if self.given == "float32" and n_values > _WHOLE_FLOAT32:
             msg = f"look-up tables of {n_values:,} rows by indices in float32"
             raise ConfigError(msg, f"at most {_WHOLE_FLOAT32:,}, which float32 tells apart", "--dtype float64")
         indices = self.node("Cast", x, to=self._onnx.TensorProto.INT64)
@@ -217,11 +226,11 @@ class _Graph:
         level = 1.0 + (1.0 / posterior.weight if posterior.fit_intercept else 0.0)
         spread = self.node("Sqrt", self.node("Add", squares, self.constant(level, "float64")))
         both = self.node("Mul", spread, self.constant(np.sqrt(posterior.noise_variance)[None, :], "float64"))
-        return self.node("Cast", both, name="std", to=self._types[self.dtype])
+        return self.output("std", both)
 
     def finished(self, model: LinearModel, inputs: list[Input], outputs: dict[str, str], reader: dict[str, Any]) -> Any:
         """The checked model."""
-        helper, kind = self._onnx.helper, self._types[self.dtype]
+        helper, kind = self._onnx.helper, self._types[self.given]
         types = self._types | {"text": self._onnx.TensorProto.STRING}
         domains = {"": OPSET} | {node.domain: ML_OPSET for node in self._nodes if node.domain}
         n_targets = len(model.solution.intercept)

@@ -24,7 +24,7 @@ from streamfit.features.rbf import computed_wide as rbf_wide
 from streamfit.frame import Frame
 from streamfit.moments import Moments
 from streamfit.onnx_model import export_onnx, onnx_model
-from streamfit.solve import posterior
+from streamfit.solve import posterior, whitened
 from streamfit.targets import Dense
 
 RNG = np.random.default_rng(5)
@@ -72,6 +72,20 @@ def test_onnxruntime_predicts_what_the_model_does(name, dtype, rtol):
     assert np.max(np.abs(found["predicted"] - model.predict(x)) / size) < rtol
     np.testing.assert_allclose(found["std"], model.predict_std(x), rtol=100 * rtol)
     assert onnx_names(model) == {"predicted"}
+
+
+@pytest.mark.filterwarnings("ignore:alpha 0.001 is below")
+def test_weights_that_cancel_are_added_in_float64_there_as_here():
+    kernel = RBF(Z[:60], 5e-3)
+    features = Chain(SCALE, kernel)
+    phi, reader = features(X), {"kind": "table", "features": list("abcd"), "target": ["u", "v"], "n_classes": None}
+    frame = Frame.from_sample(phi, Y, Dense(2), features.bounds)
+    found = whitened(Moments.from_rows(phi, Y, frame, Dense(2)), features).solve(1e-3)
+    model, x = LinearModel(features, found, {"reader": reader}), X.astype(np.float32)
+    made, exact = run(onnx_model(model), x)["predicted"], model.predict(x.astype(np.float64))
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, model.predict(x), rtol=1e-5, atol=1e-6)
+    assert np.abs(made - exact).max() < 1e-5 < np.abs(found.predict(features(x)) - exact).max()
 
 
 def onnx_names(model: LinearModel) -> set[str]:
