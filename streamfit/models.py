@@ -29,9 +29,9 @@ SCHEMA_VERSION = 2
 _FIRST = "streamfit-model-1"
 CARD = "README.md"
 _SPREAD = ("noise_variance", "mean_x", "factor", "posterior_scale", "sampling_scale")
+_COUNTS = ("n_observations", "effective_dof", "residual_dof", "weight", "fit_intercept")
 _ROUNDING = 1e-4
 """Of the targets' spread: what rounding in float32 may take from a prediction before it is computed in float64."""
-_COUNTS = ("n_observations", "effective_dof", "residual_dof", "weight", "fit_intercept")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class LinearModel:
         Returns
         -------
         array of shape (n_rows, n_targets)
-            Of float32 inputs in float32, computed in float64 where `needs_float64`.
+            Of float32 inputs in float32, also where `needs_float64` has them computed in float64.
         """
         blocks = [self.solution.predict(phi) for phi in self._blocks(x)]
         found = np.concatenate(blocks) if blocks else np.empty((0, len(self.solution.intercept)))
-        return found.astype(np.float32, copy=False) if x.dtype == np.float32 else found
+        return found.astype(x.dtype) if self._widens(x) else found
 
     def predict_std(self, x: np.ndarray) -> np.ndarray:
         """Standard deviation of a new target of weight 1 about its prediction; see `Posterior.predictive_variance`.
@@ -96,10 +96,10 @@ class LinearModel:
     def needs_float64(self) -> bool:
         """Whether weights are so large, and cancel so much, that float32 would lose digits of predictions.
 
-        As weights do that whitening gives a kernel. Each of n_features terms φ_j B_j is off by about eps |φ_j B_j|; the
-        largest eigenvalue of the Gram matrix, which the certificate has, bounds the features' spread about their means.
-        What a mean far from zero takes is not in it, nor what features lose that float32 inputs themselves cannot tell
-        apart. True where the eigenvalue is not known.
+        Those that whitening gives a kernel are. Each term φ_j B_j is off by about eps |φ_j B_j|, and the largest
+        eigenvalue of the system that was solved, which the certificate has, bounds the features' spread; of all targets
+        together. What means far from zero take is not in it, nor what features themselves lose in float32. True where
+        the eigenvalue is not known.
         """
         proof, size = self.solution.certificate, float(np.linalg.norm(self.solution.weights))
         if size == 0.0 or proof.null_loss == 0.0:
@@ -109,9 +109,11 @@ class LinearModel:
         return not lost <= _ROUNDING  # nor where it is NaN
 
     def _blocks(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        dtype = np.float64 if x.dtype == np.float32 and self.needs_float64 else x.dtype
-        starts = range(0, x.shape[0], BLOCK_ROWS)
+        dtype, starts = np.float64 if self._widens(x) else x.dtype, range(0, x.shape[0], BLOCK_ROWS)
         return (self.features(x[lo : lo + BLOCK_ROWS].astype(dtype, copy=False)) for lo in starts)
+
+    def _widens(self, x: np.ndarray) -> bool:
+        return x.dtype == np.float32 and self.needs_float64
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Description as JSON and named arrays."""

@@ -109,7 +109,7 @@ class _Graph:
             msg = "an ONNX export without the package `onnx`"
             raise ConfigError(msg, "it installed", "pip install 'streamfit[onnx]'") from error
         self._onnx = onnx
-        self.given = dtype
+        self.given: Dtype = dtype
         self.dtype: Dtype = dtype
         self._nodes: list[Any] = []
         self._constants: list[Any] = []

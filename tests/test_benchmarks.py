@@ -32,8 +32,8 @@ def test_the_share_of_blas_is_measured_for_every_case_and_precision(quick, tmp_p
     for m in found:
         assert m.n_rows == 8192
         assert m.gflop == pytest.approx(8192 * 70 * 71 / 1e9)
-        read = m.seconds["list and hash"] + m.seconds["decode"] / bench_gram.cores()
-        assert m.seconds["BLAS alone"] / m.bound == pytest.approx(m.seconds["BLAS alone"] + read)
+        assert m.reading == pytest.approx(m.seconds["list and hash"] + m.seconds["decode"] / bench_gram.cores())
+        assert m.bound == pytest.approx(1.0 / (1.0 + m.reading / m.seconds["BLAS alone"]))
         assert all(s > 0 for stage, s in m.seconds.items() if stage != "features")
         assert (m.seconds["features"] > 0) == ("linear" not in m.case)
         assert m.read_gb > 8192 * 4 * (70 if "linear" in m.case else bench_gram.N_INPUTS) / 1e9
